@@ -1,0 +1,14 @@
+"""Scope-induced attention for other projects: ``from tivtok.attention import SifLayout, sif_attention``.
+
+A front for `tivtok_kernels`; it needs nothing else of the tokenizer.
+"""
+
+from tivtok_kernels import (
+    BackendUnavailable,
+    SifLayout,
+    available_backends,
+    broadcast_attention,
+    sif_attention,
+)
+
+__all__ = ["BackendUnavailable", "SifLayout", "available_backends", "broadcast_attention", "sif_attention"]

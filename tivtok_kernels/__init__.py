@@ -1,0 +1,17 @@
+"""Attention kernels for "global tokens + local blocks" masks: layouts, backends, operators."""
+
+from tivtok_kernels.api import available_backends, broadcast_attention, sif_attention
+from tivtok_kernels.backends import BackendUnavailable
+from tivtok_kernels.layout import Scope, Segment, SifLayout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "Scope",
+    "Segment",
+    "SifLayout",
+    "available_backends",
+    "broadcast_attention",
+    "sif_attention",
+]

@@ -1,0 +1,192 @@
+"""The public functions: shapes and validation, then one operator that dispatches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels import backends, ops
+from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.problem import Problem
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def sif_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: SifLayout,
+    *,
+    tiv_scope: Scope = "clip",
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    deterministic: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scope-induced attention (TivTok Eq. 3-4): frame rows see their clip's TIV tokens and their own frame.
+
+    Args:
+        q: (N, H, D), packed clip after clip as [TIV | frame 1 | ... | frame T], or (B, N / B, H, D) for a uniform
+            layout of B clips. Any strides with a contiguous last dimension; float16, bfloat16, float32 or float64.
+        k, v: (N, Hk, D) or (B, N / B, Hk, D), H a multiple of Hk.
+        layout: the lengths of all clips.
+        tiv_scope: "clip": TIV rows see their whole clip (encoder). "tiv": they see the TIV rows only (decoder).
+        scale: multiplies the scores; 1 / sqrt(D) by default.
+        backend: "auto" or one of `available_backends`. A named backend runs or raises.
+        return_lse: also return the log-sum-exp of each row's scaled scores. Differentiable.
+        deterministic: only backends whose gradients repeat bit for bit.
+
+    Returns:
+        out with the shape and dtype of q, and with ``return_lse`` the natural-log LSE of shape q.shape[:-1], float32
+        (float64 for float64 inputs).
+
+    Raises:
+        TypeError: an argument is of the wrong type, or q, k, v are not of one supported dtype.
+        ValueError: shapes, strides, devices or options do not fit; the message names the argument.
+        BackendUnavailable: the named backend cannot run here, with the reason.
+    """
+    _check_options(layout, backend, scale)
+    if tiv_scope not in ("clip", "tiv"):
+        raise ValueError(f'tiv_scope must be "clip" or "tiv", got {tiv_scope!r}')
+    _check_tensors(q=q, k=k, v=v)
+    if q.ndim not in (3, 4):
+        raise ValueError(f"q must be (N, H, D), or (B, N / B, H, D) for a uniform layout, got shape {tuple(q.shape)}")
+    _check_shapes(q, k, v)
+    if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
+        _check_batch(layout, q)
+        ops.check_rows(layout, *(x.flatten(0, 1) if q.ndim == 4 else x for x in (q, k)), None)
+    packed = (x.flatten(0, 1) for x in (q, k, v)) if q.ndim == 4 else (q, k, v)
+    out, lse = ops.sif_attention(
+        *packed, None, None, layout.lengths, tiv_scope, _scale(scale, q), backend, deterministic
+    )
+    out, lse = out.view(q.shape), lse.view(q.shape[:-1])
+    return (out, lse) if return_lse else out
+
+
+def broadcast_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_tiv: Tensor,
+    v_tiv: Tensor,
+    *,
+    layout: SifLayout | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    deterministic: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Decoding with broadcast TIV tokens (TivTok Eq. 5): each frame's rows see the clip's TIV keys and their own frame.
+
+    The TIV keys and values are read where they lie, never copied per frame.
+
+    Args:
+        q: (B, T, L, H, D). k, v: (B, T, L, Hk, D). k_tiv, v_tiv: (B, M, Hk, D). With ``layout`` they are packed:
+            q (sum of frame lengths, H, D), k and v (sum of frame lengths, Hk, D), k_tiv and v_tiv (sum of num_tiv, Hk, D).
+            Dtypes and strides as in `sif_attention`.
+        layout: the lengths of ragged clips.
+        scale, backend, return_lse, deterministic: as in `sif_attention`.
+
+    Returns:
+        out with the shape and dtype of q, and with ``return_lse`` the LSE of shape q.shape[:-1].
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as `sif_attention`.
+    """
+    _check_options(layout, backend, scale)
+    _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
+    _check_shapes(q, k, v)
+    if layout is not None:
+        if q.ndim != 3 or k_tiv.ndim != 3:
+            raise ValueError(
+                "with a layout, q must be packed as (frame tokens, H, D) and k_tiv as (TIV tokens, Hk, D), "
+                f"got shapes {tuple(q.shape)} and {tuple(k_tiv.shape)}"
+            )
+    else:
+        if q.ndim != 5 or k_tiv.ndim != 4 or q.shape[0] != k_tiv.shape[0]:
+            raise ValueError(
+                "without a layout, q must be (B, T, L, H, D) and k_tiv (B, M, Hk, D) with the same B, "
+                f"got shapes {tuple(q.shape)} and {tuple(k_tiv.shape)}"
+            )
+        batch, frames, tokens = q.shape[:3]
+        layout = SifLayout.uniform(batch, k_tiv.shape[1], frames, tokens)
+    if k_tiv.shape != v_tiv.shape or k_tiv.shape[-2:] != k.shape[-2:]:
+        raise ValueError(
+            "k_tiv and v_tiv must have one shape, and the heads and head_dim of k, "
+            f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
+        )
+    packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
+    if not torch.compiler.is_compiling():
+        ops.check_rows(layout, packed[0], packed[1], packed[3])
+    out, lse = ops.sif_attention(
+        *packed, layout.lengths, "broadcast", _scale(scale, q), backend, deterministic
+    )
+    out, lse = out.view(q.shape), lse.view(q.shape[:-1])
+    return (out, lse) if return_lse else out
+
+
+def available_backends(
+    device: torch.device | str | None = None, dtype: torch.dtype | None = None, head_dim: int | None = None
+) -> dict[str, str]:
+    """Backend name -> "ok", or the reason why it cannot run such a call.
+
+    Args:
+        device: of the tensors; by default the GPU where there is one, else the CPU.
+        dtype, head_dim: of the tensors; None asks about the backend in general.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    problem = Problem(torch.device(device), dtype, head_dim)
+    return {name: backends.why_not(name, problem) or "ok" for name in backends.NAMES}
+
+
+def _check_options(layout: SifLayout | None, backend: str, scale: float | None) -> None:
+    if layout is not None and not isinstance(layout, SifLayout):
+        raise TypeError(f"layout must be a SifLayout, got {type(layout).__name__}")
+    if backend != "auto" and backend not in backends.NAMES:
+        raise ValueError(f"backend must be one of {('auto', *backends.NAMES)}, got {backend!r}")
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    first_name, first = next(iter(tensors.items()))
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}, got {x.device}")
+        if x.ndim < 3:
+            raise ValueError(f"{name} must have at least 3 dimensions (rows, heads, head_dim), got {tuple(x.shape)}")
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise ValueError(f"{name} must have a contiguous last dimension, got strides {x.stride()}")
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if k.shape != v.shape:
+        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
+    if q.shape[:-2] != k.shape[:-2]:
+        raise ValueError(f"q and k must have the same rows, got shapes {tuple(q.shape)} and {tuple(k.shape)}")
+    if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
+        raise ValueError(f"q and k must have the same head_dim > 0, got {q.shape[-1]} and {k.shape[-1]}")
+    if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
+        raise ValueError(f"heads of q must be a multiple of the heads of k, got {q.shape[-2]} and {k.shape[-2]}")
+
+
+def _check_batch(layout: SifLayout, q: Tensor) -> None:
+    if q.ndim == 4 and not (layout.is_uniform and layout.num_clips == q.shape[0]):
+        raise ValueError(
+            f"q of shape {tuple(q.shape)} needs a uniform layout of {q.shape[0]} clips, "
+            f"got {'a uniform' if layout.is_uniform else 'a ragged'} one of {layout.num_clips}"
+        )
+
+
+def _scale(scale: float | None, q: Tensor) -> float:
+    return 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)

@@ -1,0 +1,221 @@
+"""Who sees whom: the one place that knows the arrowhead mask of scope-induced attention.
+
+A packed batch is clip after clip, each ``[TIV | frame 1 | ... | frame T]``. TIV tokens are global, every other
+token is local to its frame (TivTok, arXiv 2606.17590, Eq. 3-4):
+
+    visible(i, j)  =  group(i) == TIV  or  group(j) == TIV  or  group(i) == group(j)      (same clip)
+
+Each run of query rows therefore sees at most two contiguous key ranges, A (shared) and B (own frame):
+
+    | scope       | rows    | range A    | range B |
+    |-------------|---------|------------|---------|
+    | "clip"      | TIV     | whole clip | -       |
+    | "tiv"       | TIV     | TIV        | -       |
+    | both        | frame t | TIV        | frame t |
+    | "broadcast" | frame t | TIV, in a tensor of its own | frame t |
+
+Backends work from `SifLayout.segments`; `SifLayout.visibility` states the same mask densely, from the formula above.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+
+Scope = Literal["clip", "tiv", "broadcast"]
+
+
+class Segment(NamedTuple):
+    """A run of query rows that share their two key ranges (starts and lengths in rows; an empty range has length 0)."""
+
+    q_start: int
+    q_len: int
+    a_start: int
+    a_len: int
+    b_start: int
+    b_len: int
+
+
+@dataclass(frozen=True)
+class SifLayout:
+    """Lengths of every clip in a packed batch. Immutable, hashable, cheap to reuse.
+
+    Attributes:
+        num_tiv: TIV tokens of each clip (zero allowed).
+        frame_tokens: for each clip, the tokens of each of its frames (zero allowed, and so are clips without frames).
+        lengths: the same as one int64 CPU tensor. ``torch.compile`` sees only this tensor, so that new lengths
+            are new data and not a new program.
+    """
+
+    num_tiv: tuple[int, ...]
+    frame_tokens: tuple[tuple[int, ...], ...]
+    lengths: torch.Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.num_tiv) != len(self.frame_tokens):
+            raise ValueError(
+                f"num_tiv and frame_tokens must describe the same clips: "
+                f"got {len(self.num_tiv)} TIV counts and {len(self.frame_tokens)} lists of frame lengths"
+            )
+        flat: list[int] = []
+        for clip, (tiv, frames) in enumerate(zip(self.num_tiv, self.frame_tokens, strict=True)):
+            if tiv < 0:
+                raise ValueError(f"num_tiv[{clip}] must be >= 0, got {tiv}")
+            if any(n < 0 for n in frames):
+                raise ValueError(f"frame_tokens[{clip}] must hold lengths >= 0, got {list(frames)}")
+            flat += [tiv, len(frames), *frames]
+        object.__setattr__(self, "lengths", torch.tensor(flat, dtype=torch.int64, device="cpu"))
+
+    @classmethod
+    def from_lengths(cls, num_tiv: Sequence[int], frame_tokens: Sequence[Sequence[int]]) -> SifLayout:
+        """Ragged clips: ``from_lengths(num_tiv=[96, 0], frame_tokens=[[1032] * 4, [7, 0, 13]])``.
+
+        Raises:
+            TypeError: a length is not an integer.
+            ValueError: a length is negative, or the two arguments describe different numbers of clips.
+        """
+        tiv = _as_lengths("num_tiv", num_tiv)
+        if isinstance(frame_tokens, (str, bytes)) or not isinstance(frame_tokens, Iterable):
+            raise TypeError(f"frame_tokens must be a list of frame lengths per clip, got {frame_tokens!r}")
+        frames = tuple(_as_lengths(f"frame_tokens[{clip}]", lengths) for clip, lengths in enumerate(frame_tokens))
+        return cls(tiv, frames)
+
+    @classmethod
+    def uniform(cls, batch: int, num_tiv: int, num_frames: int, frame_tokens: int) -> SifLayout:
+        """``batch`` equal clips of ``num_tiv`` TIV tokens and ``num_frames`` frames of ``frame_tokens`` tokens.
+
+        Raises:
+            TypeError: an argument is not an integer.
+            ValueError: an argument is negative.
+        """
+        names = ("batch", "num_tiv", "num_frames", "frame_tokens")
+        values = _as_lengths("uniform", (batch, num_tiv, num_frames, frame_tokens))
+        for name, value in zip(names, values, strict=True):
+            if value < 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        return _uniform(*values)
+
+    @classmethod
+    def from_tensor(cls, lengths: torch.Tensor) -> SifLayout:
+        """The layout whose ``lengths`` tensor this is. Cached by content, so that asking again costs about 2 us."""
+        return _decode(lengths.numpy().tobytes())
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.num_tiv)
+
+    @property
+    def tiv_tokens(self) -> int:
+        """TIV tokens of all clips."""
+        return sum(self.num_tiv)
+
+    @property
+    def local_tokens(self) -> int:
+        """Frame tokens of all clips."""
+        return sum(map(sum, self.frame_tokens))
+
+    @property
+    def total_tokens(self) -> int:
+        """Rows of the packed batch, N."""
+        return self.tiv_tokens + self.local_tokens
+
+    @property
+    def is_uniform(self) -> bool:
+        """True when all clips are equal, so that the packed batch is also a dense (B, N / B) one."""
+        return len(set(self.num_tiv)) <= 1 and len(set(self.frame_tokens)) <= 1
+
+    def area(self, tiv_scope: Scope = "clip") -> int:
+        """Visible (query, key) pairs: a forward pass costs ``4 * area * head_dim`` FLOPs per head."""
+        return sum(s.q_len * (s.a_len + s.b_len) for s in self.segments(tiv_scope))
+
+    def segments(self, scope: Scope) -> tuple[Segment, ...]:
+        """The mask as runs of rows with two key ranges each, in row order, without empty runs.
+
+        Rows are those of the packed batch. For ``"broadcast"`` the TIV tokens live in a tensor of their own: range A
+        counts rows of that tensor, everything else rows of the packed frame tokens.
+        """
+        return _segments(self, _check_scope(scope))
+
+    def visibility(self, tiv_scope: Scope = "clip", device: torch.device | str | None = None) -> torch.Tensor:
+        """The dense mask, for tests and pictures: bool (N, N), True where the query (row) sees the key (column).
+
+        For ``"broadcast"`` it is (frame tokens, TIV tokens + frame tokens), TIV columns first.
+        """
+        _check_scope(tiv_scope)
+        clip, group = _token_labels(self)
+        same_clip = clip[:, None] == clip[None, :]
+        visible = same_clip & ((group[None, :] == 0) | (group[:, None] == group[None, :]))
+        if tiv_scope == "clip":
+            visible |= same_clip & (group[:, None] == 0)
+        if tiv_scope == "broadcast":
+            rows = visible[group > 0]
+            visible = torch.cat([rows[:, group == 0], rows[:, group > 0]], dim=1)
+        return visible.to(device)
+
+
+def _check_scope(scope: str) -> Scope:
+    if scope not in ("clip", "tiv", "broadcast"):
+        raise ValueError(f'tiv_scope must be "clip" or "tiv" (or "broadcast" for frame rows alone), got {scope!r}')
+    return scope
+
+
+def _as_lengths(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} must hold integers, got {values!r}") from None
+
+
+@lru_cache(maxsize=256)
+def _uniform(batch: int, num_tiv: int, num_frames: int, frame_tokens: int) -> SifLayout:
+    return SifLayout((num_tiv,) * batch, ((frame_tokens,) * num_frames,) * batch)
+
+
+@lru_cache(maxsize=1024)
+def _decode(data: bytes) -> SifLayout:
+    flat = memoryview(data).cast("q").tolist()
+    num_tiv, frame_tokens, at = [], [], 0
+    while at < len(flat):
+        tiv, num_frames = flat[at : at + 2]
+        num_tiv.append(tiv)
+        frame_tokens.append(tuple(flat[at + 2 : at + 2 + num_frames]))
+        at += 2 + num_frames
+    return SifLayout(tuple(num_tiv), tuple(frame_tokens))
+
+
+@lru_cache(maxsize=1024)
+def _segments(layout: SifLayout, scope: Scope) -> tuple[Segment, ...]:
+    segments = []
+    row = tiv_row = 0  # `tiv_row` runs ahead of `row` only where the TIV tokens are packed apart
+    for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
+        if scope != "broadcast":
+            tiv_row = row
+            seen = num_tiv + sum(frames) if scope == "clip" else num_tiv
+            segments.append(Segment(row, num_tiv, row, seen, row, 0))
+            row += num_tiv
+        for tokens in frames:
+            segments.append(Segment(row, tokens, tiv_row, num_tiv, row, tokens))
+            row += tokens
+        tiv_row += num_tiv
+    return tuple(s for s in segments if s.q_len)
+
+
+def _token_labels(layout: SifLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) clip of each packed token, and (N,) its group: 0 for TIV, t for frame t = 1..T."""
+    clips, groups = [], []
+    for clip, (num_tiv, frames) in enumerate(zip(layout.num_tiv, layout.frame_tokens, strict=True)):
+        sizes = torch.tensor([num_tiv, *frames])
+        groups.append(torch.arange(len(sizes)).repeat_interleave(sizes))
+        clips.append(torch.full_like(groups[-1], clip))
+    empty = torch.empty(0, dtype=torch.int64)
+    return torch.cat([empty, *clips]), torch.cat([empty, *groups])
