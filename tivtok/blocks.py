@@ -1,0 +1,55 @@
+"""The transformer block of both halves: pre-norm attention and MLP, with the attention itself left to the caller."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tivtok.config import TivTokConfig
+from tivtok.rope import Rotary, apply_rotary
+
+
+class Block(nn.Module):
+    """``finish(x, attention(*qkv(x)))``: the caller chooses who sees whom between the two calls."""
+
+    def __init__(self, config: TivTokConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.q_norm, self.k_norm = (
+            (nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()) for _ in range(2)
+        )
+        self.to_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.mlp_ratio * width), nn.GELU(), nn.Linear(config.mlp_ratio * width, width)
+        )
+
+    def qkv(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (..., rows, width) -> q, k, v (..., rows, heads, head_dim), q and k rotated where a table is given."""
+        qkv = self.to_qkv(self.attention_norm(x))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        return q, k, v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual updates of x (..., rows, width) from the attention's (..., rows, heads, head_dim)."""
+        x = x + self.to_out(attended.flatten(-2))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """ViT initialisation: truncated normal of 0.02 for weights, zero for biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def learned_tokens(count: int, width: int) -> nn.Parameter:
+    """(count, width) learned token embeddings, N(0, 0.02)."""
+    return nn.Parameter(torch.randn(count, width) * 0.02)

@@ -1,0 +1,158 @@
+"""What a TivTok model is: one frozen dataclass, and the paper's presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from math import prod
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TivTokConfig:
+    """Sizes of a TivTok tokenizer (paper Sec. 4.1; token counts deduced from its Tables 1, 2, 4 and 5).
+
+    Attributes:
+        name: preset name, written into token files.
+        num_tiv: time-invariant tokens of a TIV set, N_TIV.
+        num_tv: time-variant tokens of a frame group, N_TV.
+        latent_dim: channels stored per token, D.
+        width, heads: of both transformers; the head dimension is width / heads.
+        encoder_layers, decoder_layers: pre-norm blocks.
+        mlp_ratio: hidden width of the MLPs over ``width``.
+        patch: video frames, rows and columns of a patch; its first number is the frames in a frame group.
+        groups_per_chunk: frame groups encoded together, T.
+        native_size: height and width the weights were trained at; other sizes run, at the quality they run at.
+        decoder: "shared": TIV rows attend to TIV rows, so their keys and values are computed once for all frames.
+            "per_frame": TIV rows are copied into each frame's sequence and updated there (the literal Eq. 5).
+        quantizer: "none", or "softvq" (arXiv 2412.10958).
+        codebook_size, softvq_temperature: of SoftVQ.
+        qk_norm: RMS-normalise queries and keys per head.
+        rope_theta: base of the 3D rotary frequencies.
+    """
+
+    name: str = "t128-base"
+    num_tiv: int = 96
+    num_tv: int = 8
+    latent_dim: int = 128
+    width: int = 768
+    heads: int = 12
+    encoder_layers: int = 12
+    decoder_layers: int = 12
+    mlp_ratio: int = 4
+    patch: tuple[int, int, int] = (4, 8, 8)
+    groups_per_chunk: int = 4
+    native_size: tuple[int, int] = (256, 256)
+    decoder: Literal["shared", "per_frame"] = "shared"
+    quantizer: Literal["none", "softvq"] = "none"
+    codebook_size: int = 8192
+    softvq_temperature: float = 0.07
+    qk_norm: bool = False
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_tiv < 0:
+            raise ValueError(f"num_tiv must be at least 0, got {self.num_tiv}")
+        if self.width % self.heads or self.head_dim % 2:
+            raise ValueError(
+                f"width / heads must be an even whole number (rotary pairs), got {self.width} / {self.heads}"
+            )
+        if self.decoder not in ("shared", "per_frame"):
+            raise ValueError(f'decoder must be "shared" or "per_frame", got {self.decoder!r}')
+        if self.quantizer not in ("none", "softvq"):
+            raise ValueError(f'quantizer must be "none" or "softvq", got {self.quantizer!r}')
+
+    @classmethod
+    def preset(cls, name: str, size: str = "base") -> TivTokConfig:
+        """ "t128", "t512" or "t1024" (paper Table 1) in size "small", "base" (the paper's) or "large"; or "tiny".
+
+        Raises:
+            ValueError: no such preset or size.
+        """
+        if name == "tiny":
+            return _TINY
+        if name not in _TOKENS:
+            raise ValueError(f"preset must be one of {(*_TOKENS, 'tiny')}, got {name!r}")
+        if size not in _SIZES:
+            raise ValueError(f"size must be one of {tuple(_SIZES)}, got {size!r}")
+        num_tiv, num_tv, latent_dim = _TOKENS[name]
+        width, heads, layers = _SIZES[size]
+        return cls(
+            name=f"{name}-{size}",
+            num_tiv=num_tiv,
+            num_tv=num_tv,
+            latent_dim=latent_dim,
+            width=width,
+            heads=heads,
+            encoder_layers=layers,
+            decoder_layers=layers,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TivTokConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: unknown keys.
+        """
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown config keys: {', '.join(sorted(unknown))}")
+        lists_to_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**lists_to_tuples)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def replace(self, **changes: Any) -> TivTokConfig:
+        return replace(self, **changes)
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one RGB patch."""
+        return 3 * prod(self.patch)
+
+    @property
+    def frames_per_group(self) -> int:
+        return self.patch[0]
+
+    @property
+    def chunk_frames(self) -> int:
+        """Video frames encoded together."""
+        return self.groups_per_chunk * self.frames_per_group
+
+    def num_groups(self, num_frames: int) -> int:
+        """Frame groups of a video; the last one is filled up with its last frame."""
+        return -(-num_frames // self.frames_per_group)
+
+    def num_tokens(self, num_frames: int, tiv_sets: int = 1) -> int:
+        """Tokens stored for a video of ``num_frames`` frames."""
+        return tiv_sets * self.num_tiv + self.num_groups(num_frames) * self.num_tv
+
+    def compression_rate(self, num_frames: int, height: int, width: int, tiv_sets: int = 1) -> float:
+        """Stored values over RGB values: tokens * D / (3 * frames * height * width)."""
+        return self.num_tokens(num_frames, tiv_sets) * self.latent_dim / (3 * num_frames * height * width)
+
+
+# name: (N_TIV, N_TV, D)
+_TOKENS = {"t128": (96, 8, 128), "t512": (384, 32, 32), "t1024": (768, 64, 16)}
+# name: (width, heads, layers), the usual ViT sizes; "base" is the paper's
+_SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
+
+_TINY = TivTokConfig(
+    name="tiny",
+    num_tiv=24,
+    num_tv=4,
+    latent_dim=32,
+    width=192,
+    heads=6,
+    encoder_layers=3,
+    decoder_layers=3,
+    native_size=(64, 64),
+)

@@ -1,0 +1,183 @@
+"""The tokenizer: encode a video to TIV and TV tokens, decode any of its frames from them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tivtok.blocks import init_weights
+from tivtok.config import TivTokConfig
+from tivtok.decoder import DECODERS
+from tivtok.encoder import Encoder
+from tivtok.patchify import pad_to_patches, patch_grid, unpatchify
+from tivtok.pretrained import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
+from tivtok.quantizer import SoftVQ
+from tivtok.tokens import Tokens, TokensError
+
+
+class TivTok(nn.Module):
+    """TivTok (arXiv 2606.17590): scope-induced factorization in the encoder, invariant broadcasting in the decoder.
+
+    Video is (B, 3, F, H, W) in [-1, 1], any F >= 1 and any H, W. Every 4 video frames form a frame group, every
+    ``config.groups_per_chunk`` groups a chunk. Chunks are encoded apart and share TIV sets by averaging (Eq. 6).
+    """
+
+    def __init__(self, config: TivTokConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = (
+            SoftVQ(config.codebook_size, config.latent_dim, config.softvq_temperature)
+            if config.quantizer == "softvq"
+            else nn.Identity()
+        )
+        self.decoder = DECODERS[config.decoder](config)
+        self.apply(init_weights)
+        self._hashed: tuple[tuple[int, ...], str] | None = None
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, revision: str | None = None) -> TivTok:
+        """A folder or file made by `save_pretrained`, the name of a bundled checkpoint, or a Hugging Face repository.
+
+        Raises:
+            CheckpointError: there is none, or it is not one of this model.
+        """
+        folder = find_checkpoint(path_or_name, revision)
+        config, weights = load_checkpoint(folder)
+        model = cls(config)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights in {folder} do not fit its config: {error}") from None
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        save_checkpoint(folder, self.config, self.state_dict())
+
+    @property
+    def model_id(self) -> str:
+        """Short hash of config and weights: tokens can only be decoded by the model that made them."""
+        versions = tuple(p._version for p in self.parameters())
+        if self._hashed is None or self._hashed[0] != versions:
+            digest = hashlib.sha256(repr(self.config).encode())
+            for name, x in self.state_dict().items():
+                digest.update(name.encode())
+                digest.update(x.detach().float().cpu().contiguous().numpy().data)
+            self._hashed = versions, digest.hexdigest()[:16]
+        return self._hashed[1]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Reconstruct (B, 3, F, H, W) through one TIV set, differentiably: what training minimises the error of."""
+        tiv, tv = self.encode_chunks(video)
+        tiv = tiv.mean(dim=1, keepdim=True)
+        return self._decode(tiv, tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
+
+    def encode(self, video: Tensor, tiv_sets: int = 1, fps: float | None = None) -> Tokens:
+        """Tokenise a video (paper Sec. 3.5, Alg. 1).
+
+        Args:
+            video: (B, 3, F, H, W) in [-1, 1].
+            tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none.
+            fps: kept with the tokens, in frames per second.
+
+        Raises:
+            ValueError: ``video`` has another shape, or there are fewer chunks than ``tiv_sets``.
+        """
+        tiv, tv = self.encode_chunks(video)
+        set_of_chunk = share_tiv_sets(tiv.shape[1], tiv_sets)
+        return Tokens(
+            tiv=merge_tiv(tiv, set_of_chunk),
+            tv=tv,
+            tiv_index=set_of_chunk.repeat_interleave(self.config.groups_per_chunk)[: tv.shape[1]].to(tv.device),
+            num_frames=video.shape[2],
+            height=video.shape[3],
+            width=video.shape[4],
+            fps=fps,
+            preset=self.config.name,
+            model_id=self.model_id,
+        )
+
+    def encode_chunks(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
+
+        Raises:
+            ValueError: ``video`` has another shape.
+        """
+        if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+            raise ValueError(f"video must be (B, 3, F, H, W) with no empty dimension, got {tuple(video.shape)}")
+        chunks = pad_to_patches(video, self.config.patch).split(self.config.chunk_frames, dim=2)
+        whole = [c for c in chunks if c.shape[2] == self.config.chunk_frames]
+        tivs, tvs = [], []
+        if whole:
+            tiv, tv = self._encode_batch(torch.cat(whole))
+            tivs += tiv.chunk(len(whole))
+            tvs += tv.chunk(len(whole))
+        if len(whole) < len(chunks):
+            tiv, tv = self._encode_batch(chunks[-1])
+            tivs.append(tiv)
+            tvs.append(tv)
+        return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
+
+    def decode(self, tokens: Tokens, frames: slice | None = None) -> Tensor:
+        """The video of ``tokens``, (B, 3, F, H, W), or ``frames`` of it; only the frame groups asked for are computed.
+
+        Args:
+            frames: a slice of the video's frames, as it would index ``decode(tokens)[:, :, frames]``.
+
+        Raises:
+            TokensError: another model made the tokens.
+        """
+        self._check_ours(tokens)
+        per_group = self.config.frames_per_group
+        wanted = torch.arange(tokens.num_frames)[frames if frames is not None else slice(None)]
+        if not len(wanted):
+            return tokens.tv.new_empty(tokens.tv.shape[0], 3, 0, tokens.height, tokens.width)
+        groups, where = (wanted // per_group).unique(return_inverse=True)
+
+        tiv_index = tokens.tiv_index.cpu()[groups]
+        order = tiv_index.argsort(stable=True)
+        frames_of_set = tiv_index.bincount(minlength=tokens.tiv.shape[1]).tolist()
+        tv = tokens.tv[:, groups[order].to(tokens.tv.device)]
+        video = self._decode(tokens.tiv, tv, frames_of_set, tokens.height, tokens.width)
+
+        place_of_group = order.argsort()
+        return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
+
+    def _encode_batch(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        tiv, tv = self.encoder(video)
+        return self.quantizer(tiv), self.quantizer(tv)
+
+    def _decode(self, tiv: Tensor, tv: Tensor, frames_of_set: list[int], height: int, width: int) -> Tensor:
+        """All frames of the groups in ``tv`` (B, T, N_TV, D), which come in the order of their TIV sets."""
+        grid = patch_grid(tv.shape[1] * self.config.frames_per_group, height, width, self.config.patch)
+        prepared = self.decoder.prepare(tiv.flatten(0, 1))
+        patches = self.decoder.groups(prepared, tv, frames_of_set, *grid[1:])
+        return unpatchify(patches, grid, self.config.patch)[..., :height, :width]
+
+    def _check_ours(self, tokens: Tokens) -> None:
+        if tokens.model_id != self.model_id:
+            raise TokensError(
+                f"the tokens were made by model {tokens.model_id} ({tokens.preset}), "
+                f"this is model {self.model_id} ({self.config.name})"
+            )
+
+
+def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:
+    """(K,) int64: which of ``tiv_sets`` TIV sets each chunk shares, in runs as equal as they can be.
+
+    Raises:
+        ValueError: ``tiv_sets`` is not between 1 and the number of chunks.
+    """
+    if not 1 <= tiv_sets <= num_chunks:
+        raise ValueError(f"tiv_sets must be between 1 and the number of chunks, {num_chunks}, got {tiv_sets}")
+    return torch.arange(num_chunks) * tiv_sets // num_chunks
+
+
+def merge_tiv(tiv: Tensor, set_of_chunk: Tensor) -> Tensor:
+    """Eq. 6: (B, K, N_TIV, D) -> (B, S, N_TIV, D), each set the mean over its chunks."""
+    counts = set_of_chunk.bincount().tolist()
+    return torch.stack([chunks.mean(dim=1) for chunks in tiv.split(counts, dim=1)], dim=1)
