@@ -1,7 +1,20 @@
 """TivTok: a reuse-aware video tokenizer (arXiv 2606.17590) on scope-induced attention kernels."""
 
-from tivtok.config import TivTokConfig
-from tivtok.model import TivTok
-from tivtok.tokens import Tokens
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tivtok.config import TivTokConfig
+    from tivtok.model import TivTok
+    from tivtok.tokens import Tokens
 
 __all__ = ["TivTok", "TivTokConfig", "Tokens"]
+
+_MODULES = {"TivTok": "tivtok.model", "TivTokConfig": "tivtok.config", "Tokens": "tivtok.tokens"}
+
+
+def __getattr__(name: str) -> object:
+    """Imported on first use, so that `tivtok.attention` comes without the tokenizer and the command line without torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

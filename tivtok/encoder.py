@@ -47,7 +47,10 @@ class Encoder(nn.Module):
             x = block.finish(x, sif_attention(*block.qkv(x, rotary), layout))
 
         latents = torch.cat(
-            [x[:, : config.num_tiv], x[:, config.num_tiv :].unflatten(1, (groups, -1))[:, :, : config.num_tv].flatten(1, 2)],
+            [
+                x[:, : config.num_tiv],
+                x[:, config.num_tiv :].unflatten(1, (groups, -1))[:, :, : config.num_tv].flatten(1, 2),
+            ],
             dim=1,
         )
         tiv, tv = self.to_latent(self.norm(latents)).split([config.num_tiv, groups * config.num_tv], dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -184,7 +184,7 @@ def _check_index(tokens: Tokens) -> None:
         raise TokensError(f"tiv_index must be within 0..{sets - 1} for {sets} TIV sets, got {low}..{high}")
 
 
-def _read_metadata(metadata: dict[str, str]) -> dict[str, int | float | str | None]:
+def _read_metadata(metadata: dict[str, str]) -> dict[str, Any]:
     """The scalar fields of `Tokens` from a file's string metadata."""
     if metadata.get("format") != FORMAT:
         raise TokensError(f'not a token file: its metadata must say format "{FORMAT}"')
@@ -194,7 +194,7 @@ def _read_metadata(metadata: dict[str, str]) -> dict[str, int | float | str | No
     missing = kinds.keys() - metadata.keys()
     if missing:
         raise TokensError(f"its metadata lacks {', '.join(sorted(missing))}")
-    fields: dict[str, int | float | str | None] = {}
+    fields: dict[str, Any] = {}
     for name, kind in kinds.items():
         try:
             fields[name] = None if name == "fps" and not metadata[name] else kind(metadata[name])

@@ -4,7 +4,7 @@ from tivtok_kernels.api import available_backends, broadcast_attention, sif_atte
 from tivtok_kernels.backends import BackendUnavailable
 from tivtok_kernels.layout import Scope, Segment, SifLayout
 
-__version__ = "0.1.0"
+from tivtok_kernels.version import __version__
 
 __all__ = [
     "BackendUnavailable",

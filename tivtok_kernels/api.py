@@ -121,9 +121,7 @@ def broadcast_attention(
     packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
     if not torch.compiler.is_compiling():
         ops.check_rows(layout, packed[0], packed[1], packed[3])
-    out, lse = ops.sif_attention(
-        *packed, layout.lengths, "broadcast", _scale(scale, q), backend, deterministic
-    )
+    out, lse = ops.sif_attention(*packed, layout.lengths, "broadcast", _scale(scale, q), backend, deterministic)
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
 

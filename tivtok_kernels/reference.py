@@ -90,7 +90,7 @@ def backward(
     if tiv is None:
         return [dq.contiguous(), dk.contiguous(), dv.contiguous()]
     rows = tiv[0].shape[0]
-    return [g.contiguous() for g in (dq, dk[rows:], dv[rows:], dk[:rows], dv[:rows])]
+    return [dq.contiguous(), *(g.clone() for g in (dk[rows:], dv[rows:], dk[:rows], dv[:rows]))]  # no shared storage
 
 
 def _join(k: Tensor, v: Tensor, tiv: Tiv | None) -> Tiv:

@@ -33,7 +33,9 @@ def why_not(problem: Problem) -> str | None:
     if problem.dtype == torch.float64:
         return "torch has no fused float64 attention for cuda tensors"
     if problem.head_dim is not None and problem.head_dim % 8:
-        return f"torch's fused attention for cuda tensors needs a head_dim that is a multiple of 8, got {problem.head_dim}"
+        return (
+            f"torch's fused attention for cuda tensors needs a head_dim that is a multiple of 8, got {problem.head_dim}"
+        )
     if problem.deterministic:
         return "torch's fused attention backward for cuda tensors is not deterministic"
     return None
@@ -53,9 +55,10 @@ def forward(
                 for rows, keys, values in ((step.a, k_tiv, v_tiv), (step.b, k, v))
                 if rows.length
             ]
-            merged_out, merged_lse = _merge(parts)
-            step.q.write(out_g, merged_out)
-            step.q.write(lse_g, merged_lse)
+            rows_out, rows_lse = step.q.read(out_g), step.q.read(lse_g)
+            _merge(parts, rows_out, rows_lse)
+            step.q.write_back(out_g, rows_out)
+            step.q.write_back(lse_g, rows_lse)
     return out, lse
 
 
@@ -110,11 +113,10 @@ class Rows(NamedTuple):
         size, stride = (len(self.starts), self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
         return x.as_strided(size, stride, x.storage_offset() + self.starts[0] * x.stride(0))
 
-    def write(self, x: Tensor, blocks: Tensor) -> None:
+    def write_back(self, x: Tensor, blocks: Tensor) -> None:
+        """Store what `read` returned and the caller has filled; a view is in its place already."""
         if self.distance is None:
             x[self._index(x.device)] = blocks
-        else:
-            self.read(x).copy_(blocks)
 
     def add(self, x: Tensor, blocks: Tensor) -> None:
         """Add to x; rows that are listed more than once receive the sum."""
@@ -183,14 +185,19 @@ def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
         yield [x[:, :, j] for x in split]
 
 
-def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Softmax over the union of disjoint key ranges from the (output, LSE) of each."""
+def _merge(parts: list[tuple[Tensor, Tensor]], out: Tensor, lse: Tensor) -> None:
+    """Fill out and lse with the softmax over the union of disjoint key ranges, given (output, LSE) of each."""
     if len(parts) == 1:
-        return parts[0]
+        out.copy_(parts[0][0])
+        lse.copy_(parts[0][1])
+        return
     (out_a, lse_a), (out_b, lse_b) = parts
     weight = torch.sigmoid(lse_a - lse_b)[..., None]
-    out = torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight)
-    return out, torch.logaddexp(lse_a, lse_b)
+    torch.logaddexp(lse_a, lse_b, out=lse)
+    if out.dtype == weight.dtype:
+        torch.lerp(out_b, out_a, weight, out=out)
+    else:
+        out.copy_(torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight))
 
 
 def _carry_dlse(dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor, v_tiv: Tensor, out: Tensor):

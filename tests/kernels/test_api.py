@@ -1,0 +1,99 @@
+"""Dispatch and errors of the public functions."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tivtok.attention import (
+    BackendUnavailable,
+    SifLayout,
+    available_backends,
+    broadcast_attention,
+    sif_attention,
+)
+
+LAYOUT = SifLayout.uniform(batch=2, num_tiv=2, num_frames=2, frame_tokens=3)
+N = LAYOUT.total_tokens
+
+
+def tensor(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+X = tensor(N, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: sif_attention(X, X, X, [2, 3]), TypeError, "layout must be a SifLayout, got list"),
+        (lambda: sif_attention(X.numpy(), X, X, LAYOUT), TypeError, "q must be a torch.Tensor, got ndarray"),
+        (lambda: sif_attention(X, X.half(), X, LAYOUT), TypeError, "k must have the dtype of q, torch.float32"),
+        (lambda: sif_attention(X.int(), X, X, LAYOUT), TypeError, "q must be float16.*got torch.int32"),
+        (lambda: sif_attention(X[1:], X[1:], X[1:], LAYOUT), ValueError, f"q must have the layout's {N} rows"),
+        (lambda: sif_attention(X, X[1:], X[1:], LAYOUT), ValueError, "q and k must have the same rows"),
+        (lambda: sif_attention(X, X, X[:, :2], LAYOUT), ValueError, "k and v must have one shape"),
+        (lambda: sif_attention(X, X[:, :3], X[:, :3], LAYOUT), ValueError, "multiple of the heads of k, got 4 and 3"),
+        (lambda: sif_attention(X, X[..., :4], X[..., :4], LAYOUT), ValueError, "same head_dim > 0, got 8 and 4"),
+        (lambda: sif_attention(X[0], X, X, LAYOUT), ValueError, "q must have at least 3 dimensions"),
+        (
+            lambda: sif_attention(X[None, None], X[None, None], X[None, None], LAYOUT),
+            ValueError,
+            r"q must be \(N, H, D",
+        ),
+        (lambda: sif_attention(X[None], X[None], X[None], LAYOUT), ValueError, "needs a uniform layout of 1 clips"),
+        (lambda: sif_attention(X, X.mT.contiguous().mT, X, LAYOUT), ValueError, "k must have a contiguous last"),
+        (lambda: sif_attention(X, X, X, LAYOUT, tiv_scope="all"), ValueError, "tiv_scope must be.*got 'all'"),
+        (lambda: sif_attention(X, X, X, LAYOUT, tiv_scope="broadcast"), ValueError, "tiv_scope must be"),
+        (lambda: sif_attention(X, X, X, LAYOUT, backend="flash"), ValueError, "backend must be one of.*got 'flash'"),
+        (lambda: sif_attention(X, X, X, LAYOUT, scale="1"), TypeError, "scale must be a number or None, got str"),
+        (lambda: broadcast_attention(X, X, X, X, X), ValueError, r"without a layout, q must be \(B, T, L, H, D\)"),
+        (lambda: broadcast_attention(X, X, X, X, X, layout=LAYOUT), ValueError, "q must have the layout's 12 rows"),
+        (
+            lambda: broadcast_attention(X[:12], X[:12], X[:12], X[:3], X[:3], layout=LAYOUT),
+            ValueError,
+            "k_tiv and v_tiv must have the layout's 4 TIV rows, got 3",
+        ),
+        (
+            lambda: broadcast_attention(X[:12], X[:12], X[:12], X[:4], X[:3], layout=LAYOUT),
+            ValueError,
+            "k_tiv and v_tiv must have one shape",
+        ),
+    ],
+)
+def test_wrong_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_backend_asked_for_by_name_raises_with_its_reason():
+    x = torch.zeros(N, 1, 8, device="meta")
+    with pytest.raises(BackendUnavailable, match='"sdpa" cannot run this call: .* meta tensors'):
+        from tivtok_kernels import backends
+        from tivtok_kernels.problem import Problem
+
+        backends.select("sdpa", Problem(x.device, x.dtype, 8))
+
+
+def test_available_backends_on_the_cpu():
+    found = available_backends("cpu", torch.float32, 64)
+    assert found["reference"] == found["sdpa"] == "ok"
+    assert all(isinstance(reason, str) and reason for reason in found.values())
+    assert available_backends("meta")["sdpa"] != "ok"
+
+
+def test_imports_and_runs_without_triton():
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from tivtok.attention import SifLayout, available_backends, sif_attention
+assert not any(name.startswith("tivtok.") and name != "tivtok.attention" for name in sys.modules), "needs more of tivtok"
+x = torch.zeros(5, 1, 8)
+assert sif_attention(x, x, x, SifLayout.from_lengths([1], [[2, 2]])).shape == x.shape
+print(available_backends("cuda"))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

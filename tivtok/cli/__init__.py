@@ -1,0 +1,70 @@
+"""The command ``tivtok``.
+
+Command modules import torch and all that needs it inside their functions, so that ``tivtok --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, cast
+
+import typer
+
+from tivtok.cli import codec, demo, doctor, inspect, measure, train
+
+# What typer raises for a command line that does not parse; it has no public name in every version.
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
+
+app = typer.Typer(
+    name="tivtok",
+    help="TivTok: videos to time-invariant and time-variant tokens, and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    codec.encode,
+    codec.decode,
+    codec.reconstruct,
+    inspect.info,
+    inspect.inspect,
+    measure.evaluate,
+    train.train,
+    doctor.doctor,
+    demo.demo,
+):
+    app.command("eval" if command is measure.evaluate else command.__name__)(command)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    context.ensure_object(dict)["debug"] = debug
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (by default the program's own).
+
+    Returns:
+        The exit code: 0, 1 for an error, 2 for a command line that does not parse, 130 for ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return app(arguments, prog_name="tivtok", standalone_mode=False) or 0
+    except UsageError as error:
+        hint = getattr(error, "ctx", None)
+        return _fail(f"{error.format_message()} See {hint.command_path if hint else 'tivtok'} --help", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except (OSError, ValueError) as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print("tivtok: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,148 @@
+"""``tivtok encode``, ``decode`` and ``reconstruct``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tivtok.cli.common import (
+    CommandError,
+    DeviceOption,
+    ModelOption,
+    SizeOption,
+    Source,
+    TivSetsOption,
+    TruncatedOption,
+    check_output,
+    compare,
+    encode_source,
+    load_model,
+    out,
+    parse_frames,
+    print_rows,
+    score_text,
+    token_rows,
+    track,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tivtok.model import TivTok
+    from tivtok.tokens import Tokens
+
+VideoIn = Annotated[Path, typer.Argument(metavar="IN", help="A video that FFmpeg can read.")]
+VideoOut = Annotated[Path, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv or .mov, H.264.")]
+
+
+class StoredDtype(StrEnum):
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+def encode(
+    video: VideoIn,
+    tokens_file: Annotated[Path, typer.Argument(metavar="OUT", help="The token file to write, e.g. clip.tivtok.")],
+    model: ModelOption = "tiny",
+    size: SizeOption = "source",
+    tiv_sets: TivSetsOption = 1,
+    dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    device: DeviceOption = "auto",
+    allow_truncated: TruncatedOption = False,
+) -> None:
+    """Video to tokens.
+
+    Example: tivtok encode clip.mp4 clip.tivtok --size native
+    """
+    check_output(tokens_file, video)
+    tokenizer = load_model(model, device)
+    tokens = encode_source(tokenizer, Source(video, size, tokenizer, allow_truncated), tiv_sets)
+    tokens.save(tokens_file, dtype.value)
+    print_rows({"wrote": str(tokens_file)} | token_rows(tokens, tokens_file.stat().st_size))
+
+
+def decode(
+    tokens_file: Annotated[Path, typer.Argument(metavar="IN", help="A token file.")],
+    video: VideoOut,
+    frames: Annotated[str | None, typer.Option(help="Only frames A to B - 1, as A:B; no others are computed.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second, instead of those of the source.")] = None,
+    model: ModelOption = "tiny",
+    device: DeviceOption = "auto",
+) -> None:
+    """Tokens to video.
+
+    Example: tivtok decode clip.tivtok clip.mp4 --frames 16:48
+    """
+    from tivtok.streaming import decode_stream
+    from tivtok.tokens import Tokens
+    from tivtok.video import VideoWriter
+
+    check_output(video, tokens_file)
+    tokens = Tokens.load(tokens_file)
+    wanted = range(tokens.num_frames) if frames is None else parse_frames(frames, tokens.num_frames)
+    rate = known_rate(tokens.fps if fps is None else fps, tokens_file)
+    chunks = decode_stream(load_model(model, device), tokens, wanted)
+    with VideoWriter(video, rate, tokens.width, tokens.height) as writer:
+        for chunk in track(chunks, "decoding", len(wanted)):
+            writer.write(chunk)
+    out.print(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}", soft_wrap=True)
+
+
+def reconstruct(
+    video: VideoIn,
+    result: VideoOut,
+    beside: Annotated[bool, typer.Option("--side-by-side", help="Write original and reconstruction together.")] = False,
+    model: ModelOption = "tiny",
+    size: SizeOption = "source",
+    tiv_sets: TivSetsOption = 1,
+    device: DeviceOption = "auto",
+    allow_truncated: TruncatedOption = False,
+) -> None:
+    """Video to tokens to video, and how close it is.
+
+    Example: tivtok reconstruct clip.mp4 out.mp4 --side-by-side
+    """
+    check_output(result, video)
+    tokenizer = load_model(model, device)
+    source = Source(video, size, tokenizer, allow_truncated)
+    rate = known_rate(source.fps, video)
+    tokens = encode_source(tokenizer, source, tiv_sets)
+    scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside)
+    out.print(f"wrote {result}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
+
+
+def write_reconstruction(
+    tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool
+) -> str:
+    """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small).
+
+    Returns:
+        The scores, as a line of text.
+    """
+    import torch
+
+    from tivtok.metrics import psnr, ssim
+    from tivtok.pictures import scale_to_see, side_by_side
+    from tivtok.video import VideoWriter
+
+    def picture(original: Tensor, reconstruction: Tensor) -> Tensor:
+        return side_by_side(original, reconstruction, scale=scale_to_see(source.height)) if beside else reconstruction
+
+    nothing = torch.empty(0, source.height, source.width, 3, dtype=torch.uint8)
+    height, width = picture(nothing, nothing).shape[1:3]
+    psnrs, ssims = [], []
+    with VideoWriter(result, fps, width, height) as writer:
+        for original, reconstruction in compare(tokenizer, tokens, source):
+            writer.write(picture(original, reconstruction))
+            psnrs.append(psnr(reconstruction, original))
+            ssims.append(ssim(reconstruction, original))
+    return score_text(torch.cat(psnrs), torch.cat(ssims))
+
+
+def known_rate(fps: float | None, path: Path) -> float:
+    if fps is None:
+        raise CommandError(f"{path} states no frame rate: encode it, then decode it with --fps")
+    return fps

@@ -1,0 +1,190 @@
+"""What the commands share: their options, the model, the source video, progress and output."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tivtok.model import TivTok
+    from tivtok.tokens import Tokens
+
+out = Console(highlight=False, markup=False)
+_progress_console = Console(stderr=True)
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="A bundled checkpoint's name, a checkpoint folder, or a Hugging Face repository."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help='"auto" (the GPU where there is one), "cpu" or "cuda".')]
+SizeOption = Annotated[
+    str,
+    typer.Option(
+        "--size", help='"source", "native" (what the model was trained at) or WIDTHxHEIGHT; the centre is cut to fit.'
+    ),
+]
+TivSetsOption = Annotated[
+    int, typer.Option("--tiv-sets", min=1, help="TIV sets shared by the chunks: 1 is full reuse, one per chunk none.")
+]
+TruncatedOption = Annotated[
+    bool, typer.Option("--allow-truncated", help="Take what can be read of a file that ends early.")
+]
+
+
+class CommandError(ValueError):
+    """A command that cannot be carried out; the message says why."""
+
+
+class Source:
+    """A video file at the size asked for, read a chunk at a time and as often as needed.
+
+    Attributes:
+        height, width: of the frames as they come.
+        fps: frames per second, or None.
+    """
+
+    def __init__(self, path: Path, size: str, model: TivTok, allow_truncated: bool = False) -> None:
+        from tivtok.video import VideoReader
+
+        self.path = path
+        self.chunk_frames = model.config.chunk_frames
+        self._reader = VideoReader(path, allow_truncated)
+        self.fps = None if self._reader.fps is None else float(self._reader.fps)
+        self.height, self.width = _parse_size(size, (self._reader.height, self._reader.width), model.config.native_size)
+
+    def chunks(self, doing: str) -> Iterator[Tensor]:
+        """uint8 (f, H, W, 3) of ``chunk_frames`` frames each, with a progress bar that says what one is ``doing``."""
+        from tivtok.video import fit
+
+        chunks = self._reader.chunks(self.chunk_frames)
+        return track((fit(c, self.height, self.width) for c in chunks), doing, self._reader.expected_frames)
+
+
+def load_model(path_or_name: str, device: str) -> TivTok:
+    import torch
+
+    from tivtok.model import TivTok
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch uses both for a device that is not there
+        raise CommandError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+    return TivTok.from_pretrained(path_or_name).to(device)
+
+
+def encode_source(model: TivTok, source: Source, tiv_sets: int) -> Tokens:
+    from tivtok.streaming import encode_stream
+
+    return encode_stream(model, source.chunks("encoding"), tiv_sets, source.fps)
+
+
+def compare(model: TivTok, tokens: Tokens, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    """(original, reconstruction), uint8 (f, H, W, 3) each, chunk after chunk."""
+    from tivtok.streaming import decode_stream
+
+    return zip(source.chunks("decoding"), decode_stream(model, tokens), strict=True)
+
+
+def track(chunks: Iterable[Tensor], doing: str, total: int | None) -> Iterator[Tensor]:
+    """Pass ``chunks`` on, with a bar on stderr that counts their frames where stderr is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_progress_console,
+        transient=True,
+        disable=not _progress_console.is_terminal,
+    ) as progress:
+        task = progress.add_task(doing, total=total)
+        for chunk in chunks:
+            yield chunk
+            progress.advance(task, len(chunk))
+
+
+def check_output(path: Path, source: Path | None = None) -> None:
+    """Find out before the work, not after it, that ``path`` cannot be written.
+
+    Raises:
+        CommandError: it is a folder, in none, in one that is not writable, or the input itself.
+    """
+    if path.is_dir():
+        raise CommandError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise CommandError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise CommandError(f"cannot write {path}: the folder {path.parent} is not writable")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise CommandError(f"cannot write {path}: it is the input")
+
+
+def print_rows(rows: dict[str, str], title: str | None = None) -> None:
+    """A two-column table on stdout."""
+    table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    out.print(table)
+
+
+def token_rows(tokens: Tokens, stored_bytes: int) -> dict[str, str]:
+    """The token budget, for `print_rows`. ``stored_bytes``: of the file that holds the tokens."""
+    videos, sets, num_tiv, latent_dim = tokens.tiv.shape
+    groups, num_tv = tokens.tv.shape[1:3]
+    rate = "" if tokens.fps is None else f", {tokens.fps:g} per second"
+    raw_bytes = 3 * tokens.num_frames * tokens.height * tokens.width
+    return {
+        "video": (f"{videos} of " if videos > 1 else "")
+        + f"{tokens.num_frames} frames of {tokens.width}x{tokens.height}{rate}",
+        "TIV tokens": f"{sets} set{'s' if sets > 1 else ''} of {num_tiv} = {sets * num_tiv}",
+        "TV tokens": f"{groups} frame groups of {num_tv} = {groups * num_tv}",
+        "tokens": f"{tokens.num_tokens}, of {latent_dim} values each",
+        "values": f"{tokens.num_values:,}, {tokens.compression_rate:.3%} of the video's {raw_bytes:,} values",
+        "bytes": f"{stored_bytes:,} in the file, {stored_bytes / (videos * raw_bytes):.3%} of 8-bit RGB",
+        "model": f"{tokens.preset}, id {tokens.model_id}",
+    }
+
+
+def score_text(psnr: Tensor, ssim: Tensor) -> str:
+    """Mean of per-frame scores (F,)."""
+    return f"PSNR {psnr.mean():.2f} dB, SSIM {ssim.mean():.4f} (mean of {len(psnr)} frames)"
+
+
+def parse_frames(text: str, num_frames: int) -> range:
+    """ "A:B", "A:", ":B" or "A" -> the frames meant.
+
+    Raises:
+        CommandError: it is none of these, or not a part of 0..num_frames.
+    """
+    match = re.fullmatch(r"(\d{0,9})(:?)(\d{0,9})", text)
+    if match and text not in ("", ":"):
+        first, colon, last = match.groups()
+        start = int(first or 0)
+        stop = (int(last) if last else num_frames) if colon else start + 1
+        if start < stop <= num_frames:
+            return range(start, stop)
+    raise CommandError(f'--frames must be A:B with 0 <= A < B <= {num_frames}, got "{text}"')
+
+
+def _parse_size(text: str, source: tuple[int, int], native: tuple[int, int]) -> tuple[int, int]:
+    """--size -> (height, width)."""
+    if text in ("source", "native"):
+        return source if text == "source" else native
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+        raise CommandError(f'--size must be "source", "native" or WIDTHxHEIGHT such as 256x192, got "{text}"')
+    return int(match[2]), int(match[1])

@@ -1,0 +1,50 @@
+"""``tivtok doctor``."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tivtok.cli.common import out, print_rows
+
+
+def doctor() -> None:
+    """Which attention backends run here, and why not the others.
+
+    Example: tivtok doctor
+    """
+    import torch
+
+    import tivtok_kernels
+
+    extensions = sorted(path.name for path in Path(tivtok_kernels.__file__).parent.rglob("*.so"))
+    versions = {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("tivtok", "torch", "triton", "av")},
+        "CUDA extension": ", ".join(extensions) or "not built",
+        "GPU": _gpu(),
+    }
+    print_rows(versions, "Versions")
+    for device in ("cpu", "cuda"):
+        out.print()
+        if device == "cuda" and not torch.cuda.is_available():
+            print_rows({"none": f"no CUDA device (torch {torch.__version__} sees none)"}, "Backends for cuda tensors")
+        else:
+            print_rows(tivtok_kernels.available_backends(device), f"Backends for {device} tensors")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"

@@ -1,0 +1,28 @@
+"""``tivtok train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tivtok.cli.common import CommandError, out
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run: model, data, schedule.")],
+) -> None:
+    """Train a tokenizer, or go on with a run that was interrupted.
+
+    Example: tivtok train configs/tiny.toml
+    """
+    from tivtok.training import TrainConfig
+    from tivtok.training import train as run
+    from tivtok.training.loop import TrainingError
+
+    try:
+        checkpoint = run(TrainConfig.load(config))
+    except TrainingError as error:
+        raise CommandError(str(error)) from None
+    out.print(f"wrote {checkpoint}", soft_wrap=True)

@@ -1,0 +1,55 @@
+"""How close a reconstruction is: PSNR and SSIM per frame, on the 8-bit RGB frames that a file holds.
+
+`PROTOCOL` says what the numbers mean and is printed beside them.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+PROTOCOL = (
+    "8-bit RGB frames, data range 255, every frame of a video counts once; "
+    "PSNR: mean of the frames' PSNR; SSIM: Gaussian window 11x11, sigma 1.5, mean of the channels"
+)
+SSIM_MIN_SIDE = 11
+
+
+def psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each frame.
+
+    Args:
+        reconstruction, original: uint8 (F, H, W, 3).
+
+    Returns:
+        (F,) float32; infinite where a frame is equal.
+
+    Raises:
+        ValueError: shapes or dtypes differ, or are others.
+    """
+    a, b = _planes(reconstruction, original)
+    return peak_signal_noise_ratio(a, b, data_range=255.0, reduction="none", dim=(1, 2, 3))
+
+
+def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Structural similarity of each frame, as `psnr`; NaN where a side is shorter than the window of 11 pixels."""
+    a, b = _planes(reconstruction, original)
+    if min(a.shape[2:]) < SSIM_MIN_SIDE:
+        return a.new_full((a.shape[0],), float("nan"))
+    return cast(Tensor, structural_similarity_index_measure(a, b, data_range=255.0, reduction="none"))
+
+
+def _planes(reconstruction: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+    for name, x in (("reconstruction", reconstruction), ("original", original)):
+        if x.ndim != 4 or x.shape[3] != 3 or x.dtype != torch.uint8:
+            raise ValueError(f"{name} must be uint8 (F, H, W, 3), got {x.dtype} {tuple(x.shape)}")
+    if reconstruction.shape != original.shape:
+        raise ValueError(
+            f"reconstruction must have the shape of original, {tuple(original.shape)}, "
+            f"got {tuple(reconstruction.shape)}"
+        )
+    a, b = (x.permute(0, 3, 1, 2).float() for x in (reconstruction, original))
+    return a, b

@@ -1,0 +1,85 @@
+"""Pictures that compare a reconstruction with its original."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from tivtok.files import replacing
+
+GAP = 4
+FONT_SIZE = 14
+DIFFERENCE_GAIN = 4
+BACKGROUND = (255, 255, 255)
+INK = (30, 30, 30)
+
+
+def difference(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """|reconstruction - original| times `DIFFERENCE_GAIN`: uint8 (F, H, W, 3), black where they are equal."""
+    return ((reconstruction.int() - original.int()).abs() * DIFFERENCE_GAIN).clamp(max=255).to(torch.uint8)
+
+
+def side_by_side(*videos: Tensor, scale: int = 1) -> Tensor:
+    """uint8 (F, H, W, 3) each -> one (F, H * scale, about (W * scale + GAP) * n, 3), white between them.
+
+    Both sides come out even (the gap gives way), as H.264 players like it.
+    """
+    frames, height, _, _ = videos[0].shape
+    gap = videos[0].new_full((frames, height * scale, GAP, 3), 255)
+    parts: list[Tensor] = []
+    for video in videos:
+        parts += [enlarge(video, scale), gap]
+    joined = torch.cat(parts[:-1], dim=2)
+    bottom, right = joined.shape[1] % 2, joined.shape[2] % 2
+    return torch.nn.functional.pad(joined, (0, 0, 0, right, 0, bottom), value=255)
+
+
+def enlarge(video: Tensor, scale: int) -> Tensor:
+    """Every pixel of uint8 (F, H, W, 3) becomes scale x scale pixels."""
+    return video.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+
+
+def scale_to_see(height: int, smallest: int = 192) -> int:
+    """The whole factor that makes a small picture about ``smallest`` pixels high; 1 for large ones."""
+    return max(1, round(smallest / height))
+
+
+def contact_sheet(
+    path: str | os.PathLike[str], rows: dict[str, Tensor], labels: Sequence[str], title: str, scale: int = 1
+) -> None:
+    """Write a PNG: one labelled row per entry of ``rows``, one labelled column per frame.
+
+    Args:
+        rows: label -> uint8 (F, H, W, 3), all of one shape.
+        labels: of the F columns.
+        title: one line on top.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    frames, height, width, _ = next(iter(rows.values())).shape
+    height, width = height * scale, width * scale
+    margin = GAP + max(round(font.getlength(label)) for label in rows) + GAP
+    top = 2 * (FONT_SIZE + 2 * GAP)
+    size = (
+        max(margin + frames * (width + GAP), round(font.getlength(title)) + 2 * GAP),
+        top + len(rows) * (height + GAP),
+    )
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), title, INK, font)
+    for column, label in enumerate(labels):
+        draw.text((margin + column * (width + GAP), GAP + top // 2), label, INK, font)
+    for row, (label, video) in enumerate(rows.items()):
+        y = top + row * (height + GAP)
+        draw.text((GAP, y + (height - FONT_SIZE) // 2), label, INK, font)
+        for column, frame in enumerate(enlarge(video, scale)):
+            sheet.paste(Image.fromarray(frame.numpy()), (margin + column * (width + GAP), y))
+    with replacing(path) as temporary:
+        sheet.save(Path(temporary), format="PNG")

@@ -1,0 +1,6 @@
+"""Training: ``tivtok train CONFIG.toml`` or `train`."""
+
+from tivtok.training.config import TrainConfig
+from tivtok.training.loop import train
+
+__all__ = ["TrainConfig", "train"]
