@@ -14,7 +14,7 @@ _MODULES = {"TivTok": "tivtok.model", "TivTokConfig": "tivtok.config", "Tokens":
 
 
 def __getattr__(name: str) -> object:
-    """Imported on first use, so that `tivtok.attention` comes without the tokenizer and the command line without torch."""
+    """Imported on first use: `tivtok.attention` comes without the tokenizer, the command line's help without torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

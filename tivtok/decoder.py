@@ -1,4 +1,4 @@
-"""Invariant Broadcasting (paper Sec. 3.3, Eq. 5): every frame group is decoded from the TIV tokens and its own TV tokens.
+"""Invariant Broadcasting (paper Sec. 3.3, Eq. 5): a frame group is decoded from the TIV tokens and its own TV tokens.
 
 Both modes have the same weights and the same two calls: `prepare` what depends on the TIV tokens alone, once, then
 decode any frame `groups` with it. No frame group sees another, so any subset can be decoded, in any order.

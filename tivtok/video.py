@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -39,6 +40,10 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 class VideoError(ValueError):
     """A video that cannot be read or written; the message names the file and says why."""
+
+
+class _Damage(Exception):
+    """A file stops being readable; the message says how."""
 
 
 class VideoReader:
@@ -100,28 +105,21 @@ class VideoReader:
         return container
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[np.ndarray]:
-        """All frames in RGB, upright."""
-        stream.thread_type = "AUTO"
-        count, end, cut, damage = 0, 0.0, False, None
+        """All frames in RGB, upright; then the error if the file is damaged."""
+        count, end = 0, 0.0
         try:
-            for packet in container.demux(stream):
-                cut = packet.is_corrupt if packet.size else cut  # the last packet, without data, flushes the decoder
-                for frame in packet.decode():
-                    end = max(end, _end(frame))
-                    count += 1
-                    yield _upright(frame)
-            if cut:
-                damage = "it ends within a frame"
-            elif _stated_seconds(container, stream) - end > MAX_MISSING_SECONDS:
-                damage = f"it states {_stated_seconds(container, stream):.2f} s and ends after {end:.2f} s"
-        except av.FFmpegError as error:
-            damage = error.strerror
-            with suppress(av.FFmpegError):
-                for frame in stream.decode(None):  # what the decoder still holds
-                    count += 1
-                    yield _upright(frame)
-        if damage and not self.allow_truncated:
-            raise VideoError(f"{self.path} is truncated or damaged after {count} readable frames: {damage}")
+            for frame in _whole_frames(container, stream):
+                count += 1
+                end = max(end, _end(frame))
+                yield _upright(frame)
+            stated = _stated_seconds(container, stream)
+            if stated - end > MAX_MISSING_SECONDS:
+                raise _Damage(f"it states {stated:.2f} s and ends after {end:.2f} s")
+        except _Damage as damage:
+            if not self.allow_truncated:
+                raise VideoError(
+                    f"{self.path} is truncated or damaged after {count} readable frames: {damage}"
+                ) from None
 
 
 class VideoWriter:
@@ -249,6 +247,30 @@ def _video_stream(container: InputContainer) -> VideoStream:
         if not stream.disposition & Disposition.attached_pic:  # the cover picture of a song
             return stream
     raise VideoError(f"{container.name} has no video stream")
+
+
+def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of all packets that are whole.
+
+    Raises:
+        _Damage: after the last of them, when the file ends within a packet or one cannot be decoded.
+    """
+    stream.thread_type = "AUTO"
+    damage = None
+    try:
+        for packet, following in pairwise(container.demux(stream)):
+            if packet.is_corrupt and not following.size:  # an empty packet comes last
+                damage = "it ends within a frame"
+            else:
+                yield from packet.decode()
+    except av.FFmpegError as error:
+        damage = error.strerror
+    try:
+        yield from stream.decode(None)  # what the decoder still holds
+    except av.FFmpegError as error:
+        damage = damage or error.strerror
+    if damage:
+        raise _Damage(damage)
 
 
 def _frames_in(duration: int | None, fps: Fraction | None) -> int | None:

@@ -3,7 +3,6 @@
 from tivtok_kernels.api import available_backends, broadcast_attention, sif_attention
 from tivtok_kernels.backends import BackendUnavailable
 from tivtok_kernels.layout import Scope, Segment, SifLayout
-
 from tivtok_kernels.version import __version__
 
 __all__ = [
@@ -11,6 +10,7 @@ __all__ = [
     "Scope",
     "Segment",
     "SifLayout",
+    "__version__",
     "available_backends",
     "broadcast_attention",
     "sif_attention",

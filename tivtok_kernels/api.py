@@ -85,7 +85,7 @@ def broadcast_attention(
 
     Args:
         q: (B, T, L, H, D). k, v: (B, T, L, Hk, D). k_tiv, v_tiv: (B, M, Hk, D). With ``layout`` they are packed:
-            q (sum of frame lengths, H, D), k and v (sum of frame lengths, Hk, D), k_tiv and v_tiv (sum of num_tiv, Hk, D).
+            q (sum of frame lengths, H, D), k and v (the same rows, Hk, D), k_tiv and v_tiv (sum of num_tiv, Hk, D).
             Dtypes and strides as in `sif_attention`.
         layout: the lengths of ragged clips.
         scale, backend, return_lse, deterministic: as in `sif_attention`.

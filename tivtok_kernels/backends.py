@@ -13,11 +13,8 @@ the helpers of `reference` are shared vocabulary.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
-
-import torch
 
 from tivtok_kernels.problem import Problem
 

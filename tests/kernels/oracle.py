@@ -2,8 +2,8 @@
 
     max|got - truth| <= 2 * max|eager - truth| + 8 * eps(dtype) * max(1, max|truth|)
 
-``truth`` is the reference backend in float64, ``eager`` the reference backend in the dtype under test, both on the inputs
-as that dtype rounds them. The rule holds for the output, the LSE and every gradient, the LSE's included.
+``truth`` is the reference backend in float64, ``eager`` the reference backend in the dtype under test, both on the
+inputs as that dtype rounds them. The rule holds for the output, the LSE and every gradient, the LSE's included.
 """
 
 from __future__ import annotations

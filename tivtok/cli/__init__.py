@@ -19,7 +19,6 @@ UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 app = typer.Typer(
     name="tivtok",
     help="TivTok: videos to time-invariant and time-variant tokens, and back.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an error, 2 for a command line that does not parse, 130 for ctrl-C.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         return app(arguments, prog_name="tivtok", standalone_mode=False) or 0
     except UsageError as error:

@@ -119,10 +119,10 @@ def check_output(path: Path, source: Path | None = None) -> None:
     """Find out before the work, not after it, that ``path`` cannot be written.
 
     Raises:
-        CommandError: it is a folder, in none, in one that is not writable, or the input itself.
+        CommandError: it is a folder or a device, in no folder, in one that is not writable, or the input itself.
     """
-    if path.is_dir():
-        raise CommandError(f"cannot write {path}: it is a folder")
+    if path.exists() and not path.is_file():
+        raise CommandError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
     if not path.parent.is_dir():
         raise CommandError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):

@@ -127,7 +127,7 @@ class _Run:
             return 0
         with safetensors.safe_open(path, framework="pt") as file:
             step = int(file.metadata()["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,175 @@
+"""What the paper promises of the tokenizer, as properties of a random model."""
+
+import pytest
+import torch
+
+from tivtok import TivTok
+from tivtok.attention import SifLayout
+from tivtok.blocks import Block
+from tivtok.model import merge_tiv, share_tiv_sets
+from tivtok.tokens import TokensError
+from tivtok_kernels.reference import masked_attention
+
+
+def video(frames=39, height=18, width=21, batch=1):
+    return torch.rand(batch, 3, frames, height, width, dtype=torch.float64) * 2 - 1
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (4, 16, 24), (16, 16, 16), (17, 9, 31), (39, 18, 21)])
+def test_any_size_comes_back_exactly(model, shape):
+    x = video(*shape, batch=2)
+    tokens = model.encode(x)
+    groups = -(-shape[0] // 4)
+    assert tokens.tiv.shape == (2, 1, 5, 6) and tokens.tv.shape == (2, groups, 2, 6)
+    assert tokens.num_tokens == 5 + 2 * groups == model.config.num_tokens(shape[0])
+    assert model.decode(tokens).shape == x.shape
+
+
+@torch.no_grad()
+def test_forward_is_decode_of_encode(model):
+    x = video()
+    torch.testing.assert_close(model(x), model.decode(model.encode(x)))
+
+
+@torch.no_grad()
+def test_padding_does_not_depend_on_what_is_cropped_away(model):
+    """Frames 33..35 of the last group are copies of frame 32: making them real must give the same tokens."""
+    x = video(frames=33)
+    filled = torch.cat([x, x[:, :, -1:].expand(-1, -1, 3, -1, -1)], dim=2)
+    torch.testing.assert_close(model.encode(x).tv, model.encode(filled).tv)
+
+
+@pytest.mark.parametrize("tiv_sets", [1, 2, 3])
+@torch.no_grad()
+def test_a_frame_depends_on_its_tiv_set_and_its_own_tv_only(model, tiv_sets):
+    tokens = model.encode(video(), tiv_sets=tiv_sets)
+    before = model.decode(tokens)
+    group = 5
+    tokens.tv[:, group] += 1
+    changed = (model.decode(tokens) - before).abs().amax(dim=(0, 1, 3, 4)) > 1e-12
+    frames = torch.arange(39)
+    assert torch.equal(changed, frames // 4 == group)
+
+    last = tokens.tiv.shape[1] - 1
+    before = model.decode(tokens)
+    tokens.tiv[:, last] += 1
+    changed = (model.decode(tokens) - before).abs().amax(dim=(0, 1, 3, 4)) > 1e-12
+    assert torch.equal(changed, tokens.tiv_index[frames // 4] == last)
+
+
+@pytest.mark.parametrize(
+    "frames", [slice(None), slice(8, 16), slice(13, 14), slice(5, 38, 7), slice(-3, None), slice(30, 40), slice(9, 9)]
+)
+@torch.no_grad()
+def test_decoding_a_slice_equals_slicing_the_whole(model, frames):
+    tokens = model.encode(video(), tiv_sets=2)
+    torch.testing.assert_close(model.decode(tokens, frames=frames), model.decode(tokens)[:, :, frames])
+
+
+@torch.no_grad()
+def test_decoding_a_slice_computes_only_its_groups(model, monkeypatch):
+    tokens = model.encode(video())
+    seen = []
+    groups = type(model.decoder).groups
+    monkeypatch.setattr(
+        type(model.decoder),
+        "groups",
+        lambda self, prepared, tv, *rest: seen.append(tv.shape[1]) or groups(self, prepared, tv, *rest),
+    )
+    model.decode(tokens, frames=slice(6, 13))
+    assert seen == [3]  # groups 1, 2 and 3 of 10
+
+
+@torch.no_grad()
+def test_tiv_sets_in_any_order(model):
+    """Groups may use the sets in any order, not only in runs."""
+    tokens = model.encode(video(frames=48), tiv_sets=3)
+    expected = model.decode(tokens)
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    tokens.tv.copy_(tokens.tv[:, shuffled])
+    tokens.tiv_index.copy_(tokens.tiv_index[shuffled])
+    got = model.decode(tokens).unflatten(2, (12, 4))
+    torch.testing.assert_close(got, expected.unflatten(2, (12, 4))[:, :, shuffled])
+
+
+@torch.no_grad()
+def test_shared_decoder_equals_a_dense_masked_decoder(model):
+    """The broadcast path against the same blocks run over [TIV | all frames] under the dense decoder mask."""
+    if model.config.decoder != "shared":
+        pytest.skip("the property is that of the shared decoder")
+    tokens = model.encode(video(frames=12, height=16, width=16))
+    decoder, config = model.decoder, model.config
+    num_patches, groups = 4, 3
+    frames = decoder._frame_rows(tokens.tv, num_patches)
+    x = torch.cat([decoder.from_latent(tokens.tiv[:, 0]) + decoder.tiv_embedding, frames.flatten(1, 2)], dim=1)[0]
+    layout = SifLayout.uniform(1, config.num_tiv, groups, config.num_tv + num_patches)
+    visible = layout.visibility("tiv")
+
+    cos, sin = decoder._rotary(2, 2, x)
+    tiled = [
+        torch.cat([torch.full((config.num_tiv, t.shape[1]), fill), t.repeat(groups, 1)])
+        for t, fill in ((cos, 1.0), (sin, 0.0))
+    ]
+    for block in decoder.blocks:
+        out, _ = masked_attention(*block.qkv(x, tuple(tiled)), visible, config.head_dim**-0.5)
+        x = block.finish(x, out)
+    patches = decoder._pixels(x[config.num_tiv :].unflatten(0, (groups, -1))[:, config.num_tv :])
+    expected = decoder.groups(decoder.prepare(tokens.tiv[:, 0]), tokens.tv, [groups], 2, 2)[0]
+    torch.testing.assert_close(patches, expected)
+
+
+@torch.no_grad()
+def test_tv_tokens_do_not_see_other_frames_but_through_tiv(model):
+    """Without TIV tokens there is no path between frame groups: the factorization of Eq. 3-4."""
+    torch.manual_seed(0)
+    alone = TivTok(model.config.replace(num_tiv=0)).double().eval()
+    x = video(frames=16)
+    before = alone.encode(x).tv
+    x[:, :, 4:8] = 0
+    changed = (alone.encode(x).tv - before).abs().amax(dim=(0, 2, 3)) > 1e-12
+    assert changed.tolist() == [False, True, False, False]
+
+
+@torch.no_grad()
+def test_tokens_of_another_model_are_refused(model):
+    tokens = model.encode(video(frames=4))
+    next(model.parameters()).add_(1)
+    with pytest.raises(TokensError, match="were made by model"):
+        model.decode(tokens)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (1, 1, 4, 8, 8), (1, 3, 0, 8, 8)])
+def test_wrong_video_is_named(model, shape):
+    with pytest.raises(ValueError, match=r"video must be \(B, 3, F, H, W\)"):
+        model.encode(torch.zeros(shape))
+
+
+def test_too_many_tiv_sets_are_refused(model):
+    with pytest.raises(ValueError, match="tiv_sets must be between 1 and the number of chunks, 3, got 4"):
+        model.encode(video(), tiv_sets=4)
+
+
+def test_tiv_sets_are_means_over_runs_of_chunks():
+    assert share_tiv_sets(5, 2).tolist() == [0, 0, 0, 1, 1]
+    tiv = torch.arange(5.0).view(1, 5, 1, 1)
+    assert merge_tiv(tiv, share_tiv_sets(5, 2)).flatten().tolist() == [1.0, 3.5]
+    assert merge_tiv(tiv, share_tiv_sets(5, 5)).flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("quantizer", ["none", "softvq"])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_every_parameter_learns(model, quantizer, qk_norm):
+    model = TivTok(model.config.replace(quantizer=quantizer, codebook_size=16, qk_norm=qk_norm)).double()
+    model(video(frames=20, height=16, width=16)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_block_is_a_residual(model):
+    block: Block = model.encoder.blocks[0]
+    x = torch.randn(2, 7, 32, dtype=torch.float64)
+    with torch.no_grad():
+        block.to_out.weight.zero_()
+        block.to_out.bias.zero_()
+        block.mlp[2].weight.zero_()
+        block.mlp[2].bias.zero_()
+    assert torch.equal(block.finish(x, block.qkv(x)[2]), x)

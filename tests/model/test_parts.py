@@ -1,0 +1,111 @@
+"""Patches, rotary positions, quantizer, checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from tivtok import TivTok, TivTokConfig
+from tivtok.patchify import pad_to_patches, patch_grid, patchify, unpatchify
+from tivtok.pretrained import CheckpointError
+from tivtok.quantizer import SoftVQ
+from tivtok.rope import apply_rotary, rotary_table, split_pairs
+
+PATCH = (4, 8, 8)
+
+
+def test_patchify_round_trip_and_order():
+    video = torch.arange(2 * 3 * 8 * 16 * 24.0).view(2, 3, 8, 16, 24)
+    patches = patchify(video, PATCH)
+    assert patches.shape == (2, 2, 6, 768)
+    assert torch.equal(patches[1, 1, 4].view(3, 4, 8, 8), video[1, :, 4:8, 8:16, 8:16])  # group 1, row 1, column 1
+    assert torch.equal(unpatchify(patches, (2, 2, 3), PATCH), video)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (4, 8, 8), (5, 9, 17)])
+def test_padding_repeats_the_edge(size):
+    video = torch.randn(1, 3, *size)
+    padded = pad_to_patches(video, PATCH)
+    assert all(n % p == 0 for n, p in zip(padded.shape[2:], PATCH, strict=True))
+    frames, height, width = size
+    assert torch.equal(padded[:, :, :frames, :height, :width], video)
+    assert torch.equal(padded[..., -1, -1], padded[..., height - 1, width - 1])
+    assert patch_grid(*size, PATCH) == tuple(n // p for n, p in zip(padded.shape[2:], PATCH, strict=True))
+
+
+def test_rotary_pairs_at_head_dim_64_are_12_10_10():
+    assert split_pairs(64) == (12, 10, 10)
+    assert all(sum(split_pairs(d)) == d // 2 for d in range(2, 257, 2))
+
+
+def test_rotary_scores_depend_on_the_offset_between_patches_only():
+    table = rotary_table(32, 1, (3, 4, 5), 10_000.0, tokens_before=2)
+    q, k = torch.randn(2, 32)
+    rows = 2 + 3 * (1 + 4 * 5)
+    rotated_q, rotated_k = (apply_rotary(x.expand(rows, 1, 32), table)[:, 0] for x in (q, k))
+    assert torch.equal(rotated_q[:3], q.expand(3, 32))  # both leading rows and the first latent stay as they are
+
+    def row(t, y, x):
+        return 2 + t * 21 + 1 + y * 5 + x
+
+    def score(a, b):
+        return rotated_q[row(*a)] @ rotated_k[row(*b)]
+
+    torch.testing.assert_close(score((0, 1, 2), (1, 2, 0)), score((1, 2, 3), (2, 3, 1)))
+    assert abs(score((0, 0, 0), (0, 0, 1)) - score((0, 0, 1), (0, 0, 0))) > 1e-3
+
+
+def test_softvq_is_a_convex_mixture_of_unit_codes():
+    quantizer = SoftVQ(codebook_size=8, dim=4, temperature=0.01)
+    codes = torch.nn.functional.normalize(quantizer.codebook, dim=-1)
+    torch.testing.assert_close(quantizer(3.0 * codes.detach()), codes, atol=0.2, rtol=0)
+    assert (quantizer(torch.randn(5, 4)).norm(dim=-1) <= 1 + 1e-6).all()
+
+
+def test_softvq_entropy_penalty_is_lowest_for_decided_and_even_use():
+    quantizer = SoftVQ(codebook_size=4, dim=4, temperature=0.07)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.eye(4))
+    even, collapsed = torch.eye(4), torch.eye(4)[:1].expand(4, -1)
+    assert quantizer.entropy_penalty(even).item() == pytest.approx(-torch.log(torch.tensor(4.0)).item(), abs=1e-3)
+    assert quantizer.entropy_penalty(collapsed).item() == pytest.approx(0, abs=1e-3)
+
+
+CONFIG = TivTokConfig(
+    name="minimal", num_tiv=2, num_tv=1, latent_dim=4, width=16, heads=2, encoder_layers=1, decoder_layers=1
+)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model = TivTok(CONFIG)
+    model.save_pretrained(tmp_path / "m")
+    for path in (tmp_path / "m", tmp_path / "m" / "model.safetensors"):
+        again = TivTok.from_pretrained(path)
+        assert again.config == model.config and again.model_id == model.model_id
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_model_id_follows_the_weights(tmp_path):
+    model = TivTok(CONFIG)
+    before = model.model_id
+    assert model.model_id == before
+    with torch.no_grad():
+        model.encoder.tiv.add_(1)
+    assert model.model_id != before
+
+
+def test_bad_checkpoints_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at nowhere"):
+        TivTok.from_pretrained("nowhere")
+    TivTok(CONFIG).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"width": 32}))
+    with pytest.raises(CheckpointError, match="do not fit its config"):
+        TivTok.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    with pytest.raises(CheckpointError, match="unknown config keys: colour"):
+        TivTok.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        TivTok.from_pretrained(tmp_path)
