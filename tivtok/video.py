@@ -106,15 +106,11 @@ class VideoReader:
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[np.ndarray]:
         """All frames in RGB, upright; then the error if the file is damaged."""
-        count, end = 0, 0.0
+        count = 0
         try:
             for frame in _whole_frames(container, stream):
                 count += 1
-                end = max(end, _end(frame))
                 yield _upright(frame)
-            stated = _stated_seconds(container, stream)
-            if stated - end > MAX_MISSING_SECONDS:
-                raise _Damage(f"it states {stated:.2f} s and ends after {end:.2f} s")
         except _Damage as damage:
             if not self.allow_truncated:
                 raise VideoError(
@@ -253,16 +249,19 @@ def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[av
     """The frames of all packets that are whole.
 
     Raises:
-        _Damage: after the last of them, when the file ends within a packet or one cannot be decoded.
+        _Damage: after the last of them, when the file ends early or a packet cannot be decoded.
     """
     stream.thread_type = "AUTO"
-    damage = None
+    stated, end, damage = _stated_seconds(container, stream), 0.0, None
     try:
         for packet, following in pairwise(container.demux(stream)):
             if packet.is_corrupt and not following.size:  # an empty packet comes last
                 damage = "it ends within a frame"
             else:
+                end = max(end, float(((packet.pts or 0) + (packet.duration or 0)) * (packet.time_base or 0)))
                 yield from packet.decode()
+        if stated - end > MAX_MISSING_SECONDS:
+            damage = f"it states {stated:.2f} s and ends after {end:.2f} s"
     except av.FFmpegError as error:
         damage = error.strerror
     try:
@@ -285,13 +284,6 @@ def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError:
         return 0.0
-
-
-def _end(frame: av.VideoFrame) -> float:
-    """When a frame ends, in seconds; 0 where it does not say."""
-    if frame.time is None or frame.time_base is None:
-        return 0.0
-    return frame.time + float((frame.duration or 0) * frame.time_base)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
