@@ -44,9 +44,9 @@ def enlarge(video: Tensor, scale: int) -> Tensor:
     return video.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
 
 
-def scale_to_see(height: int, smallest: int = 192) -> int:
-    """The whole factor that makes a small picture about ``smallest`` pixels high; 1 for large ones."""
-    return max(1, round(smallest / height))
+def scale_to_see(height: int, width: int) -> int:
+    """The whole factor that makes a small picture about 192 pixels high, but not above 1024 wide; 1 for large ones."""
+    return max(1, min(round(192 / height), 1024 // width))
 
 
 def contact_sheet(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
@@ -34,6 +34,9 @@ MAX_MISSING_SECONDS = 0.5
 
 # Frame rates that H.264 files can state.
 MIN_FPS, MAX_FPS = 0.001, 100_000
+
+# Matrix, primaries and transfer curve of BT.709 (ITU-T H.273).
+BT709 = 1
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
@@ -189,9 +192,7 @@ class VideoWriter:
         stream.width, stream.height = self.width, self.height
         stream.pix_fmt = "yuv444p" if self.width % 2 or self.height % 2 else "yuv420p"
         context = stream.codec_context
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = ColorPrimaries.BT709
-        context.color_trc = ColorTrc.BT709
+        context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = ColorRange.MPEG
         return stream
 

@@ -128,8 +128,10 @@ def write_reconstruction(
     from tivtok.pictures import scale_to_see, side_by_side
     from tivtok.video import VideoWriter
 
+    scale = scale_to_see(source.height, source.width)
+
     def picture(original: Tensor, reconstruction: Tensor) -> Tensor:
-        return side_by_side(original, reconstruction, scale=scale_to_see(source.height)) if beside else reconstruction
+        return side_by_side(original, reconstruction, scale=scale) if beside else reconstruction
 
     nothing = torch.empty(0, source.height, source.width, 3, dtype=torch.uint8)
     height, width = picture(nothing, nothing).shape[1:3]

@@ -97,7 +97,7 @@ def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path
         labels=[f"frame {i}" for i in shown],
         title=f"{source.path.name}, {source.width}x{source.height}: {tokens.num_tokens} tokens of "
         f"{tokens.tiv.shape[3]} values for {tokens.num_frames} frames; {scores}",
-        scale=scale_to_see(source.height),
+        scale=scale_to_see(source.height, source.width),
     )
     return scores
 

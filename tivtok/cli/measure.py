@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from tivtok.cli.common import (
     CommandError,
@@ -43,16 +41,14 @@ def evaluate(
 
     files = _files(paths)
     tokenizer = load_model(model, device)
-    table = Table("video", "frames", "tokens", "PSNR", "SSIM", box=None, pad_edge=False)
+    out.print("  PSNR dB    SSIM  frames  tokens  video")
     means = []
     for file in files:
-        source = Source(file, size, tokenizer)
-        psnr, ssim, num_tokens = _scores(tokenizer, source, tiv_sets)
+        psnr, ssim, num_tokens = _scores(tokenizer, Source(file, size, tokenizer), tiv_sets)
         means.append((psnr.mean(), ssim.mean()))
-        table.add_row(Text(str(file)), str(len(psnr)), str(num_tokens), f"{means[-1][0]:.2f} dB", f"{means[-1][1]:.4f}")
+        out.print(f"{psnr.mean():9.2f}  {ssim.mean():.4f}  {len(psnr):6}  {num_tokens:6}  {file}", soft_wrap=True)
     psnr, ssim = (sum(column) / len(means) for column in zip(*means, strict=True))
-    table.add_row(f"mean of {len(means)}", "", "", f"{psnr:.2f} dB", f"{ssim:.4f}", style="bold")
-    out.print(table)
+    out.print(f"{psnr:9.2f}  {ssim:.4f}                  mean of {len(means)}")
     out.print(f"protocol: {PROTOCOL}; mean of the videos' means", soft_wrap=True)
     out.print(
         f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)", soft_wrap=True
