@@ -173,3 +173,14 @@ def test_block_is_a_residual(model):
         block.mlp[2].weight.zero_()
         block.mlp[2].bias.zero_()
     assert torch.equal(block.finish(x, block.qkv(x)[2]), x)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_the_model_compiles_in_one_graph(model):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = video(frames=8, height=16, width=16)
+    out, expected = compiled(x), model(x)
+    torch.testing.assert_close(out, expected)
+    tiv = model.encoder.tiv
+    got, want = (torch.autograd.grad(y.square().mean(), tiv)[0] for y in (out, expected))
+    torch.testing.assert_close(got, want)
