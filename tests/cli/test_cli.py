@@ -1,0 +1,264 @@
+"""The command line, command by command, on small files made here and a small random model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from tivtok.cli import main
+from tivtok.cli.common import load_model
+from tivtok.config import TivTokConfig
+from tivtok.model import TivTok
+from tivtok.tokens import Tokens
+from tivtok.video import VideoReader, VideoWriter
+
+CONFIG = TivTokConfig.preset("tiny").replace(
+    name="mini", width=48, heads=2, encoder_layers=1, decoder_layers=1, native_size=(32, 32)
+)
+
+
+class Files(NamedTuple):
+    model: str
+    other_model: str
+    clip: str  # 37 frames, 48x40, 30000/1001 per second
+    tokens: str
+
+
+def write_clip(path: Path, num_frames: int, height: int = 40, width: int = 48, fps: float = 30000 / 1001) -> str:
+    ramp = torch.arange(width, dtype=torch.uint8).expand(height, width)
+    with VideoWriter(path, fps, width, height) as writer:
+        for index in range(num_frames):
+            writer.write(torch.stack([ramp * 4, ramp + 3 * index, 255 - ramp], dim=2))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    for name in ("model", "other"):
+        TivTok(CONFIG).save_pretrained(folder / name)
+    clip = write_clip(folder / "clip.mp4", 37)
+    made = Files(str(folder / "model"), str(folder / "other"), clip, str(folder / "clip.tivtok"))
+    assert main(["encode", clip, made.tokens, "--model", made.model]) == 0
+    return made
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 1) -> str:
+    """Run a command that must fail with ``code``, print nothing and say why in one line; returns that line."""
+    capsys.readouterr()
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("tivtok: ") and err.count("\n") == 1, (out, err)
+    return err
+
+
+def test_encode_then_decode_gives_all_frames_back(files: Files, tmp_path: Path) -> None:
+    tokens = Tokens.load(files.tokens)
+    assert (tokens.num_frames, tokens.height, tokens.width, tokens.fps) == (37, 40, 48, 30000 / 1001)
+    assert (tokens.preset, tokens.num_tokens) == ("mini", 24 + 10 * 4)
+    assert main(["decode", files.tokens, str(tmp_path / "out.mp4"), "--model", files.model]) == 0
+    got, source = VideoReader(tmp_path / "out.mp4"), VideoReader(files.clip)
+    assert len(list(got)) == 37
+    assert (got.height, got.width, got.fps) == (source.height, source.width, source.fps)
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+@pytest.mark.parametrize("frames, count", [("10:30", 20), ("30:", 7), (":5", 5), ("36", 1)])
+def test_decode_some_frames(files: Files, tmp_path: Path, frames: str, count: int) -> None:
+    out = str(tmp_path / "out.mp4")
+    assert main(["decode", files.tokens, out, "--model", files.model, "--frames", frames, "--fps", "5"]) == 0
+    assert len(list(VideoReader(out))) == count and VideoReader(out).fps == 5
+
+
+@pytest.mark.parametrize("frames", ["30:10", "5:5", "30:38", "37", "-3:5", "a:b", ":", "", "1:2:3", "9" * 40])
+def test_decode_frames_that_are_not_there(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], frames: str
+) -> None:
+    error = fails(capsys, ["decode", files.tokens, str(tmp_path / "o.mp4"), f"--frames={frames}"])
+    assert "--frames must be A:B with 0 <= A < B <= 37" in error
+    assert os.listdir(tmp_path) == []
+
+
+def test_encode_options(files: Files, tmp_path: Path) -> None:
+    out = str(tmp_path / "a.tivtok")
+    options = ["--size", "native", "--tiv-sets", "3", "--dtype", "float32", "--device", "cpu"]
+    assert main(["encode", files.clip, out, "--model", files.model, *options]) == 0
+    tokens = Tokens.load(out)
+    assert (tokens.height, tokens.width, tokens.tiv.shape[1]) == (32, 32, 3)
+    assert not torch.equal(tokens.tv, tokens.tv.half().float())
+    assert main(["encode", files.clip, out, "--model", files.model, "--size", "20x12"]) == 0
+    assert (Tokens.load(out).height, Tokens.load(out).width) == (12, 20)
+
+
+def test_one_frame(files: Files, tmp_path: Path) -> None:
+    clip, tokens, out = write_clip(tmp_path / "one.mp4", 1, 9, 11), str(tmp_path / "a.tivtok"), str(tmp_path / "o.mp4")
+    assert main(["encode", clip, tokens, "--model", files.model]) == 0
+    assert main(["decode", tokens, out, "--model", files.model]) == 0
+    assert [frame.shape for frame in VideoReader(out)] == [(9, 11, 3)]
+
+
+def test_reconstruct(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, beside = str(tmp_path / "alone.mp4"), str(tmp_path / "beside.mp4")
+    assert main(["reconstruct", files.clip, alone, "--model", files.model]) == 0
+    assert "64 tokens, PSNR" in capsys.readouterr().out
+    assert main(["reconstruct", files.clip, beside, "--model", files.model, "--side-by-side"]) == 0
+    assert (VideoReader(alone).height, VideoReader(alone).width, len(list(VideoReader(alone)))) == (40, 48, 37)
+    assert VideoReader(beside).width > 2 * 48 and len(list(VideoReader(beside))) == 37
+
+
+def test_info_on_tokens_and_videos(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", files.tokens]) == 0
+    out = capsys.readouterr().out
+    for text in ("37 frames of 48x40", "1 set of 24 = 24", "10 frame groups of 4 = 40", "64, of 32 values", "mini"):
+        assert text in out
+    assert f"{os.path.getsize(files.tokens):,} in the file" in out
+    assert main(["info", files.clip]) == 0
+    assert "48x40" in capsys.readouterr().out
+
+
+def test_inspect(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "sheet.png")
+    assert main(["inspect", files.clip, out, "--model", files.model, "--columns", "3"]) == 0
+    with Image.open(out) as sheet:
+        assert sheet.format == "PNG" and sheet.width > 3 * 48 and sheet.height > 3 * 40
+    assert "OUT must end in .png" in fails(capsys, ["inspect", files.clip, str(tmp_path / "sheet.jpg")])
+
+
+def test_eval_takes_files_and_folders(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_clip(tmp_path / "b.mp4", 17)
+    assert main(["eval", files.clip, str(tmp_path), "--model", files.model]) == 0
+    out = capsys.readouterr().out
+    assert "clip.mp4" in out and "b.mp4" in out and "mean of 2" in out and "data range 255" in out
+    (tmp_path / "b.mp4").unlink()
+    assert "there are no videos" in fails(capsys, ["eval", str(tmp_path), "--model", files.model])
+
+
+def test_demo(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundled clip, with the small model in place of the bundled checkpoint."""
+    monkeypatch.setattr("tivtok.cli.demo.load_model", lambda name, device: load_model(files.model, device))
+    assert main(["demo", str(tmp_path / "new")]) == 0
+    out = capsys.readouterr().out
+    assert "64 frames of 32x32" in out and "1 set of 24 = 24" in out and "PSNR" in out and "SSIM" in out
+    assert sorted(os.listdir(tmp_path / "new")) == ["contact_sheet.png", "cup.tivtok", "side_by_side.mp4"]
+    assert len(list(VideoReader(tmp_path / "new" / "side_by_side.mp4"))) == 64
+
+
+def test_doctor_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    from tivtok_kernels import available_backends
+
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in (*available_backends("cpu"), "torch", "triton", "GPU", "CUDA extension"):
+        assert name in out
+
+
+def test_help_everywhere_and_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    commands = ["encode", "decode", "reconstruct", "info", "inspect", "eval", "train", "doctor", "demo"]
+    overview = capsys.readouterr().out
+    for command in commands:
+        assert command in overview
+        assert main([command, "--help"]) == 0
+        assert f"Example: tivtok {command}" in capsys.readouterr().out
+    code = "import sys; from tivtok.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_inputs_that_are_no_videos(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "o.tivtok")
+    (tmp_path / "text.mp4").write_text("hello\n" * 50)
+    (tmp_path / "empty.mp4").touch()
+    encode = ["encode", "--model", files.model]
+    assert "none.mp4 is missing" in fails(capsys, [*encode, str(tmp_path / "none.mp4"), out])
+    assert "cannot be read as a video" in fails(capsys, [*encode, str(tmp_path / "text.mp4"), out])
+    assert "cannot be read as a video" in fails(capsys, [*encode, str(tmp_path / "empty.mp4"), out])
+    assert "is not a file" in fails(capsys, [*encode, str(tmp_path), out])
+    assert "and as a video" in fails(capsys, ["info", str(tmp_path / "text.mp4")])
+    assert not os.path.exists(out)
+
+
+def test_a_truncated_video(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "cut.mp4", str(tmp_path / "o.tivtok")
+    whole = Path(files.clip).read_bytes()
+    path.write_bytes(whole[: len(whole) * 7 // 10])
+    error = fails(capsys, ["encode", str(path), out, "--model", files.model])
+    assert "truncated or damaged after" in error and not os.path.exists(out)
+    assert main(["encode", str(path), out, "--model", files.model, "--allow-truncated"]) == 0
+    assert f"after {Tokens.load(out).num_frames} readable frames" in error
+
+
+def test_tokens_that_cannot_be_decoded(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "o.mp4")
+    assert "not a token file" in fails(capsys, ["decode", files.clip, out, "--model", files.model])
+    assert "No such file" in fails(capsys, ["decode", str(tmp_path / "none"), out, "--model", files.model])
+    error = fails(capsys, ["decode", files.tokens, out, "--model", files.other_model])
+    assert "the tokens were made by model" in error and "this is model" in error
+    assert os.listdir(tmp_path) == []
+
+
+def test_models_and_options_that_do_not_work(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encode = ["encode", files.clip, str(tmp_path / "o.tivtok"), "--model", files.model]
+    assert "no checkpoint at" in fails(capsys, [*encode[:-1], str(tmp_path)])
+    assert "--device nonsense cannot be used" in fails(capsys, [*encode, "--device", "nonsense"])
+    assert "--size must be" in fails(capsys, [*encode, "--size", "0x20"])
+    assert "tiv_sets must be between 1 and the number of chunks, 3" in fails(capsys, [*encode, "--tiv-sets", "4"])
+    assert "No such option" in fails(capsys, [*encode, "--nonsense"], 2)
+    assert "Missing argument" in fails(capsys, ["encode", files.clip], 2)
+    assert "No such command" in fails(capsys, ["nonsense"], 2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_outputs_that_cannot_be_written(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encode = ["encode", "--model", files.model, files.clip]
+    assert "none does not exist" in fails(capsys, [*encode, str(tmp_path / "none" / "o.tivtok")])
+    assert "it is a folder" in fails(capsys, [*encode, str(tmp_path)])
+    assert "it is not a regular file" in fails(capsys, [*encode, "/dev/null"])
+    assert "it is the input" in fails(capsys, [*encode, files.clip])
+    decode = ["decode", "--model", files.model, files.tokens]
+    assert "cannot be written" in fails(capsys, [*decode, str(tmp_path / "o.nonsense")])
+    assert os.listdir(tmp_path) == []
+
+
+def test_train_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such file" in fails(capsys, ["train", str(tmp_path / "none.toml")])
+    (tmp_path / "bad.toml").write_text("steps = 'many'")
+    assert "bad.toml" in fails(capsys, ["train", str(tmp_path / "bad.toml")])
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["--debug", "train", str(tmp_path / "none.toml")])
+
+
+def test_ctrl_c_leaves_the_old_file(files: Files, tmp_path: Path) -> None:
+    """Interrupted while it decodes a long video: exit code 130, no traceback, no half file, the old one untouched."""
+    long, out = tmp_path / "long.tivtok", tmp_path / "o.mp4"
+    tokens = Tokens.load(files.tokens)
+    groups = 20_000
+    Tokens(
+        tokens.tiv,
+        tokens.tv[:, :1].expand(-1, groups, -1, -1),
+        torch.zeros(groups, dtype=torch.int64),
+        *(4 * groups, 40, 48, 25.0, tokens.preset, tokens.model_id),
+    ).save(long)
+    out.write_bytes(b"precious")
+    command = [sys.executable, "-m", "tivtok", "decode", str(long), str(out), "--model", files.model]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(os.listdir(tmp_path)) < 3 and process.poll() is None:  # until the temporary file is there
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert sorted(os.listdir(tmp_path)) == ["long.tivtok", "o.mp4"] and out.read_bytes() == b"precious"
