@@ -69,10 +69,15 @@ def save_checkpoint(folder: str | Path, config: TivTokConfig, weights: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        safetensors.torch.save_file(
-            {name: x.detach().cpu().contiguous() for name, x in weights.items()}, temporary, {"format": "pt"}
-        )
+    write_tensors(folder / WEIGHTS_FILE, weights, {"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """One safetensors file, complete or not at all, with the permissions that any new file gets (``save_file``'s are
+    for the owner alone)."""
+    data = safetensors.torch.save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _download(repository: str, revision: str | None) -> Path:

@@ -151,7 +151,7 @@ def test_demo(
     assert main(["demo", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
     assert "64 frames of 32x32" in out and "1 set of 24 = 24" in out and "PSNR" in out and "SSIM" in out
-    assert sorted(os.listdir(tmp_path / "new")) == ["contact_sheet.png", "cup.tivtok", "side_by_side.mp4"]
+    assert sorted(os.listdir(tmp_path / "new")) == ["bikes.tivtok", "contact_sheet.png", "side_by_side.mp4"]
     assert len(list(VideoReader(tmp_path / "new" / "side_by_side.mp4"))) == 64
 
 

@@ -11,7 +11,7 @@ from tivtok.cli.codec import known_rate, write_reconstruction
 from tivtok.cli.common import Source, encode_source, load_model, out, print_rows, token_rows
 from tivtok.cli.inspect import write_sheet
 
-CLIP = Path(__file__).parents[1] / "assets" / "cup.mp4"
+CLIP = Path(__file__).parents[1] / "assets" / "bikes.mp4"
 
 
 def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if it does not exist.")]) -> None:
@@ -24,7 +24,7 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_model("tiny", "auto")
     source = Source(CLIP, "native", tokenizer)
-    stored = folder / "cup.tivtok"
+    stored = folder / f"{CLIP.stem}.tivtok"
     encode_source(tokenizer, source, tiv_sets=1).save(stored, "float16")
     tokens = Tokens.load(stored)
     rate = known_rate(source.fps, CLIP)

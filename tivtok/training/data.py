@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tivtok.training.config import TrainConfig
-from tivtok.video import VideoReader, fit, frames_to_video
-
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg"}
+from tivtok.video import VideoReader, find_videos, fit, frames_to_video
 
 
 class ClipSampler:
@@ -79,7 +77,7 @@ def split_files(config: TrainConfig) -> tuple[list[Path], list[Path]]:
     Raises:
         ValueError: one of the two is empty.
     """
-    files = sorted(p for p in config.data.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    files = find_videos(config.data)
     held_out = [p for p in files if any(fnmatch(p.name, pattern) for pattern in config.held_out)]
     training = [p for p in files if p not in held_out]
     if not training or not held_out:

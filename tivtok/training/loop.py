@@ -7,7 +7,7 @@ import math
 import time
 from pathlib import Path
 
-import safetensors.torch
+import safetensors
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tivtok.files import replacing
 from tivtok.model import TivTok
+from tivtok.pretrained import write_tensors
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import ClipSampler, held_out_clip, load_videos, split_files
 from tivtok.training.optim import build_optimizers, schedule
@@ -116,10 +116,7 @@ class _Run:
         tensors |= {f"average.{n}": x for n, x in self.average.state_dict().items()}
         for i, optimizer in enumerate(self.optimizers):
             tensors |= {f"optimizer.{i}.{n}": x for n, x in _flat_state(optimizer).items()}
-        with replacing(path) as temporary:
-            safetensors.torch.save_file(
-                {n: x.detach().cpu().contiguous() for n, x in tensors.items()}, temporary, {"step": str(step)}
-            )
+        write_tensors(path, tensors, {"step": str(step)})
 
     def load(self, path: Path) -> int:
         """Restore what `save` wrote; the step to go on from, 0 where there is nothing yet."""
