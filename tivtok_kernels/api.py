@@ -57,12 +57,12 @@ def sif_attention(
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-        ops.check_rows(layout, *(x.flatten(0, 1) if q.ndim == 4 else x for x in (q, k)), None)
-    packed = (x.flatten(0, 1) for x in (q, k, v)) if q.ndim == 4 else (q, k, v)
+    packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else (q, k, v)
     out, lse = ops.sif_attention(
         *packed, None, None, layout.lengths, tiv_scope, _scale(scale, q), backend, deterministic
     )
-    out, lse = out.view(q.shape), lse.view(q.shape[:-1])
+    if q.ndim == 4:
+        out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
 
 
@@ -119,8 +119,6 @@ def broadcast_attention(
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
     packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
-    if not torch.compiler.is_compiling():
-        ops.check_rows(layout, packed[0], packed[1], packed[3])
     out, lse = ops.sif_attention(*packed, layout.lengths, "broadcast", _scale(scale, q), backend, deterministic)
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
@@ -155,7 +153,7 @@ def _check_tensors(**tensors: Tensor) -> None:
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x.dtype not in DTYPES:
+        if x is first and x.dtype not in DTYPES:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
         if x.dtype != first.dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {x.dtype}")

@@ -13,6 +13,7 @@ the helpers of `reference` are shared vocabulary.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 
@@ -41,6 +42,7 @@ def why_not(name: str, problem: Problem) -> str | None:
     return load(name).why_not(problem)
 
 
+@lru_cache(maxsize=1024)
 def select(name: str, problem: Problem) -> ModuleType:
     """The module that runs ``problem``: the named backend or, for "auto", the first that can.
 

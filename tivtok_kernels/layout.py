@@ -50,11 +50,15 @@ class SifLayout:
         frame_tokens: for each clip, the tokens of each of its frames (zero allowed, and so are clips without frames).
         lengths: the same as one int64 CPU tensor. ``torch.compile`` sees only this tensor, so that new lengths
             are new data and not a new program.
+        tiv_tokens, local_tokens: TIV tokens and frame tokens of all clips.
     """
 
     num_tiv: tuple[int, ...]
     frame_tokens: tuple[tuple[int, ...], ...]
     lengths: torch.Tensor = field(init=False, repr=False, compare=False)
+    tiv_tokens: int = field(init=False, repr=False, compare=False)
+    local_tokens: int = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.num_tiv) != len(self.frame_tokens):
@@ -69,7 +73,17 @@ class SifLayout:
             if any(n < 0 for n in frames):
                 raise ValueError(f"frame_tokens[{clip}] must hold lengths >= 0, got {list(frames)}")
             flat += [tiv, len(frames), *frames]
-        object.__setattr__(self, "lengths", torch.tensor(flat, dtype=torch.int64, device="cpu"))
+        known = {
+            "lengths": torch.tensor(flat, dtype=torch.int64, device="cpu"),
+            "tiv_tokens": sum(self.num_tiv),
+            "local_tokens": sum(map(sum, self.frame_tokens)),
+            "_hash": hash((self.num_tiv, self.frame_tokens)),  # looked up several times per call
+        }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def from_lengths(cls, num_tiv: Sequence[int], frame_tokens: Sequence[Sequence[int]]) -> SifLayout:
@@ -111,16 +125,6 @@ class SifLayout:
     @property
     def num_clips(self) -> int:
         return len(self.num_tiv)
-
-    @property
-    def tiv_tokens(self) -> int:
-        """TIV tokens of all clips."""
-        return sum(self.num_tiv)
-
-    @property
-    def local_tokens(self) -> int:
-        """Frame tokens of all clips."""
-        return sum(map(sum, self.frame_tokens))
 
     @property
     def total_tokens(self) -> int:

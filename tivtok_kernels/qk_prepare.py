@@ -1,0 +1,123 @@
+"""From a fused projection to the queries, keys and values of attention: split, then normalise and rotate on demand."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels import backends, ops_qk
+from tivtok_kernels.backends import BackendUnavailable
+from tivtok_kernels.problem import Problem
+from tivtok_kernels.reference import accumulation_dtype
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def prepare_qk(
+    qkv: Tensor,
+    heads: int,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    *,
+    eps: float | None = None,
+    backend: Literal["auto", "eager", "triton"] = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split qkv into heads; normalise (RMS) and then rotate those of q and k. Accumulates in float32 or better.
+
+    Args:
+        qkv: (..., rows, 3 * H * D), contiguous last dimension: what a linear layer makes of (..., rows, width). Any
+            of float16, bfloat16, float32, float64.
+        heads: H.
+        rotary: cos and sin, each (rows, D / 2); the halves of a head form the pairs. Rows that are not to be rotated
+            have cos 1 and sin 0. Constants: they get no gradient.
+        norm: the weights (D,) of q and of k, in any floating dtype.
+        eps: of the norm; by default the machine epsilon of qkv's dtype, as in torch.nn.RMSNorm.
+        backend: "eager" (plain torch), "triton" (one kernel for all of it), or "auto": triton on GPUs it supports.
+
+    Returns:
+        q, k, v, each (..., rows, H, D) in the dtype of qkv. v is a view of qkv, never copied. q and k of the kernel are
+        two contiguous tensors rather than one: the gradients that attention hands back then are what its backward
+        reads, without a copy to join them.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+        BackendUnavailable: the named backend cannot run here, with the reason.
+    """
+    _check(qkv, heads, rotary, norm, backend)
+    *leading, rows, _ = qkv.shape
+    qk, v = qkv.unflatten(-1, (3, heads, -1)).split((2, 1), dim=-3)  # one split: its gradient is one concatenation
+    v = v.squeeze(-3)
+    eps = torch.finfo(qkv.dtype).eps if eps is None else eps
+    if not _choose_triton(backend, qkv.device, qkv.dtype, v.shape[-1]):
+        return *_eager(qk, rotary, norm, eps), v
+    if rotary is None and norm is None:
+        return *qk.unbind(-3), v
+    cos, sin = (None, None) if rotary is None else (x.detach().float().contiguous() for x in rotary)
+    packed = qk.reshape(-1, *qk.shape[-3:])
+    q, k = ops_qk.qk_prepare(packed, cos, sin, *((None, None) if norm is None else norm), eps)
+    return q.view(*leading, rows, *q.shape[1:]), k.view(*leading, rows, *k.shape[1:]), v
+
+
+def _eager(
+    qk: Tensor, rotary: tuple[Tensor, Tensor] | None, norm: tuple[Tensor, Tensor] | None, eps: float
+) -> tuple[Tensor, ...]:
+    """qk (..., rows, 2, H, D) -> q, k (..., rows, H, D), rounded once, at the end."""
+    x = qk.to(accumulation_dtype(qk.dtype))
+    if norm is not None:
+        weights = torch.stack([weight.to(x.dtype) for weight in norm])[:, None]  # (2, 1, D)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weights
+    if rotary is not None:
+        cos, sin = (table.detach()[:, None, None].to(x.dtype) for table in rotary)  # (rows, 1, 1, D / 2)
+        a, b = x.chunk(2, dim=-1)
+        x = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return x.to(qk.dtype).unbind(-3)
+
+
+@torch.compiler.assume_constant_result
+def _choose_triton(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    if backend == "eager" or (backend == "auto" and device.type == "cpu"):  # there triton is an interpreter
+        return False
+    reason = backends.why_not("triton", Problem(device, dtype, head_dim))
+    if backend == "triton" and reason is not None:
+        raise BackendUnavailable(f'backend "triton" cannot run this call: {reason}')
+    return reason is None
+
+
+def _check(
+    qkv: Tensor,
+    heads: int,
+    rotary: tuple[Tensor, Tensor] | None,
+    norm: tuple[Tensor, Tensor] | None,
+    backend: str,
+) -> None:
+    if backend not in ("auto", "eager", "triton"):
+        raise ValueError(f'backend must be "auto", "eager" or "triton", got {backend!r}')
+    if not isinstance(qkv, Tensor):
+        raise TypeError(f"qkv must be a torch.Tensor, got {type(qkv).__name__}")
+    if qkv.dtype not in DTYPES:
+        raise TypeError(f"qkv must be float16, bfloat16, float32 or float64, got {qkv.dtype}")
+    if qkv.ndim < 2:
+        raise ValueError(f"qkv must have at least 2 dimensions (rows, 3 * H * D), got shape {tuple(qkv.shape)}")
+    if qkv.stride(-1) != 1 and qkv.shape[-1] > 1:
+        raise ValueError(f"qkv must have a contiguous last dimension, got strides {qkv.stride()}")
+    if heads < 1 or qkv.shape[-1] == 0 or qkv.shape[-1] % (3 * heads):
+        raise ValueError(
+            f"the last dimension of qkv must be 3 * heads * head_dim, got {qkv.shape[-1]} and heads={heads}"
+        )
+    head_dim = qkv.shape[-1] // (3 * heads)
+    if rotary is not None and head_dim % 2:
+        raise ValueError(f"rotary needs an even head_dim, got {head_dim}")
+    tables = () if rotary is None else zip(("cos", "sin"), rotary, strict=True)
+    weights = () if norm is None else zip(("q", "k"), norm, strict=True)
+    for name, x, shape in [
+        *((f"rotary {name}", x, (qkv.shape[-2], head_dim // 2)) for name, x in tables),
+        *((f"norm weight of {name}", x, (head_dim,)) for name, x in weights),
+    ]:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name} must be a floating torch.Tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
+        if x.device != qkv.device:
+            raise ValueError(f"{name} must be on the device of qkv, {qkv.device}, got {x.device}")
