@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from tivtok.blocks import init_weights
 from tivtok.config import TivTokConfig
-from tivtok.decoder import DECODERS
+from tivtok.decoder import DECODERS, Prepared
 from tivtok.encoder import Encoder
 from tivtok.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.pretrained import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
@@ -74,7 +75,7 @@ class TivTok(nn.Module):
         """Reconstruct (B, 3, F, H, W) through one TIV set, differentiably: what training minimises the error of."""
         tiv, tv = self.encode_chunks(video)
         tiv = tiv.mean(dim=1, keepdim=True)
-        return self._decode(tiv, tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
+        return self.decode_groups(self.prepare(tiv), tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(self, video: Tensor, tiv_sets: int = 1, fps: float | None = None) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).
@@ -122,48 +123,70 @@ class TivTok(nn.Module):
             tvs.append(tv)
         return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
 
-    def decode(self, tokens: Tokens, frames: slice | None = None) -> Tensor:
+    def decode(self, tokens: Tokens, frames: slice | Sequence[int] | None = None) -> Tensor:
         """The video of ``tokens``, (B, 3, F, H, W), or ``frames`` of it; only the frame groups asked for are computed.
 
         Args:
-            frames: a slice of the video's frames, as it would index ``decode(tokens)[:, :, frames]``.
+            frames: a slice of the video's frames, or their numbers in any order, as they would index
+                ``decode(tokens)[:, :, frames]``.
 
         Raises:
             TokensError: another model made the tokens.
+            IndexError: a frame is not there.
         """
-        self._check_ours(tokens)
+        self.check_ours(tokens)
         per_group = self.config.frames_per_group
-        wanted = torch.arange(tokens.num_frames)[frames if frames is not None else slice(None)]
+        frames = slice(None) if frames is None else frames
+        wanted = torch.arange(tokens.num_frames)[frames if isinstance(frames, slice) else list(frames)]
         if not len(wanted):
             return tokens.tv.new_empty(tokens.tv.shape[0], 3, 0, tokens.height, tokens.width)
         groups, where = (wanted // per_group).unique(return_inverse=True)
 
-        tiv_index = tokens.tiv_index.cpu()[groups]
-        order = tiv_index.argsort(stable=True)
-        frames_of_set = tiv_index.bincount(minlength=tokens.tiv.shape[1]).tolist()
+        sets, set_of_group = tokens.sets_of(groups).unique(return_inverse=True)
+        order = set_of_group.argsort(stable=True)
+        prepared = self.prepare(tokens.tiv[:, sets.to(tokens.tiv.device)])
         tv = tokens.tv[:, groups[order].to(tokens.tv.device)]
-        video = self._decode(tokens.tiv, tv, frames_of_set, tokens.height, tokens.width)
+        video = self.decode_groups(prepared, tv, set_of_group.bincount().tolist(), tokens.height, tokens.width)
 
         place_of_group = order.argsort()
         return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
 
-    def _encode_batch(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        tiv, tv = self.encoder(video)
-        return self.quantizer(tiv), self.quantizer(tv)
+    def prepare(self, tiv: Tensor) -> Prepared:
+        """What `decode_groups` needs of the TIV sets (B, S, N_TIV, D): computed once, used for any number of calls."""
+        return self.decoder.prepare(tiv.to(self._like).flatten(0, 1))
 
-    def _decode(self, tiv: Tensor, tv: Tensor, frames_of_set: list[int], height: int, width: int) -> Tensor:
-        """All frames of the groups in ``tv`` (B, T, N_TV, D), which come in the order of their TIV sets."""
+    def decode_groups(
+        self, prepared: Prepared, tv: Tensor, groups_of_set: list[int], height: int, width: int
+    ) -> Tensor:
+        """All frames of the groups in ``tv`` (B, T, N_TV, D), which come in the order of their TIV sets.
+
+        Args:
+            prepared: of all S sets, by `prepare`.
+            groups_of_set: how many of the T groups use each of them.
+
+        Returns:
+            (B, 3, T * frames per group, height, width).
+        """
         grid = patch_grid(tv.shape[1] * self.config.frames_per_group, height, width, self.config.patch)
-        prepared = self.decoder.prepare(tiv.flatten(0, 1))
-        patches = self.decoder.groups(prepared, tv, frames_of_set, *grid[1:])
+        patches = self.decoder.groups(prepared, tv.to(self._like), groups_of_set, *grid[1:])
         return unpatchify(patches, grid, self.config.patch)[..., :height, :width]
 
-    def _check_ours(self, tokens: Tokens) -> None:
+    def check_ours(self, tokens: Tokens) -> None:
+        """Raises TokensError: another model made the tokens."""
         if tokens.model_id != self.model_id:
             raise TokensError(
                 f"the tokens were made by model {tokens.model_id} ({tokens.preset}), "
                 f"this is model {self.model_id} ({self.config.name})"
             )
+
+    @property
+    def _like(self) -> Tensor:
+        """A weight, for its device and dtype."""
+        return self.decoder.patch_query
+
+    def _encode_batch(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        tiv, tv = self.encoder(video)
+        return self.quantizer(tiv), self.quantizer(tv)
 
 
 def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:

@@ -1,84 +1,148 @@
-"""Videos of any length through a TivTok model: frames go in and come out a chunk at a time, as uint8 (f, H, W, 3)."""
+"""Videos of any length through a TivTok model in constant memory: frames go in and come out as uint8 (f, H, W, 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tivtok.model import TivTok, merge_tiv, share_tiv_sets
+from tivtok.model import TivTok
+from tivtok.tiv_sets import TivRuns
+from tivtok.token_format import check_finite
+from tivtok.token_writer import TokenWriter
 from tivtok.tokens import Tokens, TokensError
 from tivtok.video import frames_to_video, video_to_frames
 
+KEPT_SETS = 8  # TIV sets whose keys and values a decoder holds on to
 
-@torch.no_grad()
+
 def encode_stream(model: TivTok, chunks: Iterable[Tensor], tiv_sets: int = 1, fps: float | None = None) -> Tokens:
     """The tokens that ``model.encode`` gives for the whole video, holding one chunk of it at a time (Alg. 1).
+
+    Args, Raises: as `encode_to_file`.
+
+    Returns:
+        float32 Tokens mapped from a temporary file that is gone when they are: they take no memory of their own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stream.tivtok"
+        encode_to_file(model, chunks, path, tiv_sets, fps)
+        return Tokens.open(path)
+
+
+@torch.no_grad()
+def encode_to_file(
+    model: TivTok,
+    chunks: Iterable[Tensor],
+    path: str | os.PathLike[str],
+    tiv_sets: int = 1,
+    fps: float | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Encode a video chunk by chunk, appending to a token file as it goes (see `TokenWriter`).
 
     Args:
         chunks: uint8 (f, H, W, 3) on the CPU, each of ``model.config.chunk_frames`` frames, the last may be shorter.
         tiv_sets, fps: as in ``TivTok.encode``.
-
-    Returns:
-        Tokens on the CPU.
+        dtype: that tokens are stored in, as in ``Tokens.save``.
 
     Raises:
         ValueError: there are no chunks, a chunk before the last is shorter or longer, or ``tiv_sets`` does not fit.
+        OSError, TokensError: the file cannot be written, or not with these tokens.
     """
-    chunk_frames = model.config.chunk_frames
-    tivs: list[Tensor] = []
-    tvs: list[Tensor] = []
     num_frames, height, width = 0, 0, 0
+    with TokenWriter.create(path, dtype) as out:
+        runs = TivRuns(tiv_sets, out.add_tiv)
+        for chunk in _checked(chunks, model.config.chunk_frames):
+            video = frames_to_video(chunk.to(_device(model)))[None]
+            tiv, tv = model.encode_chunks(video)
+            out.add_tv(tv[0])
+            runs.add(tiv[0, 0].cpu(), tv.shape[1])
+            num_frames += len(chunk)
+            height, width = chunk.shape[1:3]
+        out.close(
+            runs.close(),
+            {
+                "num_frames": num_frames,
+                "height": height,
+                "width": width,
+                "fps": fps,
+                "preset": model.config.name,
+                "model_id": model.model_id,
+            },
+        )
+
+
+@torch.no_grad()
+def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = None) -> Iterator[Tensor]:
+    """Frames of a video as uint8 (f, H, W, 3) on the CPU, in runs that lie within one chunk and use one TIV set.
+
+    Of ``tokens`` (mapped from a file by ``Tokens.open``, say) only what these frames need is read and computed: the
+    keys and values of a TIV set once, as long as no more than `KEPT_SETS` others come in between, and then each frame
+    group in its run.
+
+    Args:
+        frames: the numbers of the frames wanted, in any order; all of them by default.
+
+    Raises:
+        TokensError: the tokens are of several videos, another model made them, or they are damaged.
+        IndexError: a frame is not there.
+    """
+    if tokens.tiv.shape[0] != 1:
+        raise TokensError(f"the tokens must be of one video, got a batch of {tokens.tiv.shape[0]}")
+    model.check_ours(tokens)
+
+    @lru_cache(maxsize=KEPT_SETS)
+    def prepared(tiv_set: int) -> list[tuple[Tensor, ...]]:
+        tiv = tokens.tiv[:, tiv_set : tiv_set + 1]
+        check_finite("tiv", tiv, f"in set {tiv_set}")
+        return model.prepare(tiv)
+
+    per_group = model.config.frames_per_group
+    for tiv_set, run in _runs(model, tokens, range(tokens.num_frames) if frames is None else frames):
+        groups, where = (run // per_group).unique(return_inverse=True)
+        tv = tokens.tv[:, groups.to(tokens.tv.device)]
+        check_finite("tv", tv, f"in frame groups {groups[0]} to {groups[-1]}")
+        video = model.decode_groups(prepared(tiv_set), tv, [len(groups)], tokens.height, tokens.width)[0]
+        yield video_to_frames(video[:, (where * per_group + run % per_group).to(video.device)]).cpu()
+
+
+def _checked(chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:
+    num_frames = 0
     for chunk in chunks:
         if num_frames % chunk_frames or not 1 <= len(chunk) <= chunk_frames:
             raise ValueError(
                 f"every chunk but the last must hold {chunk_frames} frames, got one of {len(chunk)} "
                 f"after {num_frames} frames"
             )
-        video = frames_to_video(chunk.to(_device(model)))[None]
-        tiv, tv = model.encode_chunks(video)
-        tivs.append(tiv.cpu())
-        tvs.append(tv.cpu())
         num_frames += len(chunk)
-        height, width = chunk.shape[1:3]
-    if not tivs:
+        yield chunk
+    if not num_frames:
         raise ValueError("there are no frames to encode")
-    set_of_chunk = share_tiv_sets(len(tivs), tiv_sets)
-    tv = torch.cat(tvs, dim=1)
-    return Tokens(
-        tiv=merge_tiv(torch.cat(tivs, dim=1), set_of_chunk),
-        tv=tv,
-        tiv_index=set_of_chunk.repeat_interleave(model.config.groups_per_chunk)[: tv.shape[1]],
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        fps=fps,
-        preset=model.config.name,
-        model_id=model.model_id,
-    )
 
 
-@torch.no_grad()
-def decode_stream(model: TivTok, tokens: Tokens, frames: range | None = None) -> Iterator[Tensor]:
-    """The frames of ``tokens`` (or the run ``frames`` of them) as uint8 (f, H, W, 3) on the CPU, a chunk at a time.
-
-    Raises:
-        TokensError: the tokens are of several videos, or another model made them.
-        ValueError: ``frames`` reaches outside the video.
-    """
-    if tokens.tiv.shape[0] != 1:
-        raise TokensError(f"the tokens must be of one video, got a batch of {tokens.tiv.shape[0]}")
-    frames = range(tokens.num_frames) if frames is None else frames
-    if frames.step != 1 or not 0 <= frames.start <= frames.stop <= tokens.num_frames:
-        raise ValueError(f"frames must be a run within 0..{tokens.num_frames}, got {frames}")
-    tokens = tokens.to(_device(model))
-    chunk_frames = model.config.chunk_frames
-    start = frames.start
-    while start < frames.stop:
-        stop = min(frames.stop, (start // chunk_frames + 1) * chunk_frames)
-        yield video_to_frames(model.decode(tokens, slice(start, stop))[0]).cpu()
-        start = stop
+def _runs(model: TivTok, tokens: Tokens, frames: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """(TIV set, frame numbers): consecutive entries of ``frames`` of one chunk and one set, at most a chunk of them."""
+    run: list[int] = []
+    last = (-1, -1)
+    for frame in frames:
+        if not 0 <= frame < tokens.num_frames:
+            raise IndexError(f"frames must be within 0..{tokens.num_frames - 1}, got {frame}")
+        group = torch.tensor([frame // model.config.frames_per_group])
+        here = (int(tokens.sets_of(group)), frame // model.config.chunk_frames)
+        if run and (here != last or len(run) == model.config.chunk_frames):
+            yield last[0], torch.tensor(run)
+            run = []
+        run.append(frame)
+        last = here
+    if run:
+        yield last[0], torch.tensor(run)
 
 
 def _device(model: TivTok) -> torch.device:

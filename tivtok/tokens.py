@@ -5,26 +5,21 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from tivtok.files import replacing
+from tivtok.token_format import TokensError, check_finite, map_file, metadata_from, to_stored
 
-FORMAT = "tivtok.tokens"
-FORMAT_VERSION = 1
-STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+__all__ = ["Tokens", "TokensError"]
 
 # What a file may claim, so that a hostile one cannot make decoding allocate without bound.
 MAX_SIDE = 16_384
 MAX_FRAMES_PER_GROUP = 64
 MAX_FPS = 100_000
-
-
-class TokensError(ValueError):
-    """Tokens, or a token file, that cannot be used; the message says what came and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +52,7 @@ class Tokens:
     def __post_init__(self) -> None:
         _check_tensors(self.tiv, self.tv, self.tiv_index)
         groups = self.tv.shape[1]
-        if not groups <= self.num_frames <= groups * MAX_FRAMES_PER_GROUP:
-            raise TokensError(
-                f"num_frames must be between {groups} and {groups * MAX_FRAMES_PER_GROUP} for {groups} frame groups, "
-                f"got {self.num_frames}"
-            )
-        for name in ("height", "width"):
-            if not 1 <= getattr(self, name) <= MAX_SIDE:
-                raise TokensError(f"{name} must be between 1 and {MAX_SIDE}, got {getattr(self, name)}")
-        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
-            raise TokensError(f"fps must be None, or above 0 and at most {MAX_FPS}, got {self.fps}")
-        for name in ("preset", "model_id"):
-            text = getattr(self, name)
-            if not (0 < len(text) <= 100 and text.isprintable()):
-                raise TokensError(f"{name} must be 1 to 100 printable characters, got {text[:100]!r}")
+        check_fields(groups, self.num_frames, self.height, self.width, self.fps, self.preset, self.model_id)
 
     @property
     def num_tokens(self) -> int:
@@ -106,51 +88,81 @@ class Tokens:
             TokensError: a value is not finite, or beyond the range of ``dtype``.
             OSError: the file cannot be written.
         """
-        if dtype not in STORED_DTYPES:
-            raise TokensError(f"dtype must be one of {tuple(STORED_DTYPES)}, got {dtype!r}")
-        tensors = {"tiv": self.tiv, "tv": self.tv}
-        tensors = {name: x.detach().cpu().to(STORED_DTYPES[dtype]).contiguous() for name, x in tensors.items()}
-        _check_finite(tensors, f"as {dtype}")
+        tensors = {name: to_stored(name, getattr(self, name), dtype) for name in ("tiv", "tv")}
         tensors["tiv_index"] = self.tiv_index.cpu().contiguous()
-        metadata = {
-            "format": FORMAT,
-            "version": str(FORMAT_VERSION),
-            "num_frames": str(self.num_frames),
-            "height": str(self.height),
-            "width": str(self.width),
-            "fps": "" if self.fps is None else repr(float(self.fps)),
-            "preset": self.preset,
-            "model_id": self.model_id,
-        }
         with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata_from(vars(self))))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Tokens:
-        """Read and check a file written by `save`. The tokens are float32, whatever the file stores.
+    def open(cls, path: str | os.PathLike[str]) -> Tokens:
+        """A file written by `save` or `TokenWriter`, mapped: only the parts of it that are used are ever read.
 
-        Shapes and metadata are checked before any tensor is read, and nothing in the file is executed.
+        ``tiv`` and ``tv`` have the dtype they are stored in. Shapes and metadata are checked here, indices and values
+        when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
 
         Raises:
             OSError: the file cannot be read.
             TokensError: it is not a token file, one of another version, or damaged.
         """
-        with open(path, "rb"):  # the plain OSError, before safetensors wraps it in one of its own
-            pass
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = _read_metadata(file.metadata() or {})
-                _check_stored(file)
-                tensors = {name: file.get_tensor(name) for name in ("tiv", "tv", "tiv_index")}
-            tiv_index = tensors.pop("tiv_index")
-            _check_finite(tensors, "in the file")
-            tokens = cls(tensors["tiv"].float(), tensors["tv"].float(), tiv_index, **metadata)
-            _check_index(tokens)
-        except safetensors.SafetensorError as error:
-            raise TokensError(f"{path} is not a token file, or is damaged: {error}") from None
+            tensors, fields = map_file(path)
+            return cls(**tensors, **fields)
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
-        return tokens
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokens:
+        """Read and check all of a file. The tokens are float32, whatever the file stores.
+
+        Raises:
+            OSError, TokensError: as in `open`; also where a value is not finite or an index is out of range.
+        """
+        mapped = cls.open(path)
+        try:
+            for name in ("tiv", "tv"):
+                check_finite(name, getattr(mapped, name), "in the file")
+            sets = mapped.sets_of(torch.arange(mapped.tv.shape[1]))
+        except TokensError as error:
+            raise TokensError(f"{path}: {error}") from None
+        tiv, tv = (x.to(torch.float32, copy=True) for x in (mapped.tiv, mapped.tv))
+        return replace(mapped, tiv=tiv, tv=tv, tiv_index=sets)
+
+    def sets_of(self, groups: Tensor) -> Tensor:
+        """The TIV set of each of the frame groups (n,), as int64 (n,) on the CPU.
+
+        Raises:
+            TokensError: an index is out of range. (``__post_init__`` does not check: it would wait for a GPU.)
+        """
+        index = self.tiv_index[groups.to(self.tiv_index.device)].cpu()
+        sets = self.tiv.shape[1]
+        if len(index) and not (0 <= index.min() and index.max() < sets):
+            raise TokensError(
+                f"tiv_index must be within 0..{sets - 1} for {sets} TIV sets, got {index.min()}..{index.max()}"
+            )
+        return index
+
+
+def check_fields(
+    groups: int, num_frames: int, height: int, width: int, fps: float | None, preset: str, model_id: str
+) -> None:
+    """The scalar fields of `Tokens` of ``groups`` frame groups.
+
+    Raises:
+        TokensError: one of them cannot be.
+    """
+    if not groups <= num_frames <= groups * MAX_FRAMES_PER_GROUP:
+        raise TokensError(
+            f"num_frames must be between {groups} and {groups * MAX_FRAMES_PER_GROUP} for {groups} frame groups, "
+            f"got {num_frames}"
+        )
+    for name, side in (("height", height), ("width", width)):
+        if not 1 <= side <= MAX_SIDE:
+            raise TokensError(f"{name} must be between 1 and {MAX_SIDE}, got {side}")
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise TokensError(f"fps must be None, or above 0 and at most {MAX_FPS}, got {fps}")
+    for name, text in (("preset", preset), ("model_id", model_id)):
+        if not (0 < len(text) <= 100 and text.isprintable()):
+            raise TokensError(f"{name} must be 1 to 100 printable characters, got {text[:100]!r}")
 
 
 def _check_tensors(tiv: Tensor, tv: Tensor, tiv_index: Tensor) -> None:
@@ -168,46 +180,3 @@ def _check_tensors(tiv: Tensor, tv: Tensor, tiv_index: Tensor) -> None:
             f"tiv_index must be int64 of shape ({tv.shape[1]},), one TIV set per frame group, "
             f"got {tiv_index.dtype} {tuple(tiv_index.shape)}"
         )
-
-
-def _check_finite(tensors: dict[str, Tensor], where: str) -> None:
-    for name, x in tensors.items():
-        if not x.isfinite().all():
-            raise TokensError(f"{name} holds values that are not finite {where}")
-
-
-def _check_index(tokens: Tokens) -> None:
-    """Not part of ``__post_init__``: on a GPU it would wait for the device."""
-    low, high = (int(x) for x in tokens.tiv_index.aminmax())
-    sets = tokens.tiv.shape[1]
-    if low < 0 or high >= sets:
-        raise TokensError(f"tiv_index must be within 0..{sets - 1} for {sets} TIV sets, got {low}..{high}")
-
-
-def _read_metadata(metadata: dict[str, str]) -> dict[str, Any]:
-    """The scalar fields of `Tokens` from a file's string metadata."""
-    if metadata.get("format") != FORMAT:
-        raise TokensError(f'not a token file: its metadata must say format "{FORMAT}"')
-    if metadata.get("version") != str(FORMAT_VERSION):
-        raise TokensError(f"version {metadata.get('version')!r} of the format, this program reads {FORMAT_VERSION}")
-    kinds = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}
-    missing = kinds.keys() - metadata.keys()
-    if missing:
-        raise TokensError(f"its metadata lacks {', '.join(sorted(missing))}")
-    fields: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        try:
-            fields[name] = None if name == "fps" and not metadata[name] else kind(metadata[name])
-        except ValueError:
-            raise TokensError(f"its metadata says {name} = {metadata[name][:100]!r}") from None
-    return fields
-
-
-def _check_stored(file: safetensors.safe_open) -> None:
-    names = sorted(file.keys())
-    if names != ["tiv", "tiv_index", "tv"]:
-        raise TokensError(f"it must hold the tensors tiv, tiv_index, tv, got {names[:10]}")
-    for name, dtypes in {"tiv": ("F32", "F16"), "tv": ("F32", "F16"), "tiv_index": ("I64",)}.items():
-        dtype = file.get_slice(name).get_dtype()
-        if dtype not in dtypes:
-            raise TokensError(f"{name} must be stored as {' or '.join(dtypes)}, got {dtype}")

@@ -2,10 +2,11 @@
 
 What comes back, by rule:
 - Every stored frame once, in the order shown. Frames of variable duration become evenly spaced at the average rate.
-- Rotation from the file's display matrix is applied (in quarter turns). Pixels count as square, audio is left out.
+- Rotation from the file's display matrix is applied (in quarter turns). Pixels count as square.
 - A file that ends early, or is damaged, gives all frames up to there and then an error that says how many there were.
 - Written: H.264, BT.709 colours; even sizes as yuv420p, which plays everywhere, odd sizes as yuv444p, since yuv420p has
-  no odd sizes and no pixel is to be lost.
+  no odd sizes and no pixel is to be lost. Sound is left out unless asked for, then copied as it is from the first
+  audio track of a file, up to the end of the pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from tivtok.audio import AudioCopy, AudioError
 from tivtok.files import replacing
 
 # Matroska states how long a track is, and a file cut between two packets reads like a shorter one without this.
@@ -131,13 +133,21 @@ class VideoWriter:
         fps: frames per second.
         width, height: of the frames to come.
         crf: x264's constant rate factor, lower is better and larger; 18 is visually close to lossless.
+        audio_from: a file whose sound goes with the pictures.
 
     Raises:
         VideoError: the file cannot be written, or no frame was.
+        AudioError: there is no sound in ``audio_from``.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], fps: float | Fraction, width: int, height: int, crf: int = 18
+        self,
+        path: str | os.PathLike[str],
+        fps: float | Fraction,
+        width: int,
+        height: int,
+        crf: int = 18,
+        audio_from: str | os.PathLike[str] | None = None,
     ) -> None:
         self.path = Path(path)
         if not MIN_FPS <= fps <= MAX_FPS:
@@ -146,6 +156,7 @@ class VideoWriter:
         self.width = width
         self.height = height
         self.crf = crf
+        self.audio_from = audio_from
 
     def __enter__(self) -> VideoWriter:
         with ExitStack() as cleanup:
@@ -155,7 +166,12 @@ class VideoWriter:
                 self._container: OutputContainer = av.open(str(temporary), "w", options=options)
                 cleanup.callback(self._close)
                 self._stream = self._add_stream()
-            except (OSError, ValueError) as error:  # ValueError: no such container, or not for H.264
+                self._audio = None
+                if self.audio_from is not None:
+                    self._audio = cleanup.enter_context(AudioCopy(self.audio_from, self._container))
+            except AudioError:
+                raise
+            except (OSError, ValueError) as error:  # ValueError: no such container, or not for these codecs
                 raise VideoError(f"{self.path} cannot be written: {_reason(error)}") from None
             self._cleanup = cleanup.pop_all()
         self._written = 0
@@ -175,6 +191,8 @@ class VideoWriter:
             )
             self._mux(frame)
             self._written += 1
+            if self._audio is not None:
+                self._audio.copy_until(float(self._written / self.fps))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

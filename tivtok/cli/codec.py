@@ -57,18 +57,27 @@ def encode(
 
     Example: tivtok encode clip.mp4 clip.tivtok --size native
     """
+    from tivtok.streaming import encode_to_file
+    from tivtok.tokens import Tokens
+
     check_output(tokens_file, video)
     tokenizer = load_model(model, device)
-    tokens = encode_source(tokenizer, Source(video, size, tokenizer, allow_truncated), tiv_sets)
-    tokens.save(tokens_file, dtype.value)
-    print_rows({"wrote": str(tokens_file)} | token_rows(tokens, tokens_file.stat().st_size))
+    source = Source(video, size, tokenizer, allow_truncated)
+    encode_to_file(tokenizer, source.chunks("encoding"), tokens_file, tiv_sets, source.fps, dtype.value)
+    print_rows({"wrote": str(tokens_file)} | token_rows(Tokens.open(tokens_file), tokens_file.stat().st_size))
 
 
 def decode(
     tokens_file: Annotated[Path, typer.Argument(metavar="IN", help="A token file.")],
     video: VideoOut,
-    frames: Annotated[str | None, typer.Option(help="Only frames A to B - 1, as A:B; no others are computed.")] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(help="Only these, as A:B (A to B - 1), N, or several with commas, in any order; reads no others."),
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second, instead of those of the source.")] = None,
+    audio_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Copy the sound of this file (the original), of whole videos.")
+    ] = None,
     model: ModelOption = "tiny",
     device: DeviceOption = "auto",
 ) -> None:
@@ -81,11 +90,13 @@ def decode(
     from tivtok.video import VideoWriter
 
     check_output(video, tokens_file)
-    tokens = Tokens.load(tokens_file)
+    if audio_from is not None and (frames is not None or fps is not None):
+        raise CommandError("--audio-from goes with whole videos at their own rate, not with --frames or --fps")
+    tokens = Tokens.open(tokens_file)
     wanted = range(tokens.num_frames) if frames is None else parse_frames(frames, tokens.num_frames)
     rate = known_rate(tokens.fps if fps is None else fps, tokens_file)
     chunks = decode_stream(load_model(model, device), tokens, wanted)
-    with VideoWriter(video, rate, tokens.width, tokens.height) as writer:
+    with VideoWriter(video, rate, tokens.width, tokens.height, audio_from=audio_from) as writer:
         for chunk in track(chunks, "decoding", len(wanted)):
             writer.write(chunk)
     out.print(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}", soft_wrap=True)
@@ -95,6 +106,7 @@ def reconstruct(
     video: VideoIn,
     result: VideoOut,
     beside: Annotated[bool, typer.Option("--side-by-side", help="Write original and reconstruction together.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="Copy the sound of the original.")] = False,
     model: ModelOption = "tiny",
     size: SizeOption = "source",
     tiv_sets: TivSetsOption = 1,
@@ -110,14 +122,14 @@ def reconstruct(
     source = Source(video, size, tokenizer, allow_truncated)
     rate = known_rate(source.fps, video)
     tokens = encode_source(tokenizer, source, tiv_sets)
-    scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside)
+    scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
     out.print(f"wrote {result}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
 
 
 def write_reconstruction(
-    tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool
+    tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool, audio: bool
 ) -> str:
-    """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small).
+    """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small), with its ``audio`` or not.
 
     Returns:
         The scores, as a line of text.
@@ -136,7 +148,7 @@ def write_reconstruction(
     nothing = torch.empty(0, source.height, source.width, 3, dtype=torch.uint8)
     height, width = picture(nothing, nothing).shape[1:3]
     psnrs, ssims = [], []
-    with VideoWriter(result, fps, width, height) as writer:
+    with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
         for original, reconstruction in compare(tokenizer, tokens, source):
             writer.write(picture(original, reconstruction))
             psnrs.append(psnr(reconstruction, original))

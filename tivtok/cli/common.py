@@ -164,27 +164,19 @@ def score_text(psnr: Tensor, ssim: Tensor) -> str:
     return f"PSNR {psnr.mean():.2f} dB, SSIM {ssim.mean():.4f} (mean of {len(psnr)} frames)"
 
 
-def parse_frames(text: str, num_frames: int) -> range:
-    """ "A:B", "A:", ":B" or "A" -> the frames meant.
+def parse_frames(text: str, num_frames: int) -> list[int]:
+    """ "A:B", "A:", ":B" or "A", or several of them with commas -> the frames meant, in the order given.
 
     Raises:
         CommandError: it is none of these, or not a part of 0..num_frames.
     """
-    match = re.fullmatch(r"(\d{0,9})(:?)(\d{0,9})", text)
-    if match and text not in ("", ":"):
-        first, colon, last = match.groups()
+    frames: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{0,9})(:?)(\d{0,9})", part)
+        first, colon, last = match.groups() if match and part not in ("", ":") else ("", "", "")
         start = int(first or 0)
         stop = (int(last) if last else num_frames) if colon else start + 1
-        if start < stop <= num_frames:
-            return range(start, stop)
-    raise CommandError(f'--frames must be A:B with 0 <= A < B <= {num_frames}, got "{text}"')
-
-
-def _parse_size(text: str, source: tuple[int, int], native: tuple[int, int]) -> tuple[int, int]:
-    """--size -> (height, width)."""
-    if text in ("source", "native"):
-        return source if text == "source" else native
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
-        raise CommandError(f'--size must be "source", "native" or WIDTHxHEIGHT such as 256x192, got "{text}"')
-    return int(match[2]), int(match[1])
+        if not (first or colon) or not start < stop <= num_frames:
+            raise CommandError(f'--frames must be A:B (or several) with 0 <= A < B <= {num_frames}, got "{text}"')
+        frames += range(start, stop)
+    return frames

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tivtok.cli.codec import known_rate, write_reconstruction
-from tivtok.cli.common import Source, encode_source, load_model, out, print_rows, token_rows
+from tivtok.cli.common import Source, load_model, out, print_rows, token_rows
 from tivtok.cli.inspect import write_sheet
 
 CLIP = Path(__file__).parents[1] / "assets" / "bikes.mp4"
@@ -19,16 +19,17 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
 
     Example: tivtok demo demo/
     """
+    from tivtok.streaming import encode_to_file
     from tivtok.tokens import Tokens
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_model("tiny", "auto")
     source = Source(CLIP, "native", tokenizer)
     stored = folder / f"{CLIP.stem}.tivtok"
-    encode_source(tokenizer, source, tiv_sets=1).save(stored, "float16")
-    tokens = Tokens.load(stored)
+    encode_to_file(tokenizer, source.chunks("encoding"), stored, fps=source.fps, dtype="float16")
+    tokens = Tokens.open(stored)
     rate = known_rate(source.fps, CLIP)
-    scores = write_reconstruction(tokenizer, tokens, source, folder / "side_by_side.mp4", rate, beside=True)
+    scores = write_reconstruction(tokenizer, tokens, source, folder / "side_by_side.mp4", rate, True, False)
     write_sheet(tokenizer, tokens, source, folder / "contact_sheet.png", columns=8)
     print_rows(token_rows(tokens, stored.stat().st_size) | {"quality": scores}, f"Token budget of {CLIP.name}")
     out.print(f"\nwrote {stored}, {folder / 'side_by_side.mp4'}, {folder / 'contact_sheet.png'}", soft_wrap=True)

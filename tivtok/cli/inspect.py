@@ -42,7 +42,7 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="A token file
     from tivtok.tokens import Tokens, TokensError
 
     try:
-        rows = token_rows(Tokens.load(file), file.stat().st_size)
+        rows = token_rows(Tokens.open(file), file.stat().st_size)
     except TokensError as error:
         if file.suffix == ".tivtok":
             raise
@@ -84,7 +84,7 @@ def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path
 
     shown = torch.linspace(0, tokens.num_frames - 1, min(columns, tokens.num_frames)).round().int().tolist()
     original = _pick(source, shown)
-    reconstruction = torch.cat([next(decode_stream(tokenizer, tokens, range(i, i + 1))) for i in shown])
+    reconstruction = torch.cat(list(decode_stream(tokenizer, tokens, shown)))
     scores = score_text(psnr(reconstruction, original), ssim(reconstruction, original))
     rows = {
         "original": original,
