@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,46 +13,6 @@ from tivtok.training.baseline import best_resampling
 from tivtok.training.data import ClipSampler, load_videos, split_files
 from tivtok.training.loop import TrainingError
 from tivtok.training.optim import Muon, orthogonalize, schedule
-from tivtok.video import VideoWriter
-
-MODEL = TivTokConfig(
-    name="minimal",
-    num_tiv=4,
-    num_tv=2,
-    latent_dim=8,
-    width=32,
-    heads=2,
-    encoder_layers=1,
-    decoder_layers=1,
-    groups_per_chunk=2,
-    native_size=(16, 16),
-)
-
-
-@pytest.fixture
-def config(tmp_path) -> TrainConfig:
-    """Moving gradients in three files, one of them held out."""
-    data = tmp_path / "clips"
-    data.mkdir()
-    y, x = np.mgrid[:24, :32]
-    for i, name in enumerate(("a", "b", "test")):
-        with VideoWriter(data / f"{name}.mp4", fps=10, width=32, height=24) as writer:
-            for t in range(12):
-                plane = (x * (i + 3) + y * 5 + t * 9) % 256
-                writer.write(np.stack([plane, 255 - plane, plane // 2], axis=-1).astype(np.uint8))
-    return TrainConfig(
-        output=tmp_path / "run",
-        data=data,
-        model=MODEL,
-        steps=6,
-        batch_size=2,
-        held_out=("test*",),
-        short_sides=(16, 20),
-        strides=(1,),
-        optimizer="muon",
-        evaluate_every=3,
-        save_every=3,
-    )
 
 
 def weights(folder):
@@ -89,7 +48,7 @@ def test_the_log_reports_a_falling_loss_and_the_checkpoint_loads(config):
     assert [record["step"] for record in log] == [10, 20, 30, 40]
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert log[-1]["held_out_psnr"] > log[0]["held_out_psnr"]
-    assert TivTok.from_pretrained(checkpoint).config == MODEL
+    assert TivTok.from_pretrained(checkpoint).config == config.model
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config):
@@ -106,7 +65,7 @@ def test_held_out_files_are_never_sampled(config):
 
 def test_batches_depend_on_seed_and_step_alone(config):
     training, _ = split_files(config)
-    videos = load_videos(training, config.short_sides, MODEL.native_size)
+    videos = load_videos(training, config.short_sides, config.model.native_size)
     first, second = ClipSampler(videos, config), ClipSampler(videos, config)
     assert first.batch(3).shape == (2, 3, 8, 16, 16)
     first.batch(0)
