@@ -4,13 +4,24 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench gpu clean
 
 demo: .venv/demo-ready
 	$(BIN)/tivtok demo demo
 
 test: .venv/test-ready
 	$(BIN)/python -m pytest -n auto tests
+
+bench: .venv/test-ready
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-sort=mean --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.report --readme
+
+# On a machine with an NVIDIA GPU; the report resumes where it stopped when run again.
+gpu: .venv/test-ready
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m benchmarks.report --device cuda --minutes 8
+	$(BIN)/python -m benchmarks.report --readme
 
 lint: .venv/test-ready
 	$(BIN)/ruff check .

@@ -17,7 +17,6 @@ def split_pairs(head_dim: int) -> tuple[int, int, int]:
     return pairs - 2 * spatial, spatial, spatial
 
 
-@lru_cache(maxsize=64)
 def rotary_table(
     head_dim: int,
     num_latents: int,
@@ -33,6 +32,19 @@ def rotary_table(
         grid: frame groups, patch rows and patch columns; positions are the integer grid coordinates.
         tokens_before: rows ahead of the first group.
     """
+    with torch.inference_mode(False):  # a cached table outlives the mode it was made in
+        return _table(head_dim, num_latents, grid, theta, tokens_before, device)
+
+
+@lru_cache(maxsize=64)
+def _table(
+    head_dim: int,
+    num_latents: int,
+    grid: tuple[int, int, int],
+    theta: float,
+    tokens_before: int,
+    device: torch.device | None,
+) -> Rotary:
     groups, rows, columns = grid
     coordinates = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid)).view(-1, 3)
     angles = torch.cat(

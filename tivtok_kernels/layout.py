@@ -73,8 +73,10 @@ class SifLayout:
             if any(n < 0 for n in frames):
                 raise ValueError(f"frame_tokens[{clip}] must hold lengths >= 0, got {list(frames)}")
             flat += [tiv, len(frames), *frames]
+        with torch.inference_mode(False):  # a cached layout outlives the mode it was made in
+            lengths = torch.tensor(flat, dtype=torch.int64, device="cpu")
         known = {
-            "lengths": torch.tensor(flat, dtype=torch.int64, device="cpu"),
+            "lengths": lengths,
             "tiv_tokens": sum(self.num_tiv),
             "local_tokens": sum(map(sum, self.frame_tokens)),
             "_hash": hash((self.num_tiv, self.frame_tokens)),  # looked up several times per call

@@ -3,8 +3,8 @@
 The layout crosses the operator boundary as its ``lengths`` tensor, so that torch.compile traces one program for all
 lengths; the checks that need the numbers inside therefore live here, at run time.
 
-Written against `torch.library.Library`: with the ``custom_op`` decorator a call that computes nothing took 45 us of host
-time, 91 us under autograd; this way it takes 22 and 33 us (one core of a 2-core Xeon), which shows at one small clip.
+Written against `torch.library.Library`: with the ``custom_op`` decorator a call that computes nothing took 45 us of
+host time, 91 us under autograd; this way it takes 22 and 33 us (one core of a 2-core Xeon).
 """
 
 from __future__ import annotations

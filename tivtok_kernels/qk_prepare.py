@@ -54,7 +54,7 @@ def prepare_qk(
         return *_eager(qk, rotary, norm, eps), v
     if rotary is None and norm is None:
         return *qk.unbind(-3), v
-    cos, sin = (None, None) if rotary is None else (x.detach().float().contiguous() for x in rotary)
+    cos, sin = (None, None) if rotary is None else (table.detach() for table in rotary)
     packed = qk.reshape(-1, *qk.shape[-3:])
     q, k = ops_qk.qk_prepare(packed, cos, sin, *((None, None) if norm is None else norm), eps)
     return q.view(*leading, rows, *q.shape[1:]), k.view(*leading, rows, *k.shape[1:]), v

@@ -111,7 +111,9 @@ def _work_list(runs: Iterable[Run], block: int, step: int, heads: int, workers: 
     blocks = sorted((tile for run in runs for tile in _blocks(run, block)), key=lambda t: _steps(t, step), reverse=True)
     share = -(-heads * sum(_steps(tile, step) for tile in blocks) // workers)
     longest = max(share, MIN_STEPS_TO_SPLIT - 1)
-    tiles, merges, slots = [], [], 0
+    tiles: list[tuple[int, ...]] = []
+    merges: list[tuple[int, ...]] = []
+    slots = 0
     for tile in blocks:
         rows = (tile.start, tile.start + tile.length)
         pieces = _pieces(tile, step, longest)

@@ -6,7 +6,7 @@ import torch
 from tivtok import TivTok
 from tivtok.attention import SifLayout
 from tivtok.blocks import Block
-from tivtok.model import merge_tiv, share_tiv_sets
+from tivtok.tiv_sets import merge_tiv, share_tiv_sets
 from tivtok.tokens import TokensError
 from tivtok_kernels.reference import masked_attention
 
@@ -184,3 +184,12 @@ def test_the_model_compiles_in_one_graph(model):
     tiv = model.encoder.tiv
     got, want = (torch.autograd.grad(y.square().mean(), tiv)[0] for y in (out, expected))
     torch.testing.assert_close(got, want)
+
+
+def test_what_inference_caches_can_be_trained_with(model):
+    """Layouts and rotary tables made under inference_mode must not come back as inference tensors."""
+    x = video(frames=8, height=40, width=8)  # a size that no other test has cached
+    with torch.inference_mode():
+        model(x)
+    model(x).square().mean().backward()
+    assert model.encoder.tiv.grad is not None

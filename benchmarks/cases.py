@@ -1,0 +1,161 @@
+"""The grid: which layouts, scopes and passes are measured on which kind of device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tivtok import TivTokConfig
+from tivtok_kernels import Scope, Segment, SifLayout
+
+# What the scopes are called outside of the kernels.
+SCOPE_NAMES: dict[Scope, str] = {"clip": "encoder", "tiv": "decoder", "broadcast": "broadcast"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention problem.
+
+    Attributes:
+        name: of layout and sizes; `title` adds scope and pass.
+        compiled: peers that compile one program per shape take part. On a CPU that is half a minute each.
+    """
+
+    name: str
+    layout: SifLayout
+    scope: Scope
+    dtype: torch.dtype
+    backward: bool = False
+    heads: int = 12
+    head_dim: int = 64
+    compiled: bool = True
+
+    @property
+    def title(self) -> str:
+        direction = "forward+backward" if self.backward else "forward"
+        return f"{self.name} {SCOPE_NAMES[self.scope]} {direction}"
+
+    @property
+    def flops(self) -> float:
+        """Of the exact visible area: forward 4 * area * D per head, backward 2.5 times that."""
+        forward = 4 * self.layout.area(self.scope) * self.head_dim * self.heads
+        return forward * 3.5 if self.backward else forward
+
+    @property
+    def rows(self) -> int:
+        """Query rows."""
+        return self.layout.local_tokens if self.scope == "broadcast" else self.layout.total_tokens
+
+    @property
+    def columns(self) -> int:
+        """Key rows, the TIV keys included."""
+        return self.layout.total_tokens
+
+    def segments(self) -> list[Segment]:
+        """The mask as runs of rows with two key ranges, all columns counted in `Inputs.keys`."""
+        shift = self.layout.tiv_tokens if self.scope == "broadcast" else 0
+        return [s._replace(b_start=s.b_start + shift) for s in self.layout.segments(self.scope)]
+
+    @cached_property
+    def clips(self) -> list[tuple[int, SifLayout]]:
+        """The batch as (count, one clip): a single entry when all clips are equal, else one each."""
+        layout = self.layout
+        clips = [SifLayout.from_lengths([m], [f]) for m, f in zip(layout.num_tiv, layout.frame_tokens, strict=True)]
+        return [(len(clips), clips[0])] if layout.is_uniform else [(1, clip) for clip in clips]
+
+
+class Inputs(NamedTuple):
+    """q, k, v and the output's gradient, packed (rows, H, D); the TIV keys apart only for the broadcast scope."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dout: Tensor
+    k_tiv: Tensor | None
+    v_tiv: Tensor | None
+
+    def keys(self) -> Tensor:
+        """All keys in one tensor: a copy where the TIV keys come apart, for peers that cannot read two tensors."""
+        return self.k if self.k_tiv is None else torch.cat([self.k_tiv, self.k])
+
+    def values(self) -> Tensor:
+        return self.v if self.v_tiv is None else torch.cat([self.v_tiv, self.v])
+
+    def leaves(self) -> list[Tensor]:
+        """What the backward pass differentiates."""
+        return [x for x in (self.q, self.k, self.v, self.k_tiv, self.v_tiv) if x is not None]
+
+
+def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
+    """Standard normal inputs of a case, the same for everyone."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def rows(count: int) -> Tensor:
+        shape = count, case.heads, case.head_dim
+        return torch.randn(shape, dtype=case.dtype, device=device, generator=generator)
+
+    tiv = [rows(case.layout.tiv_tokens) for _ in range(2)] if case.scope == "broadcast" else [None, None]
+    inputs = Inputs(rows(case.rows), rows(case.rows), rows(case.rows), rows(case.rows), *tiv)
+    for x in inputs.leaves():
+        x.requires_grad_(case.backward)
+    return inputs
+
+
+def cases(device: torch.device) -> list[Case]:
+    """The grid of a kind of device."""
+    return list(_gpu() if device.type == "cuda" else _cpu())
+
+
+def _cpu() -> Iterator[Case]:
+    """Float32, one clip of 16 frames: what a 2-core machine measures in a few minutes."""
+    clip = preset_layout("t128", frames=16, clips=1)
+    yield Case("t128 16f x1", clip, "clip", torch.float32)
+    yield Case("t128 16f x1", clip, "clip", torch.float32, backward=True)
+    yield Case("t128 16f x1 d128", clip, "clip", torch.float32, heads=6, head_dim=128, compiled=False)
+    yield Case("t128 16f x1", clip, "tiv", torch.float32, compiled=False)
+    for backward in (False, True):
+        yield Case("t128 16f x1", clip, "broadcast", torch.float32, backward, compiled=False)
+        yield Case("ragged x3", SMALL_RAGGED, "clip", torch.float32, backward, compiled=False)
+
+
+def _gpu() -> Iterator[Case]:
+    """Forward, and forward + backward, of each GPU problem."""
+    return (replace(case, backward=backward) for case in _gpu_problems() for backward in (False, True))
+
+
+def _gpu_problems() -> Iterator[Case]:
+    """Bfloat16: every preset, length and batch for the encoder; the corners of that grid for the other scopes."""
+    bf16 = torch.bfloat16
+    for preset in ("t128", "t512", "t1024"):
+        for frames in (16, 32, 128):
+            for clips in (1, 16):
+                layout = preset_layout(preset, frames, clips)
+                yield Case(f"{preset} {frames}f x{clips}", layout, "clip", bf16)
+        for frames in (16, 128):
+            layout = preset_layout(preset, frames, clips=1)
+            yield Case(f"{preset} {frames}f x1", layout, "tiv", bf16)
+            yield Case(f"{preset} {frames}f x1", layout, "broadcast", bf16)
+            yield Case(f"{preset} {frames}f x1 d128", layout, "clip", bf16, heads=6, head_dim=128)
+    for scope in SCOPE_NAMES:
+        yield Case("ragged x8", RAGGED, scope, bf16)
+
+
+def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
+    """The packed encoder batch of a paper preset at its native size, every video frame in one clip."""
+    config = TivTokConfig.preset(preset)
+    patches = math.prod(side // p for side, p in zip(config.native_size, config.patch[1:], strict=True))
+    return SifLayout.uniform(clips, config.num_tiv, config.num_groups(frames), config.num_tv + patches)
+
+
+# Mixed clip lengths, TIV counts and frame sizes.
+SMALL_RAGGED = SifLayout.from_lengths([96, 24, 64], [[520, 520], [130, 0, 260], [264] * 3])
+RAGGED = SifLayout.from_lengths(
+    [96, 384, 96, 768, 96, 384, 96, 96],
+    [[1032] * 4, [1056] * 8, [264] * 32, [1088] * 2, [1032, 520, 264], [416] * 5, [1032], [72] * 64],
+)

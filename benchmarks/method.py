@@ -1,0 +1,139 @@
+"""How a time is taken: interleaved rounds, device events, a cold L2 cache, ceilings of the same run."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 100
+
+# Several times the L2 cache of any GPU, so that writing it evicts everything else.
+_FLUSH_BYTES = 512 << 20
+
+
+class Stopwatch:
+    """Times one call: wall clock on a CPU; on a GPU CUDA events around it, after the L2 cache was flushed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, call: Call) -> float:
+        """Seconds."""
+        if self.device.type != "cuda":
+            started = time.perf_counter()
+            call()
+            return time.perf_counter() - started
+        self._flush.zero_()  # also keeps the device busy while the host prepares the call
+        self._start.record()
+        call()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3
+
+
+def interleave(calls: Mapping[str, Call], watch: Stopwatch, seconds: float) -> dict[str, list[float]]:
+    """Time all calls in turn, A B A B ..., so that drift of the machine hits them alike.
+
+    Args:
+        seconds: roughly how long to measure, within MIN_ROUNDS and MAX_ROUNDS rounds. One more round warms up.
+
+    Returns:
+        The seconds of each call, round by round.
+    """
+    one_round = sum(watch(call) for call in calls.values())
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / max(one_round, 1e-9))))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            samples[name].append(watch(call))
+    return samples
+
+
+def summary(samples: list[float]) -> dict[str, float]:
+    """Median and spread, in seconds."""
+    deciles = statistics.quantiles(samples, n=10, method="inclusive")
+    return {"median_s": statistics.median(samples), "p10_s": deciles[0], "p90_s": deciles[-1]}
+
+
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> tuple[Call, float]:
+    """A large square matrix product and its FLOPs: what the machine reaches where nothing is in the way."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return (lambda: a @ b), 2.0 * size**3
+
+
+def copy_ceiling(device: torch.device) -> tuple[Call, float]:
+    """A large copy and the bytes it reads and writes."""
+    source = torch.zeros((1 << 30) if device.type == "cuda" else (1 << 28), dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return (lambda: target.copy_(source)), 2.0 * source.nbytes
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """Memory that ``call`` needs at its worst beyond what was held before it.
+
+    On a GPU what torch allocates. On a CPU the growth of the process's peak resident set, which Linux lets a process
+    reset, from where glibc has given back all free memory; None on other systems.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_bytes("VmRSS")
+        call()
+        return _status_bytes("VmHWM") - before
+    except (OSError, AttributeError):
+        return None
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def host_seconds(call: Call, device: torch.device, repeats: int = 30) -> float:
+    """Median time for which a call keeps the host busy; on a GPU that is launching it, not waiting for it."""
+    samples = []
+    for _ in range(repeats):
+        synchronize(device)
+        started = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - started)
+    synchronize(device)
+    return statistics.median(samples)
+
+
+def cuda_graph(call: Call) -> Call:
+    """The replay of a captured call: the same kernels without their host overhead."""
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        call()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

@@ -1,0 +1,100 @@
+"""The tokenizer as a whole: encode and decode latency, memory, tokens per second, training step; no file I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import method
+from benchmarks.compare import CEILING, Measurement
+from tivtok import TivTok, TivTokConfig
+
+FRAMES = (16, 32, 128)
+
+# Latency of the paper's T128 in its comparison (seconds, by video frames), measured by its authors on their hardware.
+PAPER_SECONDS = {("t128-base", 32): 0.20, ("t128-base", 128): 0.71}
+
+
+class ModelCase(NamedTuple):
+    config: TivTokConfig
+    frames: int
+    train: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.config.name} {self.frames}f"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("encode", "decode", "training step") if self.train else ("encode", "decode")
+
+
+def model_cases(device: torch.device) -> Iterator[ModelCase]:
+    """Presets by length, the training step on one chunk. On a CPU the presets that finish in seconds."""
+    if device.type == "cuda":
+        for preset in ("t128", "t512", "t1024"):
+            for frames in FRAMES:
+                config = TivTokConfig.preset(preset)
+                yield ModelCase(config, frames, train=frames == config.chunk_frames)
+    else:
+        for frames in FRAMES:
+            yield ModelCase(TivTokConfig.preset("tiny"), frames, train=frames == 16)
+        yield ModelCase(TivTokConfig.preset("t128", "small"), 16, train=False)
+
+
+def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Measurement:
+    """Time the stages of a model with random weights on one random clip, taking turns with the matmul ceiling.
+
+    Inference is bfloat16 on a GPU and float32 on a CPU; the training step autocasts float32 weights on a GPU. In the
+    record, ``in_matmuls`` is a stage's time over that of the ceiling's matrix product.
+    """
+    torch.manual_seed(0)
+    model = TivTok(case.config).to(device)
+    video = torch.rand(1, 3, case.frames, *case.config.native_size, device=device) * 2 - 1
+    calls: dict[str, method.Call] = {}
+    if case.train:
+        calls["training step"] = _training_step(model, video)
+    inference = TivTok(case.config).to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    clip = video.to(next(inference.parameters()).dtype)
+    with torch.no_grad():
+        tokens = inference.encode(clip)
+    calls["encode"] = torch.no_grad()(lambda: inference.encode(clip))
+    calls["decode"] = torch.no_grad()(lambda: inference.decode(tokens))
+
+    for call in calls.values():
+        call()
+    peaks = {stage: method.peak_bytes(call, device) for stage, call in calls.items()}
+    ceiling, _ = method.matmul_ceiling(device, clip.dtype)
+    samples = method.interleave({**calls, CEILING: ceiling}, method.Stopwatch(device), seconds)
+    matmul_s = method.summary(samples[CEILING])["median_s"]
+    stages = {stage: method.summary(samples[stage]) | {"peak_bytes": peaks[stage]} for stage in calls}
+    for stage in stages.values():
+        stage["in_matmuls"] = stage["median_s"] / matmul_s
+    for stage in ("encode", "decode"):
+        stages[stage]["tokens_per_s"] = tokens.num_tokens / stages[stage]["median_s"]
+    record = {
+        "frames": case.frames,
+        "size": list(case.config.native_size),
+        "tokens": tokens.num_tokens,
+        "rounds": len(samples["encode"]),
+        "stages": stages,
+        "paper_s": PAPER_SECONDS.get((case.config.name, case.frames)),
+    }
+    return Measurement(record, {stage: samples[stage] for stage in calls})
+
+
+def _training_step(model: TivTok, video: torch.Tensor) -> method.Call:
+    """Forward, L1 loss, backward and AdamW on one clip."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=video.device.type == "cuda"):
+            loss = F.l1_loss(model(video), video)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
