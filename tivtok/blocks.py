@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from tivtok.config import TivTokConfig
-from tivtok.rope import Rotary, apply_rotary
+from tivtok.rope import Rotary
+from tivtok_kernels.qk_prepare import prepare_qk
 
 
 class Block(nn.Module):
@@ -18,9 +19,7 @@ class Block(nn.Module):
         self.heads = config.heads
         self.attention_norm = nn.LayerNorm(width)
         self.to_qkv = nn.Linear(width, 3 * width)
-        self.q_norm, self.k_norm = (
-            (nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()) for _ in range(2)
-        )
+        self.qk_norm = nn.ParameterList(torch.ones(config.head_dim) for _ in range(2)) if config.qk_norm else None
         self.to_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
@@ -29,12 +28,8 @@ class Block(nn.Module):
 
     def qkv(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., rows, width) -> q, k, v (..., rows, heads, head_dim), q and k rotated where a table is given."""
-        qkv = self.to_qkv(self.attention_norm(x))
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
-        return q, k, v
+        norm = None if self.qk_norm is None else (self.qk_norm[0], self.qk_norm[1])
+        return prepare_qk(self.to_qkv(self.attention_norm(x)), self.heads, rotary, norm)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual updates of x (..., rows, width) from the attention's (..., rows, heads, head_dim)."""

@@ -57,10 +57,3 @@ def _table(
     angles = torch.nn.functional.pad(angles.view(groups, rows * columns, -1), (0, 0, num_latents, 0)).flatten(0, 1)
     angles = torch.nn.functional.pad(angles, (0, 0, tokens_before, 0))
     return angles.cos().float().to(device), angles.sin().float().to(device)
-
-
-def apply_rotary(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate x (..., rows, heads, head_dim) by the table's (rows, head_dim / 2) angles; halves form the pairs."""
-    cos, sin = (t[:, None].to(x.dtype) for t in rotary)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

@@ -9,7 +9,8 @@ from tivtok import TivTok, TivTokConfig
 from tivtok.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.pretrained import CheckpointError
 from tivtok.quantizer import SoftVQ
-from tivtok.rope import apply_rotary, rotary_table, split_pairs
+from tivtok.rope import rotary_table, split_pairs
+from tivtok_kernels.qk_prepare import prepare_qk
 
 PATCH = (4, 8, 8)
 
@@ -42,7 +43,8 @@ def test_rotary_scores_depend_on_the_offset_between_patches_only():
     table = rotary_table(32, 1, (3, 4, 5), 10_000.0, tokens_before=2)
     q, k = torch.randn(2, 32)
     rows = 2 + 3 * (1 + 4 * 5)
-    rotated_q, rotated_k = (apply_rotary(x.expand(rows, 1, 32), table)[:, 0] for x in (q, k))
+    qkv = torch.cat([q, k, k]).expand(rows, -1)
+    rotated_q, rotated_k = (x[:, 0] for x in prepare_qk(qkv, 1, table)[:2])
     assert torch.equal(rotated_q[:3], q.expand(3, 32))  # both leading rows and the first latent stay as they are
 
     def row(t, y, x):

@@ -1,0 +1,57 @@
+"""Where the Triton backend refuses, and why."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tivtok_kernels import BackendUnavailable, SifLayout, available_backends, backends, sif_attention
+from tivtok_kernels.problem import Problem
+
+interpreted = pytest.mark.skipif(available_backends("cpu")["triton"] != "ok", reason="needs triton's interpreter")
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (Problem(torch.device("meta")), "NVIDIA GPUs, not on meta tensors"),
+        (Problem(torch.device("cpu"), torch.float64), "no float64 kernels"),
+        (Problem(torch.device("cpu"), torch.float16, 12), "multiple of 8 up to 256, got 12"),
+        (Problem(torch.device("cpu"), torch.float16, 264), "multiple of 8 up to 256, got 264"),
+        pytest.param(Problem(torch.device("cpu"), torch.bfloat16, 64), "float16 works there", marks=interpreted),
+    ],
+)
+def test_refusals_say_why(problem, reason):
+    assert reason in backends.why_not("triton", problem)
+
+
+@interpreted
+def test_bfloat16_in_the_interpreter_raises_and_never_answers_wrongly():
+    x = torch.randn(5, 1, 16, dtype=torch.bfloat16)
+    with pytest.raises(BackendUnavailable, match="as if they were integers"):
+        sif_attention(x, x, x, SifLayout.from_lengths([1], [[4]]), backend="triton")
+
+
+def test_auto_never_chooses_the_interpreter():
+    assert backends.select("auto", Problem(torch.device("cpu"), torch.float32, 64)).__name__.endswith("sdpa")
+
+
+@pytest.mark.parametrize(
+    ("setup", "reason"),
+    [
+        ("", "set TRITON_INTERPRET=1 before triton is imported"),
+        ("sys.modules['triton'] = None", "triton cannot be imported"),
+    ],
+)
+def test_without_interpreter_or_without_triton(setup, reason):
+    code = f"import sys; {setup}\nfrom tivtok_kernels import available_backends\nprint(available_backends('cpu'))"
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert reason in done.stdout
+
+
+def test_importing_the_package_leaves_triton_alone():
+    code = "import sys, tivtok_kernels, tivtok_kernels.triton.backend; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

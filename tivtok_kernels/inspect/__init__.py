@@ -1,0 +1,1 @@
+"""The resource report of the Triton kernels (``python -m tivtok_kernels.inspect``); it needs no GPU."""

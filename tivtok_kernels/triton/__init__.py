@@ -1,0 +1,1 @@
+"""Triton backend: `backend` is the contract, `launch` the host side, `forward`, `backward`, `combine` the kernels."""

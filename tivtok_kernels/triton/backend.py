@@ -1,0 +1,89 @@
+"""Triton backend: one varlen pass for every scope, forward and backward, on NVIDIA GPUs (docs/kernels/).
+
+Importing this module does not import triton; the first question about it does.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.problem import Problem
+from tivtok_kernels.reference import Tiv
+
+
+def why_not(problem: Problem) -> str | None:
+    try:
+        interpreted = _is_interpreted()
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
+    device = problem.device
+    if device.type not in ("cpu", "cuda"):
+        return f"it runs on NVIDIA GPUs, not on {device.type} tensors"
+    if problem.dtype == torch.float64:
+        return "it has no float64 kernels"
+    if problem.head_dim is not None and (problem.head_dim % 8 or problem.head_dim > 256):
+        return f"head_dim must be a multiple of 8 up to 256, got {problem.head_dim}"
+    if interpreted:
+        return _interpreter_limit(problem.dtype)
+    if device.type == "cpu":
+        return "CPU tensors need triton's interpreter: set TRITON_INTERPRET=1 before triton is imported"
+    return _device_limit(device)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, tiv: Tiv | None, layout: SifLayout, scope: Scope, scale: float
+) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(q):  # triton launches on the current device
+        return _launch().forward(q, k, v, tiv, layout, scope, scale)
+
+
+def backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiv: Tiv | None,
+    out: Tensor,
+    lse: Tensor,
+    layout: SifLayout,
+    scope: Scope,
+    scale: float,
+) -> list[Tensor]:
+    with torch.cuda.device_of(q):
+        return _launch().backward(dout, dlse, q, k, v, tiv, out, lse, layout, scope, scale)
+
+
+@cache
+def _launch() -> ModuleType:
+    return import_module("tivtok_kernels.triton.launch")
+
+
+@cache
+def _is_interpreted() -> bool:
+    """Whether the kernels were defined under TRITON_INTERPRET=1, which decides once and for all how they run."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(_launch().forward_kernel, InterpretedFunction)
+
+
+def _interpreter_limit(dtype: torch.dtype | None) -> str | None:
+    if dtype == torch.bfloat16:
+        return "triton's interpreter multiplies bfloat16 matrices as if they were integers; float16 works there"
+    return None
+
+
+@cache
+def _device_limit(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "its kernels were written and checked for NVIDIA GPUs, not for AMD's"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"it needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} has {major}.{minor}"
+    return None

@@ -1,0 +1,151 @@
+"""Tile choices of the Triton kernels: one table, one row per (architecture, head_dim, math, pass), reasons beside.
+
+No row was ever timed. They were chosen from what the compiler makes of them (registers, spills, shared memory,
+asynchronous copies, tensor-core instructions), by the pipe model of ``python -m tivtok_kernels.inspect``, and by the
+rows that tiles waste or read again.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import torch
+
+Pass = Literal["forward", "dkdv", "dq"]
+Math = Literal["half", "tf32", "ieee"]
+
+INTERPRETER = 0  # the "architecture" of CPU tensors under TRITON_INTERPRET=1
+
+
+class Key(NamedTuple):
+    """What a row serves. ``arch`` as in sm_NN; ``head_dim`` is the largest one, after padding to a power of two."""
+
+    arch: int
+    head_dim: int
+    math: Math
+    kernel: Pass
+
+
+class Config(NamedTuple):
+    """Attributes:
+
+    block_q, block_k: query and key rows per tile; a program owns one of the two and steps through the other.
+    warps: per program.
+    stages: of the loop over full tiles.
+    per_sm: programs that fit on one SM.
+    short_q: forward only: height of a tile whose rows fit into it, 0 for none. Frames are 8, 32 or 64 rows longer than
+        1024: at a height of 128 alone, the last tile of each would waste 6 to 12 % of the work.
+    """
+
+    block_q: int
+    block_k: int
+    warps: int
+    stages: int
+    per_sm: int
+    short_q: int = 0
+
+
+# fmt: off
+_ROWS: tuple[tuple[tuple[int, ...], int, Math, Pass, Config], ...] = (
+    # A tile of 128 query rows reads K and V half as often as one of 64, which at the full matrix rate of sm_90 would
+    # ask L2 for 64 bytes per clock and SM; two blocks per SM cover each other's softmax.
+    ((90, 100), 64, "half", "forward", Config(128, 64, 4, 2, 2, 64)),
+    ((80, 86), 64, "half", "forward", Config(64, 128, 4, 2, 2)),  # 128 x 64 spills
+    ((90,), 128, "half", "forward", Config(128, 64, 8, 2, 1, 64)),  # 128 x 128 spills
+    ((100,), 128, "half", "forward", Config(128, 128, 8, 2, 1)),  # accumulators live in tensor memory
+    ((80,), 128, "half", "forward", Config(64, 64, 4, 2, 2)),  # 128 x 64 with 8 warps spills
+    ((86,), 128, "half", "forward", Config(64, 64, 8, 2, 1)),  # a second block would not fit beside it
+    ((80, 90, 100), 256, "half", "forward", Config(64, 64, 8, 2, 1)),  # 128 rows spill
+    ((86,), 256, "half", "forward", Config(64, 32, 8, 2, 1)),  # 99 KiB of shared memory
+
+    ((86, 90), 64, "half", "dkdv", Config(64, 64, 4, 2, 2)),  # 128 x 128 spills; small tiles waste less
+    ((80, 100), 64, "half", "dkdv", Config(64, 128, 8, 2, 1)),  # 64 x 64 with 4 warps spills on sm_80
+    ((90,), 128, "half", "dkdv", Config(32, 64, 4, 2, 2)),  # 64 x 128 spills
+    ((100,), 128, "half", "dkdv", Config(64, 128, 8, 2, 1)),
+    ((80, 86), 128, "half", "dkdv", Config(64, 64, 8, 2, 1)),  # 64 x 128 spills
+    ((90,), 256, "half", "dkdv", Config(32, 32, 8, 2, 1)),  # mma: the 64 rows that wgmma needs spill
+    ((80, 100), 256, "half", "dkdv", Config(32, 64, 8, 2, 1)),
+    ((86,), 256, "half", "dkdv", Config(32, 32, 8, 2, 1)),  # 99 KiB of shared memory
+
+    ((90,), 64, "half", "dq", Config(64, 64, 4, 2, 3)),  # three blocks per SM
+    ((86,), 64, "half", "dq", Config(64, 32, 4, 2, 2)),  # 64 x 64 spills
+    ((100,), 64, "half", "dq", Config(128, 64, 4, 2, 2)),
+    ((80,), 64, "half", "dq", Config(64, 32, 4, 2, 3)),  # 64 x 64 spills
+    ((80, 90), 128, "half", "dq", Config(64, 64, 4, 2, 2)),
+    ((100,), 128, "half", "dq", Config(128, 64, 8, 2, 1)),  # 64 x 64 with 4 warps spills
+    ((86,), 128, "half", "dq", Config(64, 64, 4, 2, 1)),
+    ((90,), 256, "half", "dq", Config(128, 32, 8, 2, 1)),  # the one tile with wgmma that does not spill
+    ((80,), 256, "half", "dq", Config(64, 64, 8, 2, 1)),
+    ((86,), 256, "half", "dq", Config(32, 16, 4, 2, 1)),  # 99 KiB of shared memory
+    ((100,), 256, "half", "dq", Config(128, 32, 8, 2, 1)),
+
+    # TF32: wgmma takes both operands along the summed dimension, so V and dO pass through registers there.
+    ((80, 90, 100), 64, "tf32", "forward", Config(64, 64, 4, 2, 1)),
+    ((86,), 64, "tf32", "forward", Config(64, 32, 4, 2, 1)),  # 64 x 64 spills
+    ((80, 90, 100), 128, "tf32", "forward", Config(64, 32, 4, 2, 1)),
+    ((86,), 128, "tf32", "forward", Config(32, 32, 8, 2, 1)),  # 64 rows spill
+    ((80, 90, 100), 256, "tf32", "forward", Config(32, 32, 8, 2, 1)),  # mma on all: 64 rows spill
+    ((86,), 256, "tf32", "forward", Config(32, 16, 8, 2, 1)),  # 99 KiB of shared memory
+    ((90, 100), 64, "tf32", "dkdv", Config(64, 64, 8, 2, 1)),
+    ((80, 86), 64, "tf32", "dkdv", Config(32, 32, 4, 2, 2)),  # 64 rows spill
+    ((80, 86, 90, 100), 128, "tf32", "dkdv", Config(32, 32, 8, 2, 1)),  # mma on all: 64 rows spill
+    ((80, 86, 90, 100), 256, "tf32", "dkdv", Config(16, 16, 8, 2, 1)),
+    ((90, 100), 64, "tf32", "dq", Config(64, 64, 8, 2, 1)),
+    ((80, 86), 64, "tf32", "dq", Config(32, 32, 8, 2, 1)),
+    ((80, 90, 100), 128, "tf32", "dq", Config(64, 32, 8, 2, 1)),
+    ((86,), 128, "tf32", "dq", Config(32, 32, 8, 2, 1)),
+    ((80, 90, 100), 256, "tf32", "dq", Config(32, 16, 8, 2, 1)),
+    ((86,), 256, "tf32", "dq", Config(16, 16, 8, 1, 1)),  # 99 KiB of shared memory
+
+    # IEEE products run on the FMA units, fully unrolled: larger tiles spill by the hundred, and at 256 columns all do.
+    ((80, 86, 90, 100), 64, "ieee", "forward", Config(32, 32, 8, 2, 1)),
+    ((80, 86, 90, 100), 128, "ieee", "forward", Config(16, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 256, "ieee", "forward", Config(16, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 64, "ieee", "dkdv", Config(32, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 128, "ieee", "dkdv", Config(16, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 256, "ieee", "dkdv", Config(16, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 64, "ieee", "dq", Config(32, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 128, "ieee", "dq", Config(16, 16, 8, 2, 1)),
+    ((80, 86, 90, 100), 256, "ieee", "dq", Config(16, 16, 8, 2, 1)),
+)
+# fmt: on
+
+TABLE: dict[Key, Config] = {
+    Key(arch, head_dim, math, kernel): config for archs, head_dim, math, kernel, config in _ROWS for arch in archs
+}
+
+_INTERPRETED = Config(64, 64, 4, 1, 1)  # tiles that numpy is quick with
+
+
+@lru_cache(maxsize=256)
+def select(kernel: Pass, arch: int, head_dim: int, math: Math) -> Config:
+    """The row for ``head_dim``: that of the smallest class that holds it."""
+    if arch == INTERPRETER:
+        return _INTERPRETED
+    for largest in (64, 128, 256):
+        if head_dim <= largest:
+            return TABLE[Key(arch, largest, math, kernel)]
+    raise ValueError(f"head_dim must be at most 256, got {head_dim}")
+
+
+@lru_cache(maxsize=64)
+def architecture(device: torch.device) -> int:
+    """The column of the table for a device: sm_86 stands for all that have its small shared memory."""
+    if device.type == "cpu":
+        return INTERPRETER
+    major, minor = torch.cuda.get_device_capability(device)
+    return {(8, 0): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get((major, minor), 86)
+
+
+@lru_cache(maxsize=256)
+def workers(device: torch.device, config: Config) -> int:
+    """Programs that the device runs at a time."""
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count * config.per_sm
+
+
+def padded(head_dim: int) -> int:
+    """The power of two that blocks of ``head_dim`` columns are padded to."""
+    return max(16, 1 << (head_dim - 1).bit_length())

@@ -1,0 +1,238 @@
+"""From tensors to launches: cached plans, workspaces, kernel arguments.
+
+A call with a layout seen before does no work per clip or frame and never waits for the device: its work list lies
+there already, and only shapes are read.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.reference import Tiv
+from tivtok_kernels.schedule import WorkList, key_work, query_work
+from tivtok_kernels.triton import configs
+from tivtok_kernels.triton.backward import DELTA_ROWS, delta_kernel, key_gradient_kernel, query_gradient_kernel
+from tivtok_kernels.triton.combine import MERGE_ROWS, merge_outputs_kernel, sum_gradients_kernel
+from tivtok_kernels.triton.configs import Config, Math, Pass
+from tivtok_kernels.triton.forward import forward_kernel
+from tivtok_kernels.triton.primitives import LOG2_E, STRIDE_UNIT
+
+_LAUNCH = {"enable_fp_fusion": True}  # scale and maximum enter exponents as one multiply-add
+
+# Plans that CUDA graphs were captured with: a replay reads their work lists, so they outlive the cache.
+_captured: dict[int, Plan] = {}
+
+
+class Shape(NamedTuple):
+    """What kernels are compiled for, besides their tiles."""
+
+    head_dim: int
+    group: int  # query heads per key head
+    tiv_apart: bool
+    math: Math
+
+
+class Plan(NamedTuple):
+    """One pass over one layout, ready to launch."""
+
+    work: WorkList
+    block: int  # rows per tile
+    constants: dict[str, object]  # compile-time arguments and launch options of the main kernel
+    merge_constants: dict[str, object]  # and of the one that puts split tiles together
+    nothing: Tensor  # float32, no elements: the partial results of a plan without split tiles
+
+
+def constants(kernel: Pass, shape: Shape, config: Config) -> dict[str, object]:
+    """The compile-time arguments of the kernel of a pass."""
+    values: dict[str, object] = {
+        "GROUP": shape.group,
+        "D": shape.head_dim,
+        "BLOCK_D": configs.padded(shape.head_dim),
+        "BLOCK_Q": config.block_q,
+        "BLOCK_K": config.block_k,
+        "STAGES": config.stages,
+        "TIV_APART": shape.tiv_apart,
+        "PRECISION": "tf32" if shape.math == "tf32" else "ieee",
+    }
+    return values | {"SHORT_Q": config.short_q} if kernel == "forward" else values
+
+
+def merge_constants(shape: Shape, block: int) -> dict[str, object]:
+    """The compile-time arguments of both merge kernels."""
+    return {"D": shape.head_dim, "BLOCK_D": configs.padded(shape.head_dim), "BLOCK": block, "ROWS": MERGE_ROWS}
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, tiv: Tiv | None, layout: SifLayout, scope: Scope, scale: float
+) -> tuple[Tensor, Tensor]:
+    heads, padded = q.shape[1], configs.padded(q.shape[2])
+    plan = _plan("forward", _shape(q, k, tiv), layout, scope, heads, q.device)
+    q, k, v, k_tiv, v_tiv = map(_aligned, (q, k, v, *(tiv or (k, v))))
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    part_out, part_lse = _partials(plan, heads, padded), _partials(plan, heads)
+    forward_kernel[(plan.work.num_tiles * heads,)](
+        *(q, k, v, k_tiv, v_tiv, out, lse, part_out, part_lse, plan.work.tiles),
+        *(scale * LOG2_E.value, heads, *_strides(q, k, v, k_tiv, v_tiv)),
+        **plan.constants,
+    )
+    if plan.work.num_merges:
+        merge_outputs_kernel[_merge_grid(plan, heads)](
+            part_out, part_lse, out, lse, plan.work.merges, heads, **plan.merge_constants
+        )
+    return out, lse
+
+
+def backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiv: Tiv | None,
+    out: Tensor,
+    lse: Tensor,
+    layout: SifLayout,
+    scope: Scope,
+    scale: float,
+) -> list[Tensor]:
+    shape = _shape(q, k, tiv)
+    dout, q, k, v, k_tiv, v_tiv = map(_aligned, (dout, q, k, v, *(tiv or (k, v))))
+    stats = _row_statistics(out, dout, lse, dlse)
+    inputs = (q, k, v, k_tiv, v_tiv, dout, *stats)
+    strides = (stats.shape[2] // STRIDE_UNIT.value, *_strides(q, k, v, k_tiv, v_tiv, dout))
+
+    plan = _plan("dq", shape, layout, scope, q.shape[1], q.device)
+    dq = _query_gradients(plan, inputs, strides, scale)
+    plan = _plan("dkdv", shape, layout, scope, k.shape[1], q.device)
+    return [dq, *_key_gradients(plan, inputs, strides, scale, apart=tiv is not None)]
+
+
+def _query_gradients(plan: Plan, inputs: tuple[Tensor, ...], strides: tuple[int, ...], scale: float) -> Tensor:
+    q = inputs[0]
+    heads = q.shape[1]
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    part = _partials(plan, heads, configs.padded(q.shape[2]))
+    query_gradient_kernel[(plan.work.num_tiles * heads,)](
+        *inputs, dq, part, plan.work.tiles, scale, heads, *strides, **plan.constants
+    )
+    if plan.work.num_merges:
+        _sum_gradients(plan, part, dq, dq)
+    return dq
+
+
+def _key_gradients(
+    plan: Plan, inputs: tuple[Tensor, ...], strides: tuple[int, ...], scale: float, *, apart: bool
+) -> list[Tensor]:
+    """dk, dv and, with the TIV keys apart, dk_tiv, dv_tiv."""
+    k, k_tiv = inputs[1], inputs[3]
+    heads = k.shape[1]
+    grads = [torch.empty(x.shape, dtype=k.dtype, device=k.device) for x in ((k, k, k_tiv, k_tiv) if apart else (k, k))]
+    dk, dv, dk_tiv, dv_tiv = grads if apart else (*grads, *grads)
+    part_dk, part_dv = (_partials(plan, heads, configs.padded(k.shape[2])) for _ in range(2))
+    key_gradient_kernel[(plan.work.num_tiles * heads,)](
+        *(*inputs, dk, dv, dk_tiv, dv_tiv, part_dk, part_dv, plan.work.tiles, scale, heads, *strides),
+        **plan.constants,
+    )
+    if plan.work.num_merges:
+        _sum_gradients(plan, part_dk, dk, dk_tiv)
+        _sum_gradients(plan, part_dv, dv, dv_tiv)
+    return grads
+
+
+def _shape(q: Tensor, k: Tensor, tiv: Tiv | None) -> Shape:
+    math: Math = "half"
+    if q.dtype == torch.float32:  # torch's own switch decides, as it does for matrix products
+        math = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return Shape(q.shape[2], q.shape[1] // k.shape[1], tiv is not None, math)
+
+
+def _plan(kernel: Pass, shape: Shape, layout: SifLayout, scope: Scope, heads: int, device: torch.device) -> Plan:
+    config = configs.select(kernel, configs.architecture(device), configs.padded(shape.head_dim), shape.math)
+    plan = _cached_plan(kernel, shape, layout, scope, heads, config, configs.workers(device, config), device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured[id(plan)] = plan
+    return plan
+
+
+@lru_cache(maxsize=1024)
+def _cached_plan(
+    kernel: Pass,
+    shape: Shape,
+    layout: SifLayout,
+    scope: Scope,
+    heads: int,
+    config: Config,
+    workers: int,
+    device: torch.device,
+) -> Plan:
+    if kernel == "dkdv":
+        block, step, work_list = config.block_k, config.block_q, key_work
+    else:
+        block, step, work_list = config.block_q, config.block_k, query_work
+    launch = {"num_warps": config.warps, "num_stages": config.stages, **_LAUNCH}
+    return Plan(
+        work_list(layout, scope, block, step, heads, workers, device),
+        block,
+        {**constants(kernel, shape, config), **launch},
+        {**merge_constants(shape, block), **_LAUNCH},
+        torch.empty(0, dtype=torch.float32, device=device),
+    )
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x (rows, heads, head_dim) itself if all its rows start on 16-byte boundaries (8 elements apart), else a copy."""
+    rows, heads, _ = x.shape
+    row, head, element = x.stride()
+    unit = STRIDE_UNIT.value
+    if element == 1 and (row % unit == 0 or rows == 1) and (head % unit == 0 or heads == 1) and x.data_ptr() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Row and head stride of each tensor, as the kernels take them."""
+    unit = STRIDE_UNIT.value
+    return [stride // unit for x in tensors for stride in x.stride()[:2]]
+
+
+def _row_statistics(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None) -> Tensor:
+    """LSE in base 2 and delta = rowsum(dO * O) - dLSE, float32 (2, H, N padded)."""
+    rows, heads, head_dim = out.shape
+    unit = STRIDE_UNIT.value
+    stats = torch.empty((2, heads, -(-rows // unit) * unit), dtype=torch.float32, device=out.device)
+    delta_kernel[(-(-rows // DELTA_ROWS) * heads,)](
+        *(out, dout, lse, lse if dlse is None else dlse.contiguous(), stats[0], stats[1]),
+        *(rows, stats.shape[2] // unit, heads, *_strides(dout)),
+        D=head_dim,
+        BLOCK_D=configs.padded(head_dim),
+        ROWS=DELTA_ROWS,
+        HAS_DLSE=dlse is not None,
+        **_LAUNCH,
+    )
+    return stats
+
+
+def _partials(plan: Plan, heads: int, *columns: int) -> Tensor:
+    """Room for the pieces of split tiles: float32 (slots, heads, block, *columns)."""
+    if plan.work.num_slots == 0:
+        return plan.nothing
+    return torch.empty(
+        (plan.work.num_slots, heads, plan.block, *columns), dtype=torch.float32, device=plan.nothing.device
+    )
+
+
+def _merge_grid(plan: Plan, heads: int) -> tuple[int]:
+    return (plan.work.num_merges * (plan.block // MERGE_ROWS) * heads,)
+
+
+def _sum_gradients(plan: Plan, part: Tensor, grad: Tensor, grad_tiv: Tensor) -> None:
+    heads = grad.shape[1]
+    sum_gradients_kernel[_merge_grid(plan, heads)](
+        part, grad, grad_tiv, plan.work.merges, heads, **plan.merge_constants
+    )
