@@ -8,6 +8,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers are as many as the cores
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked "gpu" are skipped without one."""
