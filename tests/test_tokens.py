@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +102,7 @@ def test_to_moves_values_only() -> None:
         ({"num_frames": 10**9}, "num_frames must be between 5 and 320"),
         ({"height": 0}, "height must be between"),
         ({"width": 10**6}, "width must be between"),
+        ({"height": 16_384, "width": 16_384}, "must be at most 36,000,000 pixels"),
         ({"fps": float("nan")}, "fps must be"),
         ({"preset": ""}, "preset must be"),
         ({"model_id": "a\nb"}, "model_id must be"),
@@ -170,3 +173,62 @@ def test_damaged_files_load_or_say_why(tmp_path_factory: pytest.TempPathFactory,
     except TokensError:
         return
     assert cut > 0.99 and tokens.tv.isfinite().all()
+
+
+def test_mapped_and_loaded_files_are_the_same(tmp_path: Path) -> None:
+    tokens = make(batch=2)
+    tokens.save(tmp_path / "a.tivtok", "float16")
+    mapped, loaded = Tokens.open(tmp_path / "a.tivtok"), Tokens.load(tmp_path / "a.tivtok")
+    assert mapped.tiv.dtype == mapped.tv.dtype == torch.float16
+    assert torch.equal(mapped.tv.float(), loaded.tv) and torch.equal(mapped.tiv.float(), loaded.tiv)
+    assert torch.equal(mapped.sets_of(torch.arange(5)), loaded.tiv_index)
+    replace(mapped, fps=None).save(tmp_path / "a.tivtok")  # over itself
+    assert torch.equal(Tokens.load(tmp_path / "a.tivtok").tv, loaded.tv) and mapped.fps == tokens.fps
+
+
+SIZES = st.one_of(st.integers(-3, 60), st.sampled_from([2**31, 2**32, 2**62, 2**63, 2**64, 10**30]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(["tiv", "tv", "tiv_index", "more"]), max_size=4, unique=True),
+    entries=st.lists(
+        st.fixed_dictionaries(
+            {
+                "dtype": st.sampled_from(["F16", "F32", "I64", "BOOL", "X1", 5]),
+                "shape": st.lists(SIZES, max_size=5),
+                "data_offsets": st.lists(SIZES, min_size=1, max_size=3),
+            }
+        ),
+        min_size=4,
+        max_size=4,
+    ),
+    metadata=st.dictionaries(st.sampled_from(["num_frames", "height", "fps"]), st.text(max_size=8)),
+    stated_length=st.one_of(st.none(), SIZES.map(lambda n: n % 2**64)),
+)
+def test_hostile_headers_say_why(
+    tmp_path_factory: pytest.TempPathFactory, names: list, entries: list, metadata: dict, stated_length: int | None
+) -> None:
+    """Sizes that are negative, huge or at odds with one another: one TokensError, before any memory is asked for."""
+    path = tmp_path_factory.mktemp("hostile") / "a.tivtok"
+    good = {"format": "tivtok.tokens", "version": "1", "num_frames": "4", "height": "8", "width": "8", "fps": ""}
+    header = {"__metadata__": good | {"preset": "x", "model_id": "x"} | metadata} | dict(
+        zip(names, entries, strict=False)
+    )
+    text = json.dumps(header).encode()
+    length = len(text) if stated_length is None else stated_length
+    path.write_bytes(length.to_bytes(8, "little") + text + bytes(64))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TokensError, match=r"a\.tivtok"):
+            Tokens.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "a.tivtok"
+    torch.save({"tiv": torch.zeros(1)}, path)
+    with pytest.raises(TokensError, match=r"a\.tivtok"):
+        Tokens.load(path)

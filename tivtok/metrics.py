@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR and SSIM per frame, on the 8-bit RGB frames that a file holds.
+"""How close a reconstruction is: PSNR and SSIM per frame, on the 8-bit RGB frames that a file holds; and its seams.
 
 `PROTOCOL` says what the numbers mean and is printed beside them.
 """
@@ -40,6 +40,27 @@ def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     if min(a.shape[2:]) < SSIM_MIN_SIDE:
         return a.new_full((a.shape[0],), float("nan"))
     return cast(Tensor, structural_similarity_index_measure(a, b, data_range=255.0, reduction="none"))
+
+
+def frame_changes(frames: Tensor) -> Tensor:
+    """Mean absolute change from each frame to the next, in levels of 8 bits: uint8 (F, H, W, 3) -> (F - 1,) float32."""
+    return (frames[1:].float() - frames[:-1].float()).abs().mean((1, 2, 3))
+
+
+def seams(changes: Tensor, chunk_frames: int) -> tuple[float, float]:
+    """Boundary flicker: the mean change across chunk borders, and inside chunks.
+
+    Their ratio is about 1 where chunks join invisibly. A reconstruction has seams as far as its ratio exceeds the
+    original's. (Inside a chunk there are borders of frame groups, too: ask with their length to see those.)
+
+    Args:
+        changes: (F - 1,) of a whole video, by `frame_changes`.
+
+    Returns:
+        Levels of 8 bits; NaN where there is no border, or nothing inside.
+    """
+    at_border = torch.arange(1, len(changes) + 1) % chunk_frames == 0
+    return float(changes[at_border].mean()), float(changes[~at_border].mean())
 
 
 def _planes(reconstruction: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from tivtok.encoder import Encoder
 from tivtok.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.pretrained import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.quantizer import SoftVQ
+from tivtok.tiv_sets import TivSets, assign_chunks, merge_tiv
 from tivtok.tokens import Tokens, TokensError
 
 
@@ -77,19 +78,20 @@ class TivTok(nn.Module):
         tiv = tiv.mean(dim=1, keepdim=True)
         return self.decode_groups(self.prepare(tiv), tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
 
-    def encode(self, video: Tensor, tiv_sets: int = 1, fps: float | None = None) -> Tokens:
+    def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).
 
         Args:
             video: (B, 3, F, H, W) in [-1, 1].
-            tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none.
+            tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none, "auto" starts a new
+                one where the content has changed too much (for a whole batch at once).
             fps: kept with the tokens, in frames per second.
 
         Raises:
             ValueError: ``video`` has another shape, or there are fewer chunks than ``tiv_sets``.
         """
         tiv, tv = self.encode_chunks(video)
-        set_of_chunk = share_tiv_sets(tiv.shape[1], tiv_sets)
+        set_of_chunk = assign_chunks(tiv, tiv_sets)
         return Tokens(
             tiv=merge_tiv(tiv, set_of_chunk),
             tv=tv,
@@ -172,11 +174,18 @@ class TivTok(nn.Module):
         return unpatchify(patches, grid, self.config.patch)[..., :height, :width]
 
     def check_ours(self, tokens: Tokens) -> None:
-        """Raises TokensError: another model made the tokens."""
+        """Raises TokensError: another model made the tokens, or this one cannot have made them."""
         if tokens.model_id != self.model_id:
             raise TokensError(
                 f"the tokens were made by model {tokens.model_id} ({tokens.preset}), "
                 f"this is model {self.model_id} ({self.config.name})"
+            )
+        config = self.config
+        ours = (config.num_tiv, config.num_tv, config.latent_dim, config.num_groups(tokens.num_frames))
+        theirs = (tokens.tiv.shape[2], tokens.tv.shape[2], tokens.tiv.shape[3], tokens.tv.shape[1])
+        if theirs != ours:
+            raise TokensError(
+                f"N_TIV, N_TV, D and frame groups of a video of {tokens.num_frames} frames must be {ours}, got {theirs}"
             )
 
     @property
@@ -187,20 +196,3 @@ class TivTok(nn.Module):
     def _encode_batch(self, video: Tensor) -> tuple[Tensor, Tensor]:
         tiv, tv = self.encoder(video)
         return self.quantizer(tiv), self.quantizer(tv)
-
-
-def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:
-    """(K,) int64: which of ``tiv_sets`` TIV sets each chunk shares, in runs as equal as they can be.
-
-    Raises:
-        ValueError: ``tiv_sets`` is not between 1 and the number of chunks.
-    """
-    if not 1 <= tiv_sets <= num_chunks:
-        raise ValueError(f"tiv_sets must be between 1 and the number of chunks, {num_chunks}, got {tiv_sets}")
-    return torch.arange(num_chunks) * tiv_sets // num_chunks
-
-
-def merge_tiv(tiv: Tensor, set_of_chunk: Tensor) -> Tensor:
-    """Eq. 6: (B, K, N_TIV, D) -> (B, S, N_TIV, D), each set the mean over its chunks."""
-    counts = set_of_chunk.bincount().tolist()
-    return torch.stack([chunks.mean(dim=1) for chunks in tiv.split(counts, dim=1)], dim=1)

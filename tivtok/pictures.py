@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tivtok.attention import SifLayout
 from tivtok.files import replacing
 
 GAP = 4
@@ -17,6 +19,9 @@ FONT_SIZE = 14
 DIFFERENCE_GAIN = 4
 BACKGROUND = (255, 255, 255)
 INK = (30, 30, 30)
+SET_COLOURS = ((68, 119, 170), (238, 102, 119), (34, 136, 51), (204, 187, 68), (102, 204, 238), (170, 51, 119))
+SCOPE_COLOURS = ((68, 119, 170), (238, 153, 51), (34, 136, 51))
+TIMELINE_HEIGHT = 18
 
 
 def difference(reconstruction: Tensor, original: Tensor) -> Tensor:
@@ -50,14 +55,20 @@ def scale_to_see(height: int, width: int) -> int:
 
 
 def contact_sheet(
-    path: str | os.PathLike[str], rows: dict[str, Tensor], labels: Sequence[str], title: str, scale: int = 1
+    path: str | os.PathLike[str],
+    rows: dict[str, Tensor],
+    labels: Sequence[str],
+    title: str,
+    scale: int = 1,
+    tiv_index: Tensor | None = None,
 ) -> None:
-    """Write a PNG: one labelled row per entry of ``rows``, one labelled column per frame.
+    """Write a PNG: one labelled row per entry of ``rows``, one labelled column per frame, and a timeline of TIV sets.
 
     Args:
         rows: label -> uint8 (F, H, W, 3), all of one shape.
         labels: of the F columns.
         title: one line on top.
+        tiv_index: (T,) int64, for the `timeline`; none without it.
 
     Raises:
         OSError: the file cannot be written.
@@ -65,11 +76,11 @@ def contact_sheet(
     font = ImageFont.load_default(FONT_SIZE)
     frames, height, width, _ = next(iter(rows.values())).shape
     height, width = height * scale, width * scale
-    margin = GAP + max(round(font.getlength(label)) for label in rows) + GAP
+    margin = GAP + max(round(font.getlength(label)) for label in (*rows, "TIV sets")) + GAP
     top = 2 * (FONT_SIZE + 2 * GAP)
     size = (
         max(margin + frames * (width + GAP), round(font.getlength(title)) + 2 * GAP),
-        top + len(rows) * (height + GAP),
+        top + len(rows) * (height + GAP) + (0 if tiv_index is None else TIMELINE_HEIGHT + GAP),
     )
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
@@ -81,5 +92,32 @@ def contact_sheet(
         draw.text((GAP, y + (height - FONT_SIZE) // 2), label, INK, font)
         for column, frame in enumerate(enlarge(video, scale)):
             sheet.paste(Image.fromarray(frame.numpy()), (margin + column * (width + GAP), y))
+    if tiv_index is not None:
+        y = top + len(rows) * (height + GAP)
+        draw.text((GAP, y), "TIV sets", INK, font)
+        bar = timeline(tiv_index, frames * (width + GAP) - GAP)
+        sheet.paste(Image.fromarray(bar.numpy()), (margin, y))
     with replacing(path) as temporary:
         sheet.save(Path(temporary), format="PNG")
+
+
+def timeline(tiv_index: Tensor, width: int, height: int = TIMELINE_HEIGHT) -> Tensor:
+    """A bar of uint8 (height, width, 3) from the first frame group to the last, a colour for each TIV set.
+
+    Args:
+        tiv_index: int64 (T,). Neighbouring sets differ in colour, which repeats after `len(SET_COLOURS)` sets.
+    """
+    groups = torch.arange(width) * len(tiv_index) // width
+    colours = torch.tensor(SET_COLOURS, dtype=torch.uint8)[tiv_index[groups] % len(SET_COLOURS)]
+    return colours.expand(height, -1, -1).contiguous()
+
+
+def scope_picture(num_tiv: int, num_frames: int, frame_tokens: int, tiv_scope: Literal["clip", "tiv"]) -> Tensor:
+    """Who sees whom in a clip, as uint8 (N, N, 3): queries down, keys across, white where a key is not seen.
+
+    Blue: what TIV queries see. Orange: the TIV keys that all others see. Green: their own frames.
+    """
+    layout = SifLayout.uniform(1, num_tiv, num_frames, frame_tokens)
+    is_tiv = torch.arange(layout.total_tokens) < num_tiv
+    kind = torch.where(is_tiv[:, None], 1, torch.where(is_tiv[None, :], 2, 3)) * layout.visibility(tiv_scope)
+    return torch.tensor([BACKGROUND, *SCOPE_COLOURS], dtype=torch.uint8)[kind]

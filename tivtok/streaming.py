@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tivtok.model import TivTok
-from tivtok.tiv_sets import TivRuns
+from tivtok.tiv_sets import TivRuns, TivSets
 from tivtok.token_format import check_finite
 from tivtok.token_writer import TokenWriter
 from tivtok.tokens import Tokens, TokensError
@@ -22,7 +22,7 @@ from tivtok.video import frames_to_video, video_to_frames
 KEPT_SETS = 8  # TIV sets whose keys and values a decoder holds on to
 
 
-def encode_stream(model: TivTok, chunks: Iterable[Tensor], tiv_sets: int = 1, fps: float | None = None) -> Tokens:
+def encode_stream(model: TivTok, chunks: Iterable[Tensor], tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
     """The tokens that ``model.encode`` gives for the whole video, holding one chunk of it at a time (Alg. 1).
 
     Args, Raises: as `encode_to_file`.
@@ -41,7 +41,7 @@ def encode_to_file(
     model: TivTok,
     chunks: Iterable[Tensor],
     path: str | os.PathLike[str],
-    tiv_sets: int = 1,
+    tiv_sets: TivSets = 1,
     fps: float | None = None,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tivtok.model import share_tiv_sets
+TivSets = int | Literal["auto"]
+
+# "auto" starts a new set above this `tiv_distance`; docs/long-video.md has the measurement behind it.
+AUTO_DISTANCE = 0.05
 
 
 class TivRuns:
     """Runs of chunks that share TIV tokens: one running mean in memory (Eq. 6), handed on when its run ends.
 
-    With one set for the whole video there is one run. How many chunks each of N sets gets depends on the length of the
-    video, so there every chunk is a run, and `close` says how they are to be merged.
+    "auto" ends a run where the next chunk is too far from its mean: reuse no longer pays. With one set for the whole
+    video there is one run. How many chunks each of N sets gets depends on the length of the video, so there every
+    chunk is a run, and `close` says how they are to be merged.
 
     Args:
         tiv_sets: how many TIV sets the video gets.
-        hand_on: called with the mean (N_TIV, D) of each run and the number of its frame groups, in order.
+        hand_on: called with the mean of each run and the number of its frame groups, in order.
+        auto_distance: the `tiv_distance` above which "auto" starts a new set.
     """
 
-    def __init__(self, tiv_sets: int, hand_on: Callable[[Tensor, int], None]) -> None:
+    def __init__(
+        self, tiv_sets: TivSets, hand_on: Callable[[Tensor, int], None], auto_distance: float = AUTO_DISTANCE
+    ) -> None:
         self.tiv_sets = tiv_sets
         self.num_runs = 0
+        self._auto_distance = auto_distance
         self._hand_on = hand_on
         self._mean: Tensor | None = None
         self._chunks = 0
         self._groups = 0
 
     def add(self, tiv: Tensor, groups: int) -> None:
-        """The next chunk: its TIV tokens (N_TIV, D) and the number of its frame groups."""
-        if self._mean is None or self.tiv_sets != 1:
+        """The next chunk: its TIV tokens (..., N_TIV, D) and the number of its frame groups."""
+        if self._mean is None or self._is_new(tiv, self._mean):
             self._end_run()
             self._mean = torch.zeros_like(tiv)
         self._chunks += 1
@@ -39,12 +48,59 @@ class TivRuns:
         self._mean += (tiv - self._mean) / self._chunks
 
     def close(self) -> Tensor:
-        """After the last chunk: int64 (runs,), the TIV set that each run belongs to."""
+        """After the last chunk: int64 (runs,), the TIV set that each run belongs to.
+
+        Raises:
+            ValueError: there were fewer chunks than TIV sets.
+        """
         self._end_run()
-        return share_tiv_sets(self.num_runs, self.tiv_sets)
+        return torch.arange(self.num_runs) if self.tiv_sets == "auto" else share_tiv_sets(self.num_runs, self.tiv_sets)
+
+    def _is_new(self, tiv: Tensor, mean: Tensor) -> bool:
+        if self.tiv_sets == "auto":
+            return tiv_distance(tiv, mean) > self._auto_distance
+        return self.tiv_sets > 1
 
     def _end_run(self) -> None:
         if self._mean is not None:
             self._hand_on(self._mean, self._groups)
             self.num_runs += 1
         self._mean, self._chunks, self._groups = None, 0, 0
+
+
+def tiv_distance(a: Tensor, b: Tensor) -> float:
+    """|a - b|^2 / (|a|^2 + |b|^2): 0 for equal tokens, about 1 for unrelated ones around zero."""
+    energy = a.square().sum() + b.square().sum()
+    return float((a - b).square().sum() / energy) if energy > 0 else 0.0
+
+
+def assign_chunks(tiv: Tensor, tiv_sets: TivSets) -> Tensor:
+    """The TIV set of each chunk, int64 (K,), from the chunks' TIV tokens (B, K, N_TIV, D); a batch shares them.
+
+    Raises:
+        ValueError: there are fewer chunks than TIV sets.
+    """
+    if tiv_sets != "auto":
+        return share_tiv_sets(tiv.shape[1], tiv_sets)
+    lengths: list[int] = []
+    runs = TivRuns(tiv_sets, lambda mean, chunks: lengths.append(chunks))
+    for chunk in tiv.detach().unbind(dim=1):
+        runs.add(chunk, 1)
+    return runs.close().repeat_interleave(torch.tensor(lengths))
+
+
+def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:
+    """(K,) int64: which of ``tiv_sets`` TIV sets each chunk shares, in runs as equal as they can be.
+
+    Raises:
+        ValueError: ``tiv_sets`` is not between 1 and the number of chunks.
+    """
+    if not 1 <= tiv_sets <= num_chunks:
+        raise ValueError(f"tiv_sets must be between 1 and the number of chunks, {num_chunks}, got {tiv_sets}")
+    return torch.arange(num_chunks) * tiv_sets // num_chunks
+
+
+def merge_tiv(tiv: Tensor, set_of_chunk: Tensor) -> Tensor:
+    """Eq. 6: (B, K, N_TIV, D) -> (B, S, N_TIV, D), each set the mean over its chunks."""
+    counts = set_of_chunk.bincount().tolist()
+    return torch.stack([chunks.mean(dim=1) for chunks in tiv.split(counts, dim=1)], dim=1)

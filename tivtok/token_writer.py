@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor
 
 from tivtok.files import replacing
-from tivtok.token_format import metadata_from, to_stored
+from tivtok.token_format import TokensError, metadata_from, to_stored
 from tivtok.tokens import check_fields
 
-HEADER_BYTES = 4096  # room for three entries and the metadata, whose texts `check_fields` keeps short
+HEADER_BYTES = 1024  # a header takes about half of it; a preset may have a long name
 
 
 class TokenWriter:
@@ -123,7 +122,9 @@ def _header(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, .
         code, size = _CODES[dtype]
         start, end = end, end + size * math.prod(shape)
         entries[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(entries).encode().ljust(HEADER_BYTES - 8)
+    text = json.dumps(entries, ensure_ascii=False).encode().ljust(HEADER_BYTES - 8)
+    if len(text) > HEADER_BYTES - 8:
+        raise TokensError(f"preset and model_id must be shorter, got {metadata['preset']!r}, {metadata['model_id']!r}")
     return len(text).to_bytes(8, "little") + text
 
 

@@ -18,6 +18,7 @@ __all__ = ["Tokens", "TokensError"]
 
 # What a file may claim, so that a hostile one cannot make decoding allocate without bound.
 MAX_SIDE = 16_384
+MAX_PIXELS = 36_000_000  # of a frame: a little above 8K
 MAX_FRAMES_PER_GROUP = 64
 MAX_FPS = 100_000
 
@@ -135,7 +136,7 @@ class Tokens:
         """
         index = self.tiv_index[groups.to(self.tiv_index.device)].cpu()
         sets = self.tiv.shape[1]
-        if len(index) and not (0 <= index.min() and index.max() < sets):
+        if len(index) and (index.min() < 0 or index.max() >= sets):
             raise TokensError(
                 f"tiv_index must be within 0..{sets - 1} for {sets} TIV sets, got {index.min()}..{index.max()}"
             )
@@ -158,6 +159,8 @@ def check_fields(
     for name, side in (("height", height), ("width", width)):
         if not 1 <= side <= MAX_SIDE:
             raise TokensError(f"{name} must be between 1 and {MAX_SIDE}, got {side}")
+    if height * width > MAX_PIXELS:
+        raise TokensError(f"height x width must be at most {MAX_PIXELS:,} pixels, got {height} x {width}")
     if fps is not None and not 0 < fps <= MAX_FPS:
         raise TokensError(f"fps must be None, or above 0 and at most {MAX_FPS}, got {fps}")
     for name, text in (("preset", preset), ("model_id", model_id)):

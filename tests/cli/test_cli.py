@@ -73,19 +73,22 @@ def test_encode_then_decode_gives_all_frames_back(files: Files, tmp_path: Path) 
     assert os.listdir(tmp_path) == ["out.mp4"]
 
 
-@pytest.mark.parametrize("frames, count", [("10:30", 20), ("30:", 7), (":5", 5), ("36", 1)])
+@pytest.mark.parametrize("frames, count", [("10:30", 20), ("30:", 7), (":5", 5), ("36", 1), ("30:35,2,:4", 10)])
 def test_decode_some_frames(files: Files, tmp_path: Path, frames: str, count: int) -> None:
     out = str(tmp_path / "out.mp4")
     assert main(["decode", files.tokens, out, "--model", files.model, "--frames", frames, "--fps", "5"]) == 0
     assert len(list(VideoReader(out))) == count and VideoReader(out).fps == 5
 
 
-@pytest.mark.parametrize("frames", ["30:10", "5:5", "30:38", "37", "-3:5", "a:b", ":", "", "1:2:3", "9" * 40])
+BAD_FRAMES = ["30:10", "5:5", "30:38", "37", "-3:5", "a:b", ":", "", "1:2:3", "9" * 40, "1,", "1,40"]
+
+
+@pytest.mark.parametrize("frames", BAD_FRAMES)
 def test_decode_frames_that_are_not_there(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], frames: str
 ) -> None:
     error = fails(capsys, ["decode", files.tokens, str(tmp_path / "o.mp4"), f"--frames={frames}"])
-    assert "--frames must be A:B with 0 <= A < B <= 37" in error
+    assert "--frames must be A:B (or several) with 0 <= A < B <= 37" in error
     assert os.listdir(tmp_path) == []
 
 
@@ -96,7 +99,7 @@ def test_encode_options(files: Files, tmp_path: Path) -> None:
     tokens = Tokens.load(out)
     assert (tokens.height, tokens.width, tokens.tiv.shape[1]) == (32, 32, 3)
     assert not torch.equal(tokens.tv, tokens.tv.half().float())
-    assert main(["encode", files.clip, out, "--model", files.model, "--size", "20x12"]) == 0
+    assert main(["encode", files.clip, out, "--model", files.model, "--size", "20x12", "--tiv-sets", "auto"]) == 0
     assert (Tokens.load(out).height, Tokens.load(out).width) == (12, 20)
 
 
@@ -131,7 +134,34 @@ def test_inspect(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["inspect", files.clip, out, "--model", files.model, "--columns", "3"]) == 0
     with Image.open(out) as sheet:
         assert sheet.format == "PNG" and sheet.width > 3 * 48 and sheet.height > 3 * 40
-    assert "OUT must end in .png" in fails(capsys, ["inspect", files.clip, str(tmp_path / "sheet.jpg")])
+    page = tmp_path / "page.html"
+    assert main(["inspect", files.clip, str(page), "--model", files.model, "--columns", "3", "--tiv-sets", "3"]) == 0
+    text = page.read_text(encoding="utf-8")
+    for words in (
+        "clip.mp4",
+        "3 TIV sets",
+        "TIV only",
+        "TV only",
+        "tokens, ",
+        "bytes as float16",
+        "frame 18",
+        "encoder",
+    ):
+        assert words in text, words
+    assert "OUT must end in .png or .html" in fails(capsys, ["inspect", files.clip, str(tmp_path / "sheet.jpg")])
+
+
+def test_swap(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short, mixed = str(tmp_path / "short.tivtok"), str(tmp_path / "mixed.tivtok")
+    clip = write_clip(tmp_path / "short.mp4", 9, 24, 16)
+    assert main(["encode", clip, short, "--model", files.model]) == 0
+    assert main(["swap", files.tokens, short, mixed]) == 0
+    got = Tokens.load(mixed)
+    assert (got.num_frames, got.height, got.width) == (9, 24, 16)
+    assert torch.equal(got.tiv, Tokens.load(files.tokens).tiv) and torch.equal(got.tv, Tokens.load(short).tv)
+    assert main(["encode", clip, short, "--model", files.other_model]) == 0
+    assert "both must be made by one model" in fails(capsys, ["swap", files.tokens, short, mixed])
+    assert "it is the input" in fails(capsys, ["swap", files.tokens, short, short])
 
 
 def test_eval_takes_files_and_folders(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +169,7 @@ def test_eval_takes_files_and_folders(files: Files, tmp_path: Path, capsys: pyte
     assert main(["eval", files.clip, str(tmp_path), "--model", files.model]) == 0
     out = capsys.readouterr().out
     assert "clip.mp4" in out and "b.mp4" in out and "mean of 2" in out and "data range 255" in out
+    assert "seams" in out and "across chunk borders" in out
     (tmp_path / "b.mp4").unlink()
     assert "there are no videos" in fails(capsys, ["eval", str(tmp_path), "--model", files.model])
 
@@ -166,7 +197,7 @@ def test_doctor_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_everywhere_and_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    commands = ["encode", "decode", "reconstruct", "info", "inspect", "eval", "train", "doctor", "demo"]
+    commands = ["encode", "decode", "reconstruct", "swap", "info", "inspect", "eval", "train", "doctor", "demo"]
     overview = capsys.readouterr().out
     for command in commands:
         assert command in overview
@@ -214,6 +245,8 @@ def test_models_and_options_that_do_not_work(files: Files, tmp_path: Path, capsy
     assert "--device nonsense cannot be used" in fails(capsys, [*encode, "--device", "nonsense"])
     assert "--size must be" in fails(capsys, [*encode, "--size", "0x20"])
     assert "tiv_sets must be between 1 and the number of chunks, 3" in fails(capsys, [*encode, "--tiv-sets", "4"])
+    for sets in ("0", "-1", "many", "1.5", ""):
+        assert "--tiv-sets must be" in fails(capsys, [*encode, f"--tiv-sets={sets}"])
     assert "No such option" in fails(capsys, [*encode, "--nonsense"], 2)
     assert "Missing argument" in fails(capsys, ["encode", files.clip], 2)
     assert "No such command" in fails(capsys, ["nonsense"], 2)
@@ -254,11 +287,33 @@ def test_ctrl_c_leaves_the_old_file(files: Files, tmp_path: Path) -> None:
         *(4 * groups, 40, 48, 25.0, tokens.preset, tokens.model_id),
     ).save(long)
     out.write_bytes(b"precious")
-    command = [sys.executable, "-m", "tivtok", "decode", str(long), str(out), "--model", files.model]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while len(os.listdir(tmp_path)) < 3 and process.poll() is None:  # until the temporary file is there
+    interrupt(["decode", str(long), str(out), "--model", files.model], tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["long.tivtok", "o.mp4"] and out.read_bytes() == b"precious"
+
+
+def test_ctrl_c_while_encoding_leaves_the_old_file(files: Files, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "long.mp4", 2000), tmp_path / "o.tivtok"
+    out.write_bytes(b"precious")
+    interrupt(["encode", clip, str(out), "--model", files.model], tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["long.mp4", "o.tivtok"] and out.read_bytes() == b"precious"
+
+
+def interrupt(arguments: list[str], folder: Path) -> None:
+    """Run a command until its temporary file appears in ``folder``, then press ctrl-C: it must say so and no more."""
+    files_before = len(os.listdir(folder))
+    process = subprocess.Popen([sys.executable, "-m", "tivtok", *arguments], stderr=subprocess.PIPE, text=True)
+    while len(os.listdir(folder)) == files_before and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err, err
-    assert sorted(os.listdir(tmp_path)) == ["long.tivtok", "o.mp4"] and out.read_bytes() == b"precious"
+    assert process.returncode == 130 and err == "tivtok: interrupted\n", err
+
+
+def test_sound_of_the_original(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The copying itself is tested in tests/video; here: the options, and their errors."""
+    out = str(tmp_path / "o.mp4")
+    decode = ["decode", files.tokens, out, "--model", files.model, "--audio-from", files.clip]
+    assert "clip.mp4 has no sound" in fails(capsys, decode)
+    assert "whole videos at their own rate" in fails(capsys, [*decode, "--frames", "1:5"])
+    assert "clip.mp4 has no sound" in fails(capsys, ["reconstruct", files.clip, out, "--model", files.model, "--audio"])
+    assert os.listdir(tmp_path) == []

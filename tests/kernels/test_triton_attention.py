@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import check, make_case, run
 
-from tivtok_kernels import SifLayout, available_backends, sif_attention
+from tivtok_kernels import SifLayout, available_backends, backends, sif_attention
 
 pytestmark = pytest.mark.skipif(available_backends("cpu")["triton"] != "ok", reason="needs triton's interpreter")
 
@@ -59,6 +59,9 @@ def bfloat16_dot(monkeypatch):
         InterpreterBuilder, "create_dot", lambda self, a, b, *rest: create_dot(self, widened(a), widened(b), *rest)
     )
     monkeypatch.setattr(backend, "_interpreter_limit", lambda dtype: None)
+    backends.select.cache_clear()
+    yield
+    backends.select.cache_clear()
 
 
 @pytest.mark.parametrize("scope", SCOPES)

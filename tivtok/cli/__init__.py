@@ -11,7 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
-from tivtok.cli import codec, demo, doctor, inspect, measure, train
+from tivtok.cli import codec, demo, doctor, inspect, measure, swap, train
 
 # What typer raises for a command line that does not parse; it has no public name in every version.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -26,6 +26,7 @@ for command in (
     codec.encode,
     codec.decode,
     codec.reconstruct,
+    swap.swap,
     inspect.info,
     inspect.inspect,
     measure.evaluate,
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return app(arguments, prog_name="tivtok", standalone_mode=False) or 0
+        code = app(arguments, prog_name="tivtok", standalone_mode=False) or 0
+        return _fail("interrupted", code) if code == 130 else code  # some versions of typer return, others raise
     except UsageError as error:
         hint = getattr(error, "ctx", None)
         return _fail(f"{error.format_message()} See {hint.command_path if hint else 'tivtok'} --help", 2)

@@ -22,6 +22,7 @@ from tivtok.cli.common import (
     load_model,
     out,
     parse_frames,
+    parse_tiv_sets,
     print_rows,
     score_text,
     token_rows,
@@ -48,7 +49,7 @@ def encode(
     tokens_file: Annotated[Path, typer.Argument(metavar="OUT", help="The token file to write, e.g. clip.tivtok.")],
     model: ModelOption = "tiny",
     size: SizeOption = "source",
-    tiv_sets: TivSetsOption = 1,
+    tiv_sets: TivSetsOption = "1",
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
@@ -61,9 +62,10 @@ def encode(
     from tivtok.tokens import Tokens
 
     check_output(tokens_file, video)
+    sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
     source = Source(video, size, tokenizer, allow_truncated)
-    encode_to_file(tokenizer, source.chunks("encoding"), tokens_file, tiv_sets, source.fps, dtype.value)
+    encode_to_file(tokenizer, source.chunks("encoding"), tokens_file, sets, source.fps, dtype.value)
     print_rows({"wrote": str(tokens_file)} | token_rows(Tokens.open(tokens_file), tokens_file.stat().st_size))
 
 
@@ -109,7 +111,7 @@ def reconstruct(
     audio: Annotated[bool, typer.Option("--audio", help="Copy the sound of the original.")] = False,
     model: ModelOption = "tiny",
     size: SizeOption = "source",
-    tiv_sets: TivSetsOption = 1,
+    tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
 ) -> None:
@@ -118,10 +120,11 @@ def reconstruct(
     Example: tivtok reconstruct clip.mp4 out.mp4 --side-by-side
     """
     check_output(result, video)
+    sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
     source = Source(video, size, tokenizer, allow_truncated)
     rate = known_rate(source.fps, video)
-    tokens = encode_source(tokenizer, source, tiv_sets)
+    tokens = encode_source(tokenizer, source, sets)
     scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
     out.print(f"wrote {result}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
 

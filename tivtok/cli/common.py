@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tivtok.model import TivTok
+    from tivtok.tiv_sets import TivSets
     from tivtok.tokens import Tokens
 
 out = Console(highlight=False, markup=False)
@@ -35,7 +36,12 @@ SizeOption = Annotated[
     ),
 ]
 TivSetsOption = Annotated[
-    int, typer.Option("--tiv-sets", min=1, help="TIV sets shared by the chunks: 1 is full reuse, one per chunk none.")
+    str,
+    typer.Option(
+        "--tiv-sets",
+        metavar="N|auto",
+        help="TIV sets shared by the chunks: 1 is full reuse, one per chunk none; auto: one where content changes.",
+    ),
 ]
 TruncatedOption = Annotated[
     bool, typer.Option("--allow-truncated", help="Take what can be read of a file that ends early.")
@@ -85,7 +91,20 @@ def load_model(path_or_name: str, device: str) -> TivTok:
     return TivTok.from_pretrained(path_or_name).to(device)
 
 
-def encode_source(model: TivTok, source: Source, tiv_sets: int) -> Tokens:
+def parse_tiv_sets(text: str) -> TivSets:
+    """--tiv-sets -> its value.
+
+    Raises:
+        CommandError: it is neither a number nor "auto".
+    """
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise CommandError(f'--tiv-sets must be a whole number from 1 or "auto", got "{text}"')
+    return int(text)
+
+
+def encode_source(model: TivTok, source: Source, tiv_sets: TivSets) -> Tokens:
     from tivtok.streaming import encode_stream
 
     return encode_stream(model, source.chunks("encoding"), tiv_sets, source.fps)
@@ -141,12 +160,13 @@ def print_rows(rows: dict[str, str], title: str | None = None) -> None:
     out.print(table)
 
 
-def token_rows(tokens: Tokens, stored_bytes: int) -> dict[str, str]:
-    """The token budget, for `print_rows`. ``stored_bytes``: of the file that holds the tokens."""
+def token_rows(tokens: Tokens, stored_bytes: int | None = None) -> dict[str, str]:
+    """The token budget, for `print_rows`. ``stored_bytes``: of the file that holds the tokens, if there is one."""
     videos, sets, num_tiv, latent_dim = tokens.tiv.shape
     groups, num_tv = tokens.tv.shape[1:3]
     rate = "" if tokens.fps is None else f", {tokens.fps:g} per second"
     raw_bytes = 3 * tokens.num_frames * tokens.height * tokens.width
+    stored = {} if stored_bytes is None else _bytes_row(stored_bytes, videos * raw_bytes)
     return {
         "video": (f"{videos} of " if videos > 1 else "")
         + f"{tokens.num_frames} frames of {tokens.width}x{tokens.height}{rate}",
@@ -154,9 +174,22 @@ def token_rows(tokens: Tokens, stored_bytes: int) -> dict[str, str]:
         "TV tokens": f"{groups} frame groups of {num_tv} = {groups * num_tv}",
         "tokens": f"{tokens.num_tokens}, of {latent_dim} values each",
         "values": f"{tokens.num_values:,}, {tokens.compression_rate:.3%} of the video's {raw_bytes:,} values",
-        "bytes": f"{stored_bytes:,} in the file, {stored_bytes / (videos * raw_bytes):.3%} of 8-bit RGB",
+        **stored,
         "model": f"{tokens.preset}, id {tokens.model_id}",
     }
+
+
+def _bytes_row(stored_bytes: int, raw_bytes: int) -> dict[str, str]:
+    return {"bytes": f"{stored_bytes:,} in the file, {stored_bytes / raw_bytes:.3%} of 8-bit RGB"}
+
+
+def rate_rows(tokens: Tokens) -> dict[str, str]:
+    """Tokens and bytes per second of a video, for `print_rows`."""
+    if tokens.fps is None:
+        return {"per second": "unknown, the video states no frame rate"}
+    per_second = tokens.fps / tokens.num_frames
+    stored = 2 * tokens.num_values * per_second
+    return {"per second": f"{tokens.num_tokens * per_second:.1f} tokens, {stored:,.0f} bytes as float16"}
 
 
 def score_text(psnr: Tensor, ssim: Tensor) -> str:
@@ -180,3 +213,13 @@ def parse_frames(text: str, num_frames: int) -> list[int]:
             raise CommandError(f'--frames must be A:B (or several) with 0 <= A < B <= {num_frames}, got "{text}"')
         frames += range(start, stop)
     return frames
+
+
+def _parse_size(text: str, source: tuple[int, int], native: tuple[int, int]) -> tuple[int, int]:
+    """--size -> (height, width)."""
+    if text in ("source", "native"):
+        return source if text == "source" else native
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+        raise CommandError(f'--size must be "source", "native" or WIDTHxHEIGHT such as 256x192, got "{text}"')
+    return int(match[2]), int(match[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -18,38 +18,42 @@ from tivtok.cli.common import (
     encode_source,
     load_model,
     out,
+    parse_tiv_sets,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tivtok.model import TivTok
+    from tivtok.tiv_sets import TivSets
 
 
 def evaluate(
     paths: Annotated[list[Path], typer.Argument(metavar="VIDEO|FOLDER...", help="Videos, or folders of them.")],
     model: ModelOption = "tiny",
     size: SizeOption = "native",
-    tiv_sets: TivSetsOption = 1,
+    tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
 ) -> None:
-    """PSNR and SSIM of reconstructions.
+    """PSNR and SSIM of reconstructions, and seams: change across chunk borders over change inside chunks.
 
     Example: tivtok eval clips/ --model runs/mine
     """
+    import torch
+
     from tivtok.metrics import PROTOCOL
 
     files = _files(paths)
+    sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
-    out.print("  PSNR dB    SSIM  frames  tokens  video")
-    means = []
+    out.print("  PSNR dB    SSIM  seams  in original  frames  tokens  video")
+    rows = []
     for file in files:
-        psnr, ssim, num_tokens = _scores(tokenizer, Source(file, size, tokenizer), tiv_sets)
-        means.append((psnr.mean(), ssim.mean()))
-        out.print(f"{psnr.mean():9.2f}  {ssim.mean():.4f}  {len(psnr):6}  {num_tokens:6}  {file}", soft_wrap=True)
-    psnr, ssim = (sum(column) / len(means) for column in zip(*means, strict=True))
-    out.print(f"{psnr:9.2f}  {ssim:.4f}                  mean of {len(means)}")
-    out.print(f"protocol: {PROTOCOL}; mean of the videos' means", soft_wrap=True)
+        scores = _scores(tokenizer, Source(file, size, tokenizer), sets)
+        rows.append(scores.means)
+        out.print(f"{_columns(scores.means)}  {scores.frames:6}  {scores.tokens:6}  {file}", soft_wrap=True)
+    out.print(f"{_columns(torch.stack(rows).nanmean(0))}                  mean of {len(rows)}")
+    out.print(f"protocol: {PROTOCOL}; seams: {SEAMS}; mean of the videos' means", soft_wrap=True)
     out.print(
         f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)", soft_wrap=True
     )
@@ -67,13 +71,36 @@ def _files(paths: list[Path]) -> list[Path]:
     return files
 
 
-def _scores(tokenizer: TivTok, source: Source, tiv_sets: int) -> tuple[Tensor, Tensor, int]:
-    """Per-frame PSNR (F,) and SSIM (F,), and the number of tokens."""
+SEAMS = "mean |change| from frame to frame across chunk borders over that inside chunks, nan where there is none"
+
+
+class _Scores(NamedTuple):
+    means: Tensor  # (4,): PSNR, SSIM, seams of the reconstruction, seams of the original
+    frames: int
+    tokens: int
+
+
+def _scores(tokenizer: TivTok, source: Source, tiv_sets: TivSets) -> _Scores:
     import torch
 
-    from tivtok.metrics import psnr, ssim
+    from tivtok.metrics import frame_changes, psnr, seams, ssim
 
     tokens = encode_source(tokenizer, source, tiv_sets)
-    scores = [(psnr(b, a), ssim(b, a)) for a, b in compare(tokenizer, tokens, source)]
-    psnrs, ssims = (torch.cat(column) for column in zip(*scores, strict=True))
-    return psnrs, ssims, tokens.num_tokens
+    psnrs, ssims, changes = [], [], []
+    before = None  # the last frames of the chunk before, so that the change between chunks is seen
+    for original, reconstruction in compare(tokenizer, tokens, source):
+        psnrs.append(psnr(reconstruction, original))
+        ssims.append(ssim(reconstruction, original))
+        both = torch.stack([reconstruction, original])
+        joined = both if before is None else torch.cat([before, both], dim=1)
+        changes.append(torch.stack([frame_changes(frames) for frames in joined]))
+        before = both[:, -1:]
+    borders, insides = zip(*(seams(c, tokenizer.config.chunk_frames) for c in torch.cat(changes, dim=1)), strict=True)
+    ratios = torch.tensor(borders) / torch.tensor(insides)
+    means = torch.cat([torch.stack([torch.cat(psnrs).mean(), torch.cat(ssims).mean()]), ratios])
+    return _Scores(means, tokens.num_frames, tokens.num_tokens)
+
+
+def _columns(means: Tensor) -> str:
+    psnr, ssim, seams, original = means.tolist()
+    return f"{psnr:9.2f}  {ssim:.4f}  {seams:5.2f}  {original:11.2f}"
