@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +38,16 @@ class Block(nn.Module):
         """Residual updates of x (..., rows, width) from the attention's (..., rows, heads, head_dim)."""
         x = x + self.to_out(attended.flatten(-2))
         return x + self.mlp(self.mlp_norm(x))
+
+
+class Blocks(nn.ModuleList):
+    """A stack of blocks."""
+
+    def __init__(self, config: TivTokConfig, count: int) -> None:
+        super().__init__(Block(config) for _ in range(count))
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast("Iterator[Block]", super().__iter__())
 
 
 def init_weights(module: nn.Module) -> None:

@@ -100,7 +100,7 @@ class TivTokConfig:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"unknown config keys: {', '.join(sorted(unknown))}")
-        lists_to_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        lists_to_tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**lists_to_tuples)
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tivtok.attention import SifLayout, broadcast_attention, sif_attention
-from tivtok.blocks import Block, learned_tokens
+from tivtok.blocks import Blocks, learned_tokens
 from tivtok.config import TivTokConfig
 from tivtok.rope import Rotary, rotary_table
 
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
         self.tiv_embedding = learned_tokens(config.num_tiv, config.width)
         self.tv_embedding = learned_tokens(config.num_tv, config.width)
         self.patch_query = learned_tokens(1, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.decoder_layers))
+        self.blocks = Blocks(config, config.decoder_layers)
         self.norm = nn.LayerNorm(config.width)
         self.to_pixels = nn.Linear(config.width, config.patch_values)
 
@@ -110,7 +110,8 @@ class PerFrameDecoder(Decoder):
             config.head_dim, config.num_tv, (1, rows, columns), config.rope_theta, config.num_tiv, tv.device
         )
         for block in self.blocks:
-            x = block.finish(x, sif_attention(*block.qkv(x, rotary), layout))
+            q, k, v = block.qkv(x, rotary)
+            x = block.finish(x, sif_attention(q, k, v, layout))
         return self._pixels(x[:, config.num_tiv + config.num_tv :]).unflatten(0, (batch, frames))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tivtok.attention import SifLayout, sif_attention
-from tivtok.blocks import Block, learned_tokens
+from tivtok.blocks import Blocks, learned_tokens
 from tivtok.config import TivTokConfig
 from tivtok.patchify import patch_grid, patchify
 from tivtok.rope import rotary_table
@@ -26,15 +26,15 @@ class Encoder(nn.Module):
         self.embed = nn.Linear(config.patch_values, config.width)
         self.tiv = learned_tokens(config.num_tiv, config.width)
         self.tv = learned_tokens(config.num_tv, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.encoder_layers))
+        self.blocks = Blocks(config, config.encoder_layers)
         self.norm = nn.LayerNorm(config.width)
         self.to_latent = nn.Linear(config.width, config.latent_dim)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """video (B, 3, F, H, W), multiples of the patch -> TIV (B, N_TIV, D) and TV (B, groups, N_TV, D)."""
         config = self.config
-        batch = video.shape[0]
-        grid = patch_grid(*video.shape[2:], config.patch)
+        batch, _, frames, height, width = video.shape
+        grid = patch_grid(frames, height, width, config.patch)
         patches = self.embed(patchify(video, config.patch))
         groups, num_patches = patches.shape[1:3]
 
@@ -44,7 +44,8 @@ class Encoder(nn.Module):
         layout = SifLayout.uniform(batch, config.num_tiv, groups, config.num_tv + num_patches)
         rotary = rotary_table(config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, video.device)
         for block in self.blocks:
-            x = block.finish(x, sif_attention(*block.qkv(x, rotary), layout))
+            q, k, v = block.qkv(x, rotary)
+            x = block.finish(x, sif_attention(q, k, v, layout))
 
         latents = torch.cat(
             [

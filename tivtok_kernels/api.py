@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +15,32 @@ from tivtok_kernels.problem import Problem
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@overload
+def sif_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: SifLayout,
+    *,
+    tiv_scope: Scope = "clip",
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[False] = False,
+    deterministic: bool = False,
+) -> Tensor: ...
+@overload
+def sif_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: SifLayout,
+    *,
+    tiv_scope: Scope = "clip",
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[True],
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]: ...
 def sif_attention(
     q: Tensor,
     k: Tensor,
@@ -66,6 +93,34 @@ def sif_attention(
     return (out, lse) if return_lse else out
 
 
+@overload
+def broadcast_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_tiv: Tensor,
+    v_tiv: Tensor,
+    *,
+    layout: SifLayout | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[False] = False,
+    deterministic: bool = False,
+) -> Tensor: ...
+@overload
+def broadcast_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_tiv: Tensor,
+    v_tiv: Tensor,
+    *,
+    layout: SifLayout | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[True],
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]: ...
 def broadcast_attention(
     q: Tensor,
     k: Tensor,

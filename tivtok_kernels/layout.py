@@ -167,7 +167,7 @@ class SifLayout:
         return visible.to(device)
 
 
-def _check_scope(scope: str) -> Scope:
+def _check_scope(scope: Scope) -> Scope:
     if scope not in ("clip", "tiv", "broadcast"):
         raise ValueError(f'tiv_scope must be "clip" or "tiv" (or "broadcast" for frame rows alone), got {scope!r}')
     return scope

@@ -84,14 +84,14 @@ def backward(
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
     for dq_g, q_g, dout_g, out_g, lse_g in _per_query_group(k.shape[1], dq, q, dout, out, lse):
         for step in _plan(layout, scope):
-            rows_in = [step.q.read(x) for x in (dout_g, q_g, out_g, lse_g)]
+            dout_s, q_s, out_s, lse_s = (step.q.read(x) for x in (dout_g, q_g, out_g, lse_g))
             for rows, keys, values, dkeys, dvalues in ((step.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (step.b, k, v, dk, dv)):
                 if rows.length:
-                    grads = _attend_backward(*rows_in, rows.read(keys), rows.read(values), scale)
+                    grads = _attend_backward(dout_s, q_s, out_s, lse_s, rows.read(keys), rows.read(values), scale)
                     for target, where, grad in zip((dq_g, dkeys, dvalues), (step.q, rows, rows), grads, strict=True):
                         where.add(target, grad)
-    grads = [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
-    return grads if dlse is None else [g[..., :head_dim].contiguous() for g in grads]
+    results = [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
+    return results if dlse is None else [g[..., :head_dim].contiguous() for g in results]
 
 
 class Rows(NamedTuple):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import torch
@@ -48,7 +50,7 @@ def train(config: TrainConfig) -> Path:
     torch.manual_seed(config.seed)
     run = _Run(TivTok(config.model).to(device), config)
     first_step = run.load(config.output / STATE_FILE)
-    forward = torch.compile(run.model) if config.compile else run.model
+    forward = cast("Callable[[Tensor], Tensor]", torch.compile(run.model) if config.compile else run.model)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, TimeRemainingColumn()) as progress, open(config.output / LOG_FILE, "a") as log:
         task = progress.add_task("train", total=config.steps, completed=first_step)
@@ -61,7 +63,7 @@ def train(config: TrainConfig) -> Path:
                 record = {
                     "step": done,
                     "loss": sum(recent) / len(recent),
-                    "held_out_psnr": psnr(run.average.module, test_clips),
+                    "held_out_psnr": psnr(run.average, test_clips),
                     "seconds": round(time.monotonic() - started, 1),
                 }
                 log.write(json.dumps(record) + "\n")
@@ -70,7 +72,7 @@ def train(config: TrainConfig) -> Path:
                 recent = []
             if done % config.save_every == 0 or done == config.steps:
                 run.save(config.output / STATE_FILE, done)
-                run.average.module.save_pretrained(config.output / "checkpoint")
+                run.average.save_pretrained(config.output / "checkpoint")
     return config.output / "checkpoint"
 
 
@@ -90,9 +92,14 @@ class _Run:
         self.model = model
         self.optimizers = build_optimizers(model, config)
         self.peak = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
 
-    def step(self, forward: torch.nn.Module, video: Tensor, step: int) -> float:
+    @property
+    def average(self) -> TivTok:
+        """The model with averaged weights."""
+        return cast(TivTok, self._average.module)
+
+    def step(self, forward: Callable[[Tensor], Tensor], video: Tensor, step: int) -> float:
         config = self.config
         fraction = schedule(step, config)
         for optimizer, rates in zip(self.optimizers, self.peak, strict=True):
@@ -107,13 +114,13 @@ class _Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self.average.update_parameters(self.model)
+        self._average.update_parameters(self.model)
         return loss.item()
 
     def save(self, path: Path, step: int) -> None:
         """One safetensors file: weights, averaged weights, optimizer tensors; the step in its metadata."""
         tensors = {f"model.{n}": x for n, x in self.model.state_dict().items()}
-        tensors |= {f"average.{n}": x for n, x in self.average.state_dict().items()}
+        tensors |= {f"average.{n}": x for n, x in self._average.state_dict().items()}
         for i, optimizer in enumerate(self.optimizers):
             tensors |= {f"optimizer.{i}.{n}": x for n, x in _flat_state(optimizer).items()}
         write_tensors(path, tensors, {"step": str(step)})
@@ -131,7 +138,7 @@ class _Run:
 
         try:
             self.model.load_state_dict(part("model."))
-            self.average.load_state_dict(part("average."))
+            self._average.load_state_dict(part("average."))
         except RuntimeError as error:
             raise ValueError(f"{path} is the state of a different model: {error}") from None
         for i, optimizer in enumerate(self.optimizers):

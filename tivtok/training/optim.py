@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are for line searches
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -38,6 +39,7 @@ class Muon(Optimizer):
     def _step_stack(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
         updates = []
         for p in params:
+            assert p.grad is not None
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - momentum)
             updates.append(p.grad.lerp(buffer, momentum))  # Nesterov
@@ -68,8 +70,9 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     chosen = set(hidden)
     decayed = [p for _, p in named if p not in chosen and p.ndim == 2]
     plain = [p for _, p in named if p not in chosen and p.ndim != 2]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     adamw = AdamW(
-        [{"params": decayed}, {"params": plain, "weight_decay": 0.0}],
+        groups,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
