@@ -227,6 +227,18 @@ def test_hostile_headers_say_why(
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", ["tokens-v1-float16.tivtok", "tokens-v1-float32.tivtok"])
+def test_version_1_files_are_read_forever(name: str) -> None:
+    """Files written when version 1 was the newest. Never write them anew: a format that cannot read them is another."""
+    tokens = Tokens.load(Path(__file__).parent / "data" / name)
+    assert torch.equal(tokens.tiv, torch.arange(2 * 3 * 4).reshape(1, 2, 3, 4) / 8)
+    assert torch.equal(tokens.tv, -torch.arange(5 * 2 * 4).reshape(1, 5, 2, 4) / 4)
+    assert tokens.tiv_index.tolist() == [0, 0, 0, 0, 1]
+    assert (tokens.num_frames, tokens.height, tokens.width) == (19, 47, 64)
+    assert tokens.fps == (None if "float16" in name else 30000 / 1001)
+    assert (tokens.preset, tokens.model_id) == ("tiny", "0123456789abcdef")
+
+
 def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "a.tivtok"
     torch.save({"tiv": torch.zeros(1)}, path)

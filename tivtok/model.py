@@ -114,7 +114,8 @@ class TivTok(nn.Module):
             raise ValueError(f"video must be (B, 3, F, H, W) with no empty dimension, got {tuple(video.shape)}")
         chunks = pad_to_patches(video, self.config.patch).split(self.config.chunk_frames, dim=2)
         whole = [c for c in chunks if c.shape[2] == self.config.chunk_frames]
-        tivs, tvs = [], []
+        tivs: list[Tensor] = []
+        tvs: list[Tensor] = []
         if whole:
             tiv, tv = self._encode_batch(torch.cat(whole))
             tivs += tiv.chunk(len(whole))

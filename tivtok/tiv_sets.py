@@ -11,7 +11,7 @@ from torch import Tensor
 TivSets = int | Literal["auto"]
 
 # "auto" starts a new set above this `tiv_distance`; docs/long-video.md has the measurement behind it.
-AUTO_DISTANCE = 0.05
+AUTO_DISTANCE = 0.02
 
 
 class TivRuns:
@@ -74,7 +74,7 @@ def tiv_distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().sum() / energy) if energy > 0 else 0.0
 
 
-def assign_chunks(tiv: Tensor, tiv_sets: TivSets) -> Tensor:
+def assign_chunks(tiv: Tensor, tiv_sets: TivSets, auto_distance: float = AUTO_DISTANCE) -> Tensor:
     """The TIV set of each chunk, int64 (K,), from the chunks' TIV tokens (B, K, N_TIV, D); a batch shares them.
 
     Raises:
@@ -83,7 +83,7 @@ def assign_chunks(tiv: Tensor, tiv_sets: TivSets) -> Tensor:
     if tiv_sets != "auto":
         return share_tiv_sets(tiv.shape[1], tiv_sets)
     lengths: list[int] = []
-    runs = TivRuns(tiv_sets, lambda mean, chunks: lengths.append(chunks))
+    runs = TivRuns(tiv_sets, lambda mean, chunks: lengths.append(chunks), auto_distance)
     for chunk in tiv.detach().unbind(dim=1):
         runs.add(chunk, 1)
     return runs.close().repeat_interleave(torch.tensor(lengths))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import safetensors.torch
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from tivtok.files import replacing
 from tivtok.token_format import TokensError, check_finite, map_file, metadata_from, to_stored
+
+if TYPE_CHECKING:
+    from tivtok.latents import LatentStats
 
 __all__ = ["Tokens", "TokensError"]
 
@@ -79,6 +82,18 @@ class Tokens:
             tiv_index=self.tiv_index.to(device),
         )
 
+    def normalize(self, stats: LatentStats) -> Tokens:
+        """(tokens - mean) / std, for a generator to learn on; they cannot be decoded before `denormalize`.
+
+        Raises:
+            TokensError: they are not of the model that ``stats`` describe, or normalised already.
+        """
+        return stats.normalize(self)
+
+    def denormalize(self, stats: LatentStats) -> Tokens:
+        """The inverse of `normalize`."""
+        return stats.denormalize(self)
+
     def save(self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> None:
         """Write a safetensors file: the three tensors, everything else as string metadata.
 
@@ -107,7 +122,7 @@ class Tokens:
         """
         try:
             tensors, fields = map_file(path)
-            return cls(**tensors, **fields)
+            return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields)
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
 

@@ -197,7 +197,19 @@ def test_doctor_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_everywhere_and_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    commands = ["encode", "decode", "reconstruct", "swap", "info", "inspect", "eval", "train", "doctor", "demo"]
+    commands = [
+        "encode",
+        "decode",
+        "reconstruct",
+        "swap",
+        "encode-dir",
+        "info",
+        "inspect",
+        "eval",
+        "train",
+        "doctor",
+        "demo",
+    ]
     overview = capsys.readouterr().out
     for command in commands:
         assert command in overview

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
-from tivtok.cli import codec, demo, doctor, inspect, measure, swap, train
+from tivtok.cli import codec, demo, doctor, encode_dir, inspect, measure, swap, train
 
 # What typer raises for a command line that does not parse; it has no public name in every version.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -27,6 +27,7 @@ for command in (
     codec.decode,
     codec.reconstruct,
     swap.swap,
+    encode_dir.encode_dir,
     inspect.info,
     inspect.inspect,
     measure.evaluate,
@@ -34,7 +35,7 @@ for command in (
     doctor.doctor,
     demo.demo,
 ):
-    app.command("eval" if command is measure.evaluate else command.__name__)(command)
+    app.command("eval" if command is measure.evaluate else command.__name__.replace("_", "-"))(command)
 
 
 @app.callback()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tivtok.model import TivTok
     from tivtok.tiv_sets import TivSets
     from tivtok.tokens import Tokens
+
+Item = TypeVar("Item")
 
 out = Console(highlight=False, markup=False)
 _progress_console = Console(stderr=True)
@@ -70,11 +72,14 @@ class Source:
         self.height, self.width = _parse_size(size, (self._reader.height, self._reader.width), model.config.native_size)
 
     def chunks(self, doing: str) -> Iterator[Tensor]:
-        """uint8 (f, H, W, 3) of ``chunk_frames`` frames each, with a progress bar that says what one is ``doing``."""
+        """`plain_chunks` with a progress bar that says what one is ``doing``."""
+        return track(self.plain_chunks(), doing, self._reader.expected_frames)
+
+    def plain_chunks(self) -> Iterator[Tensor]:
+        """uint8 (f, H, W, 3) of ``chunk_frames`` frames each, the last may be shorter."""
         from tivtok.video import fit
 
-        chunks = self._reader.chunks(self.chunk_frames)
-        return track((fit(c, self.height, self.width) for c in chunks), doing, self._reader.expected_frames)
+        return (fit(chunk, self.height, self.width) for chunk in self._reader.chunks(self.chunk_frames))
 
 
 def load_model(path_or_name: str, device: str) -> TivTok:
@@ -117,9 +122,11 @@ def compare(model: TivTok, tokens: Tokens, source: Source) -> Iterator[tuple[Ten
     return zip(source.chunks("decoding"), decode_stream(model, tokens), strict=True)
 
 
-def track(chunks: Iterable[Tensor], doing: str, total: int | None) -> Iterator[Tensor]:
-    """Pass ``chunks`` on, with a bar on stderr that counts their frames where stderr is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+def track(
+    items: Iterable[Item], doing: str, total: int | None, unit: str = "frames", count: Callable[[Any], int] = len
+) -> Iterator[Item]:
+    """Pass ``items`` on, with a bar on stderr that counts their ``unit`` where stderr is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(
         *columns,
         TimeElapsedColumn(),
@@ -129,9 +136,9 @@ def track(chunks: Iterable[Tensor], doing: str, total: int | None) -> Iterator[T
         disable=not _progress_console.is_terminal,
     ) as progress:
         task = progress.add_task(doing, total=total)
-        for chunk in chunks:
-            yield chunk
-            progress.advance(task, len(chunk))
+        for item in items:
+            yield item
+            progress.advance(task, count(item))
 
 
 def check_output(path: Path, source: Path | None = None) -> None:

@@ -29,7 +29,8 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
     encode_to_file(tokenizer, source.chunks("encoding"), stored, fps=source.fps, dtype="float16")
     tokens = Tokens.open(stored)
     rate = known_rate(source.fps, CLIP)
-    scores = write_reconstruction(tokenizer, tokens, source, folder / "side_by_side.mp4", rate, True, False)
+    together = folder / "side_by_side.mp4"
+    scores = write_reconstruction(tokenizer, tokens, source, together, rate, beside=True, audio=False)
     write_sheet(tokenizer, tokens, source, folder / "contact_sheet.png", columns=8)
     print_rows(token_rows(tokens, stored.stat().st_size) | {"quality": scores}, f"Token budget of {CLIP.name}")
-    out.print(f"\nwrote {stored}, {folder / 'side_by_side.mp4'}, {folder / 'contact_sheet.png'}", soft_wrap=True)
+    out.print(f"\nwrote {stored}, {together}, {folder / 'contact_sheet.png'}", soft_wrap=True)

@@ -128,7 +128,7 @@ def _rows(tokenizer: TivTok, tokens: Tokens, original: Tensor, shown: list[int])
 
 
 def _scopes(tokenizer: TivTok, source: Source) -> dict[str, Tensor]:
-    """The masks of one chunk of a video of this size; large ones with every n-th token."""
+    """The masks of one chunk of a video of this size; large ones with one token of several."""
     from tivtok.patchify import patch_grid
     from tivtok.pictures import scope_picture
 
@@ -137,7 +137,7 @@ def _scopes(tokenizer: TivTok, source: Source) -> dict[str, Tensor]:
     frame_tokens = config.num_tv + rows * columns
     every = -(-(config.num_tiv + groups * frame_tokens) // LARGEST_SCOPE)
     sizes = (-(-config.num_tiv // every), groups, -(-frame_tokens // every))
-    note = "" if every == 1 else f", every {every}th token"
+    note = "" if every == 1 else f", one token of {every} shown"
     return {
         f"encoder: TIV tokens see the chunk{note}": scope_picture(*sizes, "clip"),
         f"shared decoder: TIV tokens see one another{note}": scope_picture(*sizes, "tiv"),

@@ -1,0 +1,148 @@
+"""Folders of videos to shards of tokens, and the Dataset that reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tivtok.cli import main
+from tivtok.config import TivTokConfig
+from tivtok.dataset import TokenDataset
+from tivtok.model import TivTok
+from tivtok.streaming import encode_stream
+from tivtok.tokens import TokensError
+from tivtok.video import VideoReader, VideoWriter
+
+LENGTHS = {"a.mp4": 5, "b.mp4": 20, "deep/c.mp4": 1, "deep/d.mkv": 33, "e.mp4": 16}
+CONFIG = TivTokConfig.preset("tiny").replace(
+    width=16, heads=1, encoder_layers=1, decoder_layers=1, native_size=(16, 24)
+)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "deep").mkdir()
+    rng = np.random.default_rng(0)
+    for name, frames in LENGTHS.items():
+        with VideoWriter(folder / name, 25, 24, 16) as out:
+            out.write(rng.integers(0, 255, (frames, 16, 24, 3), dtype=np.uint8))
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    TivTok(CONFIG).save_pretrained(folder)
+    return str(folder)
+
+
+def encode(videos: Path, result: Path, model: str, *options: str) -> int:
+    return main(["encode-dir", str(videos), str(result), "--model", model, "--per-shard", "2", *options])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_every_video_comes_back_in_order(
+    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    assert encode(videos, tmp_path, model, "--workers", workers, "--dtype", "float32") == 0
+    said = capsys.readouterr().out
+    assert "left out broken.mp4: " in said and "cannot be read as a video" in said and "5 videos in 3 shards" in said
+    dataset = TokenDataset(tmp_path)
+    assert [v["path"] for v in dataset.videos] == ["a.mp4", "b.mp4", "deep/c.mp4", "deep/d.mkv", "e.mp4"]
+    assert [t.num_frames for t in DataLoader(dataset, batch_size=None)] == [LENGTHS[v["path"]] for v in dataset.videos]
+    tokenizer = TivTok.from_pretrained(model)
+    for record, tokens in zip(dataset.videos, dataset, strict=False):
+        want = encode_stream(tokenizer, VideoReader(videos / record["path"]).chunks(16), fps=25.0)
+        assert torch.equal(tokens.tv, want.tv) and torch.equal(tokens.tiv, want.tiv) and tokens.fps == 25
+        assert tokenizer.decode(tokens).shape[2] == tokens.num_frames
+    with pytest.raises(IndexError):
+        dataset[5]
+
+
+def test_what_was_stopped_goes_on_and_nothing_is_done_twice(videos: Path, model: str, tmp_path: Path) -> None:
+    assert encode(videos, tmp_path, model) == 0
+    shards = sorted(tmp_path.glob("shard-*"))
+    before = {path.name: path.stat().st_mtime_ns for path in shards}
+    shards[1].unlink()
+    (tmp_path / "index.json").unlink()
+    assert encode(videos, tmp_path, model) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("shard-*"))}
+    assert [before[name] == after[name] for name in sorted(before)] == [True, False, True]
+    assert len(TokenDataset(tmp_path)) == 5
+    assert sorted(os.listdir(tmp_path)) == ["index.json", "plan.json", *sorted(before)]
+
+
+def test_ctrl_c_with_workers_is_clean(videos: Path, model: str, tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.mp4").symlink_to(videos / "deep" / "d.mkv")
+    command = [sys.executable, "-m", "tivtok", "encode-dir", str(tmp_path), str(tmp_path / "out"), "--model", model]
+    process = subprocess.Popen(
+        [*command, "--per-shard", "1", "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list((tmp_path / "out").glob("shard-*")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "tivtok: interrupted\n", err
+    left = os.listdir(tmp_path / "out")
+    assert 2 <= len(left) <= 40 and all(name == "plan.json" or name.startswith("shard-") for name in left)
+
+
+def test_another_plan_is_not_mixed_in(
+    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(videos, tmp_path / "out", model) == 0
+    capsys.readouterr()
+    assert encode(videos, tmp_path / "out", model, "--tiv-sets", "auto", "--size", "8x8") == 1
+    assert "begun with other size and tiv_sets" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["encode-dir", str(tmp_path / "empty"), str(tmp_path / "x"), "--model", model]) == 1
+    assert "there are no videos in" in capsys.readouterr().err
+    (tmp_path / "empty" / "a.mp4").write_bytes(b"no video")
+    assert main(["encode-dir", str(tmp_path / "empty"), str(tmp_path / "x"), "--model", model]) == 1
+    assert "none of the 1 videos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("no json", "is not an index"),
+        ("[]", "is not an index"),
+        ('{"format": "tivtok.dataset", "version": 2}', "version 2"),
+    ],
+)
+def test_an_index_that_is_none(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(TokensError, match=message):
+        TokenDataset(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        TokenDataset(tmp_path / "none")
+
+
+def test_damaged_shards_and_records(videos: Path, model: str, tmp_path: Path) -> None:
+    assert encode(videos, tmp_path, model) == 0
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["videos"][0]["num_frames"] = 10**9
+    index["videos"][1]["key"] = "77"
+    index["videos"][2]["shard"] = "../../etc/passwd"  # only names inside the folder are opened
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "shard-00002.safetensors").write_bytes(b"x" * 100)
+    dataset = TokenDataset(tmp_path)
+    for video in (0, 1, 4):
+        with pytest.raises(TokensError):
+            dataset[video]
+    with pytest.raises(FileNotFoundError):
+        dataset[2]

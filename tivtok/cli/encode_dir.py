@@ -1,0 +1,151 @@
+"""``tivtok encode-dir``."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from tivtok.cli.codec import StoredDtype
+from tivtok.cli.common import (
+    CommandError,
+    DeviceOption,
+    ModelOption,
+    SizeOption,
+    TivSetsOption,
+    load_model,
+    out,
+    parse_tiv_sets,
+    track,
+)
+
+PLAN_FILE = "plan.json"
+
+
+class Job(NamedTuple):
+    """Everything that a worker needs for one shard."""
+
+    shard: Path
+    source: Path
+    videos: list[str]
+    model: str
+    size: str
+    tiv_sets: str
+    dtype: str
+    device: str
+
+
+def encode_dir(
+    folder: Annotated[Path, typer.Argument(metavar="IN_DIR", help="Videos, in folders or not.")],
+    result: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Shards and an index; made if it does not exist.")],
+    model: ModelOption = "tiny",
+    size: SizeOption = "native",
+    tiv_sets: TivSetsOption = "1",
+    dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """All videos of a folder to token shards that `tivtok.dataset.TokenDataset` reads; goes on where it was stopped.
+
+    Example: tivtok encode-dir clips/ tokens/ --workers 4
+    """
+    from tivtok.dataset import shard_name, write_index
+    from tivtok.video import find_videos
+
+    parse_tiv_sets(tiv_sets)
+    names = [str(path.relative_to(folder)) for path in find_videos(folder)]
+    if not names:
+        raise CommandError(f"there are no videos in {folder}")
+    options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
+    _check_plan(result, options | {"model": load_model(model, device).model_id, "videos": names})
+    jobs = [
+        Job(result / shard_name(number), folder, names[at : at + per_shard], model, size, tiv_sets, dtype.value, device)
+        for number, at in enumerate(range(0, len(names), per_shard))
+    ]
+    to_do = [job for job in jobs if not job.shard.exists()]
+    for _ in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
+        pass
+    index = write_index(result, len(jobs))
+    for lost in index["failed"]:
+        out.print(f"left out {lost['path']}: {lost['error']}", soft_wrap=True)
+    out.print(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards", soft_wrap=True)
+    if not index["videos"]:
+        raise CommandError(f"none of the {len(names)} videos in {folder} could be encoded")
+
+
+def encode_shard(job: Job) -> None:
+    """Encode the videos of one shard; those that cannot be read are noted in it."""
+    from tivtok.cli.common import Source
+    from tivtok.dataset import write_shard
+    from tivtok.streaming import encode_stream
+    from tivtok.tokens import Tokens
+
+    tokenizer = load_model(job.model, job.device)
+    done: list[tuple[str, Tokens]] = []
+    failed: list[tuple[str, str]] = []
+    for name in job.videos:
+        try:
+            source = Source(job.source / name, job.size, tokenizer)
+            done.append(
+                (name, encode_stream(tokenizer, source.plain_chunks(), parse_tiv_sets(job.tiv_sets), source.fps))
+            )
+        except ValueError as error:  # a video that cannot be read, or has fewer chunks than TIV sets
+            failed.append((name, str(error)))
+    write_shard(job.shard, done, failed, job.dtype)
+
+
+def _run(jobs: list[Job], workers: int) -> Iterator[Job]:
+    """Encode the shards; yields each when it is done."""
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            encode_shard(job)
+            yield job
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_quiet_ctrl_c) as pool:
+        try:
+            running = {pool.submit(encode_shard, job): job for job in jobs}
+            for done in as_completed(running):
+                done.result()
+                yield running[done]
+        except BrokenProcessPool:
+            raise CommandError("a worker ended abruptly, out of memory perhaps: go on with fewer --workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _quiet_ctrl_c() -> None:
+    """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+
+
+def _check_plan(result: Path, plan: dict[str, object]) -> None:
+    """Note what a folder of shards is made of, so that what was begun with one plan is not finished with another.
+
+    Raises:
+        CommandError: another plan was begun there.
+    """
+    from tivtok.files import replacing
+
+    result.mkdir(parents=True, exist_ok=True)
+    path = result / PLAN_FILE
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else plan
+    except ValueError:
+        raise CommandError(f"{path} is damaged: remove {result} and begin anew") from None
+    different = [name for name in plan if not isinstance(begun, dict) or begun.get(name) != plan[name]]
+    if different:
+        raise CommandError(
+            f"{result} was begun with other {' and '.join(different)}: name another folder, or remove it"
+        )
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")

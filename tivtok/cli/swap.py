@@ -1,0 +1,30 @@
+"""``tivtok swap``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tivtok.cli.codec import StoredDtype
+from tivtok.cli.common import check_output, print_rows, token_rows
+
+
+def swap(
+    tiv_from: Annotated[Path, typer.Argument(metavar="A", help="The token file whose TIV tokens to take.")],
+    tv_from: Annotated[Path, typer.Argument(metavar="B", help="The one whose TV tokens, length and size to take.")],
+    result: Annotated[Path, typer.Argument(metavar="OUT", help="The token file to write.")],
+    dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+) -> None:
+    """What stays the same from A, what changes from B.
+
+    Example: tivtok swap a.tivtok b.tivtok mixed.tivtok
+    """
+    from tivtok import editing
+    from tivtok.tokens import Tokens
+
+    for source in (tiv_from, tv_from):
+        check_output(result, source)
+    editing.swap(Tokens.load(tiv_from), Tokens.load(tv_from)).save(result, dtype.value)
+    print_rows({"wrote": str(result)} | token_rows(Tokens.open(result), result.stat().st_size))

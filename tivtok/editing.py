@@ -1,0 +1,57 @@
+"""Tokens taken apart and put together anew: what each kind holds, and videos with the TIV tokens of another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tivtok.model import TivTok
+from tivtok.tokens import Tokens, TokensError
+
+
+@torch.no_grad()
+def grey_tokens(model: TivTok, height: int, width: int) -> Tokens:
+    """The tokens of a plain grey chunk: what the model's latents look like when there is nothing to say.
+
+    (Zeros would not do: the decoder never saw them, and answers with noise.)
+    """
+    like = next(model.parameters())
+    return model.encode(like.new_zeros(1, 3, model.config.chunk_frames, height, width))
+
+
+def tiv_only(tokens: Tokens, grey: Tokens) -> Tokens:
+    """The TV tokens of every frame group replaced by those of grey: what the TIV tokens say alone."""
+    return replace(tokens, tv=grey.tv.mean(dim=1, keepdim=True).expand_as(tokens.tv))
+
+
+def tv_only(tokens: Tokens, grey: Tokens) -> Tokens:
+    """Every TIV set replaced by that of grey: what the TV tokens say alone."""
+    return replace(tokens, tiv=grey.tiv.expand_as(tokens.tiv))
+
+
+def swap(tiv_from: Tokens, tv_from: Tokens) -> Tokens:
+    """The TIV tokens of one video with the TV tokens, length, size and frame rate of another.
+
+    Where the first has several TIV sets, their timeline is stretched to the length of the second.
+
+    Raises:
+        TokensError: they were made by different models, or hold different numbers of videos.
+    """
+    if tiv_from.model_id != tv_from.model_id:
+        raise TokensError(
+            f"both must be made by one model, got {tiv_from.model_id} ({tiv_from.preset}) "
+            f"and {tv_from.model_id} ({tv_from.preset})"
+        )
+    if tiv_from.tiv.shape[0] != tv_from.tv.shape[0] or tiv_from.tiv.shape[3] != tv_from.tv.shape[3]:
+        raise TokensError(
+            "both must hold as many videos, with tokens of one size, "
+            f"got {tuple(tiv_from.tiv.shape)} and {tuple(tv_from.tv.shape)}"
+        )
+    groups = torch.arange(tv_from.tv.shape[1])
+    stretched = groups * tiv_from.tv.shape[1] // tv_from.tv.shape[1]
+    return replace(
+        tv_from,
+        tiv=tiv_from.tiv.to(tv_from.tv),
+        tiv_index=tiv_from.sets_of(stretched).to(tv_from.tiv_index.device),
+    )

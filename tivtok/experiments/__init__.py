@@ -1,0 +1,1 @@
+"""Measurements behind decisions, each one command that writes its numbers and a picture."""

@@ -1,0 +1,19 @@
+"""``python -m tivtok.experiments``."""
+
+import typer
+
+from tivtok.experiments.latents import latents
+from tivtok.experiments.tiv_sets import tiv_sets
+
+app = typer.Typer(help="Measurements behind decisions.", add_completion=False, pretty_exceptions_enable=False)
+app.command("tiv-sets")(tiv_sets)
+app.command("latents")(latents)
+
+
+@app.callback()
+def experiments() -> None:
+    """Measurements behind decisions; needs the `bench` extra (matplotlib)."""
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,266 @@
+"""What TIV sets cost and bring: fixed numbers of sets against "auto", on videos with many scenes and with one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from tivtok.files import replacing
+from tivtok.metrics import PROTOCOL, frame_changes, psnr, seams
+from tivtok.model import TivTok
+from tivtok.tiv_sets import AUTO_DISTANCE, assign_chunks, merge_tiv, share_tiv_sets, tiv_distance
+from tivtok.video import VideoReader, find_videos, fit, frames_to_video, video_to_frames
+
+DISTANCES = (0.005, 0.02, 0.05, 0.1, 0.15, 0.25)
+SCENES = 7  # of a multi-scene video
+SCENE_FRAMES = (16, 64)  # drawn evenly between these, so that cuts fall anywhere in a chunk
+MULTI_SCENE, SINGLE_SCENE = 4, 10  # videos
+CHUNKS = 4  # of a single-scene video
+COLUMNS = ["sets", "tokens", "psnr_db", "change_at_chunk_borders", "change_inside_chunks", "change_at_group_borders"]
+
+out = Console(highlight=False, markup=False)
+
+
+class Video(NamedTuple):
+    kind: str  # "multi-scene" or "single-scene"
+    name: str
+    frames: Tensor  # uint8 (F, H, W, 3)
+    cuts: list[int]  # frames that begin a scene, but for the first
+
+
+def tiv_sets(
+    data: Annotated[Path, typer.Option(help="A folder of clips, one scene each, of 64 frames or more.")],
+    model: Annotated[str, typer.Option(help="A bundled checkpoint's name or a checkpoint folder.")] = "tiny",
+    results: Annotated[Path, typer.Option(help="Where the numbers and the picture go.")] = Path("docs/results"),
+    note: Annotated[str, typer.Option(help="Kept with the numbers: what the clips are.")] = "",
+) -> None:
+    """PSNR against tokens, seams, and which signal tells best that sharing will hurt. Goes on where it was stopped."""
+    torch.set_grad_enabled(False)
+    tokenizer = TivTok.from_pretrained(model)
+    path = results / "long-video-tiv-sets.json"
+    settings = {
+        "model": f"{tokenizer.config.name}, id {tokenizer.model_id}",
+        "data": note,
+        "clips": _fingerprint(data),
+        "size": list(tokenizer.config.native_size),
+        "distances": DISTANCES,
+        "protocol": PROTOCOL,
+    }
+    record = _load(path, settings)
+    for video in videos(data, tokenizer):
+        if video.name not in record["videos"]:
+            record["videos"][video.name] = {"kind": video.kind} | measure(tokenizer, video)
+            out.print(f"measured {video.name}")
+            _save(path, record)
+    record["summary"] = summarise(record["videos"])
+    _save(path, record)
+    plot(record, path.with_suffix(".png"))
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(report(record))
+    out.print(f"wrote {path}, .md and .png", soft_wrap=True)
+
+
+def videos(data: Path, model: TivTok) -> Iterator[Video]:
+    """The same ones every time: scenes in random order cut to random lengths, and clips by themselves."""
+    rng = random.Random(0)
+    files = find_videos(data)
+    rng.shuffle(files)
+    at = iter(files)
+    size = model.config.native_size
+    for index in range(MULTI_SCENE):
+        scenes = [_frames(next(at), rng.randint(*SCENE_FRAMES), size) for _ in range(SCENES)]
+        starts = torch.tensor([len(s) for s in scenes]).cumsum(0)[:-1].tolist()
+        yield Video("multi-scene", f"multi-{index}", torch.cat(scenes), starts)
+    for index in range(SINGLE_SCENE):
+        yield Video("single-scene", f"single-{index}", _frames(next(at), CHUNKS * model.config.chunk_frames, size), [])
+
+
+def measure(model: TivTok, video: Video) -> dict[str, Any]:
+    """Every strategy on the same chunk tokens; the numbers of `COLUMNS` for each."""
+    tiv, tv = model.encode_chunks(frames_to_video(video.frames)[None])
+    chunks = tiv.shape[1]
+    fixed = {n: share_tiv_sets(chunks, n) for n in sorted({1, 2, 4, SCENES, 11, 16, chunks}) if n <= chunks}
+    auto = {d: assign_chunks(tiv, "auto", d) for d in DISTANCES}
+    return {
+        "frames": len(video.frames),
+        "original": _seams(model, video.frames),
+        "fixed": {str(n): _score(model, video, tiv, tv, sets) for n, sets in fixed.items()},
+        "auto": {str(d): _score(model, video, tiv, tv, sets) for d, sets in auto.items()},
+        "signals": _signals(model, video, tiv, tv),
+    }
+
+
+def _score(model: TivTok, video: Video, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor) -> list[float]:
+    merged = merge_tiv(tiv, set_of_chunk)
+    frames = _decode(model, merged, tv, set_of_chunk, video.frames)
+    sets = merged.shape[1]
+    tokens = sets * model.config.num_tiv + tv.shape[1] * model.config.num_tv
+    quality = psnr(frames, video.frames).clamp(max=100).mean()
+    return [sets, tokens, round(float(quality), 4), *_seams(model, frames)]
+
+
+def _seams(model: TivTok, frames: Tensor) -> list[float]:
+    """The last three of `COLUMNS`."""
+    changes = frame_changes(frames)
+    border, inside = seams(changes, model.config.chunk_frames)
+    group_border, _ = seams(changes, model.config.frames_per_group)
+    return [round(x, 4) for x in (border, inside, group_border)]
+
+
+def _decode(model: TivTok, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor, like: Tensor) -> Tensor:
+    set_of_group = set_of_chunk.repeat_interleave(model.config.groups_per_chunk)[: tv.shape[1]]
+    groups_of_set = set_of_group.bincount().tolist()
+    video = model.decode_groups(model.prepare(tiv), tv, groups_of_set, *like.shape[1:3])
+    return video_to_frames(video[0, :, : len(like)])
+
+
+def _signals(model: TivTok, video: Video, tiv: Tensor, tv: Tensor) -> list[list[float]]:
+    """Of each two neighbouring chunks: [dB lost by sharing a set, TIV distance, histogram change, pixel change]."""
+    step, groups = model.config.chunk_frames, model.config.groups_per_chunk
+    rows = []
+    for k in range(tiv.shape[1] - 1):
+        frames = video.frames[k * step : (k + 2) * step]
+        pair, pair_tv = tiv[:, k : k + 2], tv[:, k * groups : (k + 2) * groups]
+        alone, shared = (
+            psnr(_decode(model, merge_tiv(pair, sets), pair_tv, sets, frames), frames).mean()
+            for sets in (torch.tensor([0, 1]), torch.tensor([0, 0]))
+        )
+        distance = tiv_distance(pair[:, 0], pair[:, 1])
+        signals = (distance, _histogram_change(frames).max(), frame_changes(frames).max())
+        rows.append([round(float(x), 5) for x in (alone - shared, *signals)])
+    return rows
+
+
+def _histogram_change(frames: Tensor) -> Tensor:
+    """(F - 1,): half the L1 distance of the colour histograms (16 bins a channel) of neighbouring frames."""
+    bins = (frames.long() // 16 + torch.arange(3) * 16).flatten(1)
+    counts = torch.zeros(len(frames), 48).scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float32))
+    return (counts[1:] - counts[:-1]).abs().sum(1) / bins.shape[1] / 2
+
+
+def summarise(measured: dict[str, Any]) -> dict[str, Any]:
+    """Means over the videos of a kind, and the rank correlation of each signal with what sharing costs."""
+    summary: dict[str, Any] = {"auto_distance": AUTO_DISTANCE}
+    for kind in ("multi-scene", "single-scene"):
+        of_kind = [v for v in measured.values() if v["kind"] == kind]
+        means: dict[str, Any] = {"original": _mean([v["original"] for v in of_kind])}
+        for family in ("fixed", "auto"):
+            common = set.intersection(*(set(v[family]) for v in of_kind))
+            means[family] = {key: _mean([v[family][key] for v in of_kind]) for key in sorted(common, key=float)}
+        means["one set per chunk"] = _mean([v["fixed"][max(v["fixed"], key=int)] for v in of_kind])
+        summary[kind] = means
+    pairs = torch.tensor([row for v in measured.values() for row in v["signals"]])
+    ranks = pairs.argsort(0).argsort(0).float()
+    correlations = torch.corrcoef(ranks.T)[0, 1:].tolist()
+    names = ("TIV distance", "histogram change", "pixel change")
+    summary["rank correlation with dB lost"] = {n: round(c, 3) for n, c in zip(names, correlations, strict=True)}
+    summary["pairs of chunks"] = len(pairs)
+    return summary
+
+
+def _mean(rows: list[list[float]]) -> list[float]:
+    return [round(sum(column) / len(rows), 3) for column in zip(*rows, strict=True)]
+
+
+def report(record: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    settings, summary = record["settings"], record["summary"]
+    height, width = settings["size"]
+    lines = [
+        "# TIV sets: quality against tokens",
+        "",
+        f"Model {settings['model']}, {width}x{height}. {settings['data']}",
+        "",
+        "Written by `python -m tivtok.experiments tiv-sets`.",
+    ]
+    for kind in ("multi-scene", "single-scene"):
+        means = summary[kind]
+        count = sum(video["kind"] == kind for video in record["videos"].values())
+        rows = [("original", [None, None, None, *means["original"]])]
+        rows += [(f"fixed, N = {key}", row) for key, row in means["fixed"].items()]
+        rows += [("fixed, one per chunk", means["one set per chunk"])]
+        rows += [(f"auto, distance {key}", row) for key, row in means["auto"].items()]
+        lines += [
+            "",
+            f"## {kind.capitalize()} videos (means of {count})",
+            "",
+            "| TIV sets | sets | tokens | PSNR dB | change at chunk borders | inside | ratio | at group borders |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, (sets, tokens, quality, border, inside, group) in rows:
+            star = " (the default of `auto`)" if name == f"auto, distance {summary['auto_distance']}" else ""
+            counts = "| | |" if sets is None else f"{sets:.1f} | {tokens:.1f} | {quality:.2f} |"
+            lines.append(
+                f"| {name}{star} | {counts} {border:.2f} | {inside:.2f} | {border / inside:.2f} | {group:.2f} |"
+            )
+    lines += [
+        "",
+        "## Which signal tells that sharing will hurt",
+        "",
+        f"Rank correlation with the dB lost when neighbouring chunks share a set ({summary['pairs of chunks']} pairs):",
+        "",
+        *(f"- {name}: {value:.2f}" for name, value in summary["rank correlation with dB lost"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """PSNR against tokens for both kinds of video."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, kind in zip(axes, ("multi-scene", "single-scene"), strict=True):
+        means = record["summary"][kind]
+        for family, style in (("fixed", "o-"), ("auto", "s-")):
+            _, tokens, quality, *_ = zip(*means[family].values(), strict=True)
+            axis.plot(tokens, quality, style, label=f"{family} {'N' if family == 'fixed' else 'distance'}")
+            for key, (_, x, y, *_) in means[family].items():
+                below = family == "fixed"
+                axis.annotate(key, (x, y), (0, -12 if below else 6), textcoords="offset points", fontsize=7)
+        chosen = means["auto"][str(AUTO_DISTANCE)]
+        axis.plot(chosen[1], chosen[2], "k*", markersize=14, label=f'"auto" (distance {AUTO_DISTANCE})')
+        _, tokens, quality, *_ = means["one set per chunk"]
+        axis.plot(tokens, quality, "rx", markersize=9, label="one set per chunk")
+        axis.set(title=kind, xlabel="tokens per video (mean)", ylabel="PSNR in dB (mean)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(f"TIV sets: quality against tokens, model {record['settings']['model']}", fontsize=10)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _frames(path: Path, count: int, size: tuple[int, int]) -> Tensor:
+    return torch.cat([fit(chunk, *size) for chunk in VideoReader(path, allow_truncated=True).chunks(64)])[:count]
+
+
+def _fingerprint(data: Path) -> str:
+    """Of the names and sizes of the clips, which with the seed decide what is measured."""
+    listing = [(str(path.relative_to(data)), path.stat().st_size) for path in find_videos(data)]
+    return f"{len(listing)} files, {hashlib.sha256(repr(listing).encode()).hexdigest()[:16]}"
+
+
+def _load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What was measured with the same settings, or nothing yet."""
+    if path.exists():
+        record = json.loads(path.read_text())
+        if record["settings"] == json.loads(json.dumps(settings)):
+            return record
+    return {"settings": settings, "columns": COLUMNS, "videos": {}}
+
+
+def _save(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
