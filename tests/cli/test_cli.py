@@ -313,7 +313,12 @@ def test_ctrl_c_while_encoding_leaves_the_old_file(files: Files, tmp_path: Path)
 def interrupt(arguments: list[str], folder: Path) -> None:
     """Run a command until its temporary file appears in ``folder``, then press ctrl-C: it must say so and no more."""
     files_before = len(os.listdir(folder))
-    process = subprocess.Popen([sys.executable, "-m", "tivtok", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tivtok", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in jobs that a shell puts behind
+    )
     while len(os.listdir(folder)) == files_before and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -20,7 +20,8 @@ from torch import Tensor
 from tivtok_kernels.triton.primitives import STRIDE_UNIT
 
 _LAUNCH = {"enable_fp_fusion": True}  # a rotated element is a product and a multiply-add
-ELEMENTS = 1024  # of half a head per program: one 16-byte access per thread of 4 warps, in 16-bit formats
+ELEMENTS = 1024  # of half a head, per block of rows: in 16 bits, a 16-byte access for each thread of 4 warps
+BACKWARD_BYTES = 2048  # the same for the backward, which holds twice as much and would spill float32 blocks of 1024
 
 
 @triton.jit
@@ -170,10 +171,10 @@ def qk_prepare_backward_kernel(
         tl.store(p_dw + HALF, tl.sum(b_dw_high, 0), mask=o_half < HALF)
 
 
-def constants(head_dim: int, norm: bool, rotate: bool) -> dict[str, int | bool]:
-    """The compile-time arguments of both kernels."""
+def constants(head_dim: int, elements: int, norm: bool, rotate: bool) -> dict[str, int | bool]:
+    """The compile-time arguments of both kernels, for blocks of ``elements``."""
     block_half = max(4, 1 << (head_dim // 2 - 1).bit_length())
-    return {"D": head_dim, "BLOCK_HALF": block_half, "ROWS": ELEMENTS // block_half, "NORM": norm, "ROTATE": rotate}
+    return {"D": head_dim, "BLOCK_HALF": block_half, "ROWS": elements // block_half, "NORM": norm, "ROTATE": rotate}
 
 
 def forward(
@@ -182,7 +183,7 @@ def forward(
     """qk (rows, 2, H, D) -> contiguous q and k (rows, H, D)."""
     qk = _aligned(qk)
     q, k = (torch.empty((qk.shape[0], *qk.shape[2:]), dtype=qk.dtype, device=qk.device) for _ in range(2))
-    options = constants(qk.shape[-1], q_weight is not None, cos is not None)
+    options = constants(qk.shape[-1], ELEMENTS, q_weight is not None, cos is not None)
     tables = _tables(qk, cos, sin, q_weight, k_weight)
     qk_prepare_kernel[(2 * _blocks(qk, options),)](qk, *tables, q, k, *_sizes(qk, cos), eps, **options, **_LAUNCH)
     return q, k
@@ -200,7 +201,7 @@ def backward(
 ) -> list[Tensor]:
     """The gradient of qk, contiguous, and of both weights where there are any."""
     qk = _aligned(qk)
-    options = constants(qk.shape[-1], q_weight is not None, cos is not None)
+    options = constants(qk.shape[-1], BACKWARD_BYTES // qk.element_size(), q_weight is not None, cos is not None)
     dqk = torch.empty(qk.shape, dtype=qk.dtype, device=qk.device)
     blocks = _blocks(qk, options)
     part = torch.empty((blocks, 2, qk.shape[-1]), dtype=torch.float32, device=qk.device)

@@ -66,8 +66,11 @@ def build(kernel: Kernel, shape: Shape, config: Config) -> Build:
             constants = {"D": shape.head_dim, "BLOCK_D": padded, "ROWS": backward.DELTA_ROWS, "HAS_DLSE": True}
         case "merge_outputs" | "sum_gradients":
             constants = launch.merge_constants(shape, config.block_q)
-        case "qk_prepare" | "qk_prepare_backward":
-            constants = {**qk_prepare.constants(shape.head_dim, norm=True, rotate=True)}
+        case "qk_prepare":
+            constants = {**qk_prepare.constants(shape.head_dim, qk_prepare.ELEMENTS, norm=True, rotate=True)}
+        case "qk_prepare_backward":
+            elements = qk_prepare.BACKWARD_BYTES // (2 if shape.math == "half" else 4)
+            constants = {**qk_prepare.constants(shape.head_dim, elements, norm=True, rotate=True)}
     return Build(function, signature, constants, options)
 
 
