@@ -101,7 +101,7 @@ _ROWS: tuple[tuple[tuple[int, ...], int, Math, Pass, Config], ...] = (
     ((80, 90, 100), 256, "tf32", "dq", Config(32, 16, 8, 2, 1)),
     ((86,), 256, "tf32", "dq", Config(16, 16, 8, 1, 1)),  # 99 KiB of shared memory
 
-    # IEEE products run on the FMA units, fully unrolled: larger tiles spill by the hundred, at 256 two stages do as well.
+    # IEEE products run on the FMA units, fully unrolled: larger tiles spill by the hundred, and two stages do at 256.
     ((80, 86, 90, 100), 64, "ieee", "forward", Config(32, 32, 8, 2, 1)),
     ((80, 86, 90, 100), 128, "ieee", "forward", Config(16, 16, 8, 2, 1)),
     ((80, 86, 90, 100), 256, "ieee", "forward", Config(16, 16, 8, 1, 1)),
