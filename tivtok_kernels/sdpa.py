@@ -23,6 +23,10 @@ from tivtok_kernels.reference import Tiv, accumulation_dtype
 # rows (break-even measured on a 2-core CPU, 4 heads of 32).
 _GATHER_BELOW = 1 << 17
 
+# And a CPU step has about this many per thread at most: larger ones were 12 % slower, their results fall out of the
+# cache before they are merged (T128 clip, 2 threads).
+_PAIRS_PER_THREAD = 1 << 20
+
 
 def why_not(problem: Problem) -> str | None:
     device = problem.device.type
@@ -48,7 +52,7 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
     for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
-        for step in _plan(layout, scope):
+        for step in _plan(layout, scope, _largest_step(q.device)):
             query = step.q.read(q_g)
             parts = [
                 _attend(query, rows.read(keys), rows.read(values), scale)
@@ -83,7 +87,7 @@ def backward(
     dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
     for dq_g, q_g, dout_g, out_g, lse_g in _per_query_group(k.shape[1], dq, q, dout, out, lse):
-        for step in _plan(layout, scope):
+        for step in _plan(layout, scope, _largest_step(q.device)):
             dout_s, q_s, out_s, lse_s = (step.q.read(x) for x in (dout_g, q_g, out_g, lse_g))
             for rows, keys, values, dkeys, dvalues in ((step.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (step.b, k, v, dk, dv)):
                 if rows.length:
@@ -139,21 +143,27 @@ class Step(NamedTuple):
     b: Rows
 
 
+def _largest_step(device: torch.device) -> int | None:
+    """(query, key) pairs that a step may have, None for any number."""
+    return _PAIRS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else None
+
+
 @lru_cache(maxsize=256)
-def _plan(layout: SifLayout, scope: Scope) -> tuple[Step, ...]:
+def _plan(layout: SifLayout, scope: Scope, largest_step: int | None) -> tuple[Step, ...]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
     for s in layout.segments(scope):
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
     steps = []
     for (q_len, a_len, b_len), segments in by_lengths.items():
-        gathered = []
+        pairs = q_len * (a_len + b_len)
+        most = len(segments) if largest_step is None else max(1, largest_step // pairs)
+        gathered: list[Segment] = []
         for run in _even_runs(segments):
-            if len(run) * q_len * (a_len + b_len) < _GATHER_BELOW:
+            if len(run) * pairs < _GATHER_BELOW:
                 gathered += run
             else:
-                steps.append(_step(run))
-        if gathered:
-            steps.append(_step(gathered))
+                steps += [_step(run[i : i + most]) for i in range(0, len(run), most)]
+        steps += [_step(gathered[i : i + most]) for i in range(0, len(gathered), most)]
     return tuple(steps)
 
 
