@@ -14,6 +14,7 @@ from benchmarks.provenance import committed, committed_files, slug
 from tivtok.files import replacing
 
 FORMAT = 1
+_DATE = "-".join(["[0-9]" * digits for digits in (4, 2, 2)])  # as a glob and as a regular expression
 SECTIONS = ("attention", "scaling", "model", "host")
 
 
@@ -66,9 +67,9 @@ def resume(provenance: dict[str, Any], date: str, folder: Path) -> Run:
 
 
 def newest_runs(folder: Path) -> list[Run]:
-    """The newest run of each device, by name of the device."""
+    """The newest run of each device, by name of the device. Files without a date in their name are other results."""
     newest: dict[str, Run] = {}
-    for path in folder.glob("*.json"):
+    for path in folder.glob(f"*-{_DATE}.json"):
         run = Run.parse(path.read_text())
         name = run.provenance["device"]
         if name not in newest or newest[name].date < run.date:
@@ -78,7 +79,7 @@ def newest_runs(folder: Path) -> list[Run]:
 
 def baseline(run: Run, folder: Path) -> Run | None:
     """The last committed run on the same device."""
-    pattern = re.compile(re.escape(slug(run.provenance["device"])) + r"-\d{4}-\d{2}-\d{2}\.json")
+    pattern = re.compile(re.escape(slug(run.provenance["device"])) + rf"-{_DATE}\.json")
     names = sorted(path for path in committed_files(folder) if pattern.fullmatch(path.name))
     text = committed(names[-1]) if names else None
     return None if text is None else Run.parse(text)

@@ -52,6 +52,7 @@ def test_provenance_names_what_a_result_depends_on() -> None:
 def test_run_survives_the_disk(measured_run: results.Run, tmp_path: Path) -> None:
     measured_run.save(tmp_path)
     assert results.Run.parse((tmp_path / f"{measured_run.stem}.json").read_text()) == measured_run
+    (tmp_path / "resources-of-kernels.json").write_text("{}")
     assert results.newest_runs(tmp_path) == [measured_run]
     with pytest.raises(ValueError, match="format"):
         results.Run.parse("{}")
