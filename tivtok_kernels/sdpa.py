@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
     for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
-        for step in _plan(layout, scope, _largest_step(q.device)):
+        for step in _plan(layout, scope, q.device, _largest_step(q.device)):
             query = step.q.read(q_g)
             parts = [
                 _attend(query, rows.read(keys), rows.read(values), scale)
@@ -87,7 +88,7 @@ def backward(
     dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
     for dq_g, q_g, dout_g, out_g, lse_g in _per_query_group(k.shape[1], dq, q, dout, out, lse):
-        for step in _plan(layout, scope, _largest_step(q.device)):
+        for step in _plan(layout, scope, q.device, _largest_step(q.device)):
             dout_s, q_s, out_s, lse_s = (step.q.read(x) for x in (dout_g, q_g, out_g, lse_g))
             for rows, keys, values, dkeys, dvalues in ((step.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (step.b, k, v, dk, dv)):
                 if rows.length:
@@ -99,40 +100,49 @@ def backward(
 
 
 class Rows(NamedTuple):
-    """Equally long blocks of rows of a packed tensor, a view where they lie at equal distances."""
+    """Equally long blocks of rows of a packed tensor, a view where they lie at equal distances.
 
-    starts: tuple[int, ...]
+    Attributes:
+        first, blocks, length: first row of the first block, number of blocks, rows per block.
+        distance: rows from one block to the next (0: the same block for all).
+        listed: the rows (blocks, length) where distances vary, else None.
+    """
+
+    first: int
+    blocks: int
     length: int
+    distance: int
+    listed: Tensor | None
 
-    @property
-    def distance(self) -> int | None:
-        """Rows from one block to the next (0: the same block for all), None if it varies."""
-        distances = {b - a for a, b in zip(self.starts, self.starts[1:], strict=False)}
-        return None if len(distances) > 1 else next(iter(distances), 0)
+    @classmethod
+    def of(cls, starts: list[int], length: int, device: torch.device) -> Rows:
+        distances = {b - a for a, b in pairwise(starts)}
+        if len(distances) <= 1:
+            return cls(starts[0], len(starts), length, next(iter(distances), 0), None)
+        with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
+            listed = (torch.tensor(starts)[:, None] + torch.arange(length)).to(device)
+        return cls(starts[0], len(starts), length, 0, listed)
 
     def read(self, x: Tensor) -> Tensor:
         """(rows, ...) -> (blocks, length, ...)."""
-        if self.distance is None:
-            return x[self._index(x.device)]
-        size, stride = (len(self.starts), self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
-        return x.as_strided(size, stride, x.storage_offset() + self.starts[0] * x.stride(0))
+        if self.listed is not None:
+            return x[self.listed]
+        size, stride = (self.blocks, self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
+        return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
 
     def write_back(self, x: Tensor, blocks: Tensor) -> None:
         """Store what `read` returned and the caller has filled; a view is in its place already."""
-        if self.distance is None:
-            x[self._index(x.device)] = blocks
+        if self.listed is not None:
+            x[self.listed] = blocks
 
     def add(self, x: Tensor, blocks: Tensor) -> None:
         """Add to x; rows that are listed more than once receive the sum."""
-        if self.distance is None:
-            x.index_add_(0, self._index(x.device).flatten(), blocks.flatten(0, 1))
+        if self.listed is not None:
+            x.index_add_(0, self.listed.flatten(), blocks.flatten(0, 1))
         elif self.distance == 0:
-            x[self.starts[0] : self.starts[0] + self.length] += blocks.sum(0)
+            x[self.first : self.first + self.length] += blocks.sum(0)
         else:
             self.read(x).add_(blocks)
-
-    def _index(self, device: torch.device) -> Tensor:
-        return torch.tensor(self.starts, device=device)[:, None] + torch.arange(self.length, device=device)
 
 
 class Step(NamedTuple):
@@ -149,7 +159,7 @@ def _largest_step(device: torch.device) -> int | None:
 
 
 @lru_cache(maxsize=256)
-def _plan(layout: SifLayout, scope: Scope, largest_step: int | None) -> tuple[Step, ...]:
+def _plan(layout: SifLayout, scope: Scope, device: torch.device, largest_step: int | None) -> tuple[Step, ...]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
     for s in layout.segments(scope):
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
@@ -162,8 +172,8 @@ def _plan(layout: SifLayout, scope: Scope, largest_step: int | None) -> tuple[St
             if len(run) * pairs < _GATHER_BELOW:
                 gathered += run
             else:
-                steps += [_step(run[i : i + most]) for i in range(0, len(run), most)]
-        steps += [_step(gathered[i : i + most]) for i in range(0, len(gathered), most)]
+                steps += [_step(run[i : i + most], device) for i in range(0, len(run), most)]
+        steps += [_step(gathered[i : i + most], device) for i in range(0, len(gathered), most)]
     return tuple(steps)
 
 
@@ -182,10 +192,10 @@ def _distances(s: Segment, t: Segment) -> tuple[int, int, int]:
     return t.q_start - s.q_start, t.a_start - s.a_start, t.b_start - s.b_start
 
 
-def _step(segments: list[Segment]) -> Step:
-    starts = [tuple(getattr(s, name) for s in segments) for name in ("q_start", "a_start", "b_start")]
-    lengths = segments[0].q_len, segments[0].a_len, segments[0].b_len
-    return Step(*(Rows(*rows) for rows in zip(starts, lengths, strict=True)))
+def _step(segments: list[Segment], device: torch.device) -> Step:
+    q, a, b = ([getattr(s, name) for s in segments] for name in ("q_start", "a_start", "b_start"))
+    one = segments[0]
+    return Step(Rows.of(q, one.q_len, device), Rows.of(a, one.a_len, device), Rows.of(b, one.b_len, device))
 
 
 def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
