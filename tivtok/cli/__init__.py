@@ -64,7 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         if "--debug" in arguments:
             raise
-        return _fail(str(error), 1)
+        return _fail(_one_line(error), 1)
+
+
+def _one_line(error: OSError | ValueError) -> str:
+    """Without the "[Errno 2]" that Python puts before what went wrong with a file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _fail(message: str, code: int) -> int:
