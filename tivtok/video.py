@@ -249,10 +249,14 @@ def fit(frames: Tensor, height: int, width: int) -> Tensor:
     scale = min(have_h / height, have_w / width)
     cut_h, cut_w = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (have_h - cut_h) // 2, (have_w - cut_w) // 2
-    cut = frames[:, top : top + cut_h, left : left + cut_w]
-    if (cut_h, cut_w) == (height, width):
-        return cut
-    planes = cut.permute(0, 3, 1, 2).float()
+    return resize(frames[:, top : top + cut_h, left : left + cut_w], height, width)
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (F, H, W, 3) to ``height`` x ``width``, bicubic and antialiased; as it is where it has that size."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    planes = frames.permute(0, 3, 1, 2).float()
     planes = torch.nn.functional.interpolate(planes, (height, width), mode="bicubic", antialias=True)
     return planes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

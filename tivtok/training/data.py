@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tivtok.training.config import TrainConfig
-from tivtok.video import VideoReader, find_videos, fit, frames_to_video
+from tivtok.video import VideoReader, find_videos, fit, frames_to_video, resize
 
 
 class ClipSampler:
@@ -89,8 +88,7 @@ def split_files(config: TrainConfig) -> tuple[list[Path], list[Path]]:
 
 
 def _resize(frames: Tensor, short_side: int, min_size: tuple[int, int]) -> Tensor:
-    """Antialiased resize of uint8 (F, H, W, 3), keeping the aspect ratio unless ``min_size`` forbids it."""
+    """uint8 (F, H, W, 3) to ``short_side``, keeping the aspect ratio unless ``min_size`` forbids it."""
     scale = short_side / min(frames.shape[1:3])
-    size = [max(round(n * scale), low) for n, low in zip(frames.shape[1:3], min_size, strict=True)]
-    resized = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=size, mode="bicubic", antialias=True)
-    return resized.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    height, width = (max(round(n * scale), low) for n, low in zip(frames.shape[1:3], min_size, strict=True))
+    return resize(frames, height, width)
