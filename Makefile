@@ -4,6 +4,11 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py constraints.txt
 
+# Without an NVIDIA driver the CUDA extension could not run: no need to wait for its build (docs/cuda.md).
+ifeq ($(wildcard /dev/nvidiactl /dev/dxg),)
+export TIVTOK_BUILD_CUDA ?= 0
+endif
+
 .PHONY: demo test lint bench gpu clean
 
 demo: .venv/demo-ready
@@ -17,8 +22,13 @@ bench: .venv/test-ready
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.report --readme
 
-# On a machine with an NVIDIA GPU; the report resumes where it stopped when run again.
+# On a machine with an NVIDIA GPU: the primitives, the CUDA kernels under compute-sanitizer (which must see every allocation, so
+# without torch's cache), all GPU tests, then timings. The report resumes where it stopped when run again.
+SANITIZER := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1
 gpu: .venv/test-ready
+	$(BIN)/python -m pytest -m gpu tests/gpu/primitives
+	for tool in memcheck racecheck synccheck; do \
+	    $(SANITIZER) --tool $$tool $(BIN)/python -m pytest -m gpu tests/gpu/test_cuda_gpu.py || exit 1; done
 	$(BIN)/python -m pytest -m gpu tests
 	$(BIN)/python -m benchmarks.report --device cuda --minutes 8
 	$(BIN)/python -m benchmarks.report --readme

@@ -1,4 +1,7 @@
-"""The tokenizer as a whole: encode and decode latency, memory, tokens per second, training step; no file I/O."""
+"""The tokenizer as a whole: encode and decode latency, memory, tokens per second, training step; no file I/O.
+
+On one chunk all three also under torch.compile, whose gain this reports.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ import torch.nn.functional as F
 
 from benchmarks import method
 from benchmarks.compare import CEILING, Measurement
-from tivtok import TivTok, TivTokConfig
+from tivtok import TivTok, TivTokConfig, Tokens
 
 FRAMES = (16, 32, 128)
+
+# What the name of a stage under torch.compile ends with.
+COMPILED = ", compiled"
 
 # Latency of the paper's T128 in its comparison (seconds, by video frames), measured by its authors on their hardware.
 PAPER_SECONDS = {("t128-base", 32): 0.20, ("t128-base", 128): 0.71}
@@ -29,11 +35,14 @@ class ModelCase(NamedTuple):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return ("encode", "decode", "training step") if self.train else ("encode", "decode")
+        if not self.train:
+            return ("encode", "decode")
+        eager = ("encode", "decode", "training step")
+        return (*eager, *(stage + COMPILED for stage in eager))
 
 
 def model_cases(device: torch.device) -> Iterator[ModelCase]:
-    """Presets by length, the training step on one chunk. On a CPU the presets that finish in seconds."""
+    """Presets by length, training and torch.compile on one chunk. On a CPU the presets that finish in seconds."""
     if device.type == "cuda":
         for preset in ("t128", "t512", "t1024"):
             for frames in FRAMES:
@@ -52,17 +61,24 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
     record, ``in_matmuls`` is a stage's time over that of the ceiling's matrix product.
     """
     torch.manual_seed(0)
-    model = TivTok(case.config).to(device)
     video = torch.rand(1, 3, case.frames, *case.config.native_size, device=device) * 2 - 1
-    calls: dict[str, method.Call] = {}
-    if case.train:
-        calls["training step"] = _training_step(model, video)
     inference = TivTok(case.config).to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     clip = video.to(next(inference.parameters()).dtype)
     with torch.no_grad():
         tokens = inference.encode(clip)
-    calls["encode"] = torch.no_grad()(lambda: inference.encode(clip))
-    calls["decode"] = torch.no_grad()(lambda: inference.decode(tokens))
+    calls: dict[str, method.Call] = {
+        "encode": torch.no_grad()(lambda: inference.encode(clip)),
+        "decode": torch.no_grad()(lambda: inference.decode(tokens)),
+    }
+    if case.train:
+        calls["training step"] = _training_step(TivTok(case.config).to(device), video)
+        encode = torch.compile(inference.encode_chunks)
+        decode = torch.compile(_decode)
+        calls["encode" + COMPILED] = torch.no_grad()(lambda: encode(clip))
+        calls["decode" + COMPILED] = torch.no_grad()(lambda: decode(inference, tokens))
+        compiled = TivTok(case.config).to(device)
+        compiled.compile()
+        calls["training step" + COMPILED] = _training_step(compiled, video)
 
     for call in calls.values():
         call()
@@ -73,8 +89,9 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
     stages = {stage: method.summary(samples[stage]) | {"peak_bytes": peaks[stage]} for stage in calls}
     for stage in stages.values():
         stage["in_matmuls"] = stage["median_s"] / matmul_s
-    for stage in ("encode", "decode"):
-        stages[stage]["tokens_per_s"] = tokens.num_tokens / stages[stage]["median_s"]
+    for name, stage in stages.items():
+        if name.startswith(("encode", "decode")):
+            stage["tokens_per_s"] = tokens.num_tokens / stage["median_s"]
     record = {
         "frames": case.frames,
         "size": list(case.config.native_size),
@@ -84,6 +101,12 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
         "paper_s": PAPER_SECONDS.get((case.config.name, case.frames)),
     }
     return Measurement(record, {stage: samples[stage] for stage in calls})
+
+
+def _decode(model: TivTok, tokens: Tokens) -> torch.Tensor:
+    """`TivTok.decode` of all frames, without its bookkeeping of which are wanted and which model made the tokens."""
+    groups = [tokens.tv.shape[1]]
+    return model.decode_groups(model.prepare(tokens.tiv), tokens.tv, groups, tokens.height, tokens.width)
 
 
 def _training_step(model: TivTok, video: torch.Tensor) -> method.Call:

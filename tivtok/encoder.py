@@ -9,7 +9,7 @@ from tivtok.attention import SifLayout, sif_attention
 from tivtok.blocks import Blocks, learned_tokens
 from tivtok.config import TivTokConfig
 from tivtok.patchify import patch_grid, patchify
-from tivtok.rope import rotary_table
+from tivtok.rope import Rotary, rotary_table
 
 
 class Encoder(nn.Module):
@@ -41,8 +41,8 @@ class Encoder(nn.Module):
         tiv = self.tiv.expand(batch, -1, -1)
         tv = self.tv.expand(batch, groups, -1, -1)
         x = torch.cat([tiv, torch.cat([tv, patches], dim=2).flatten(1, 2)], dim=1)  # (B, rows, width)
-        layout = SifLayout.uniform(batch, config.num_tiv, groups, config.num_tv + num_patches)
-        rotary = rotary_table(config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, video.device)
+        layout = self._layout(batch, groups, config.num_tv + num_patches)
+        rotary = self._rotary(grid, video)
         for block in self.blocks:
             q, k, v = block.qkv(x, rotary)
             x = block.finish(x, sif_attention(q, k, v, layout))
@@ -56,3 +56,10 @@ class Encoder(nn.Module):
         )
         tiv, tv = self.to_latent(self.norm(latents)).split([config.num_tiv, groups * config.num_tv], dim=1)
         return tiv, tv.unflatten(1, (groups, config.num_tv))
+
+    def _layout(self, batch: int, groups: int, frame_tokens: int) -> SifLayout:
+        return SifLayout.uniform(batch, self.config.num_tiv, groups, frame_tokens)
+
+    def _rotary(self, grid: tuple[int, int, int], like: Tensor) -> Rotary:
+        config = self.config
+        return rotary_table(config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, like.device)

@@ -16,6 +16,7 @@ from tivtok.encoder import Encoder
 from tivtok.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.pretrained import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.quantizer import SoftVQ
+from tivtok.shots import chunk_lengths
 from tivtok.tiv_sets import TivSets, assign_chunks, merge_tiv
 from tivtok.tokens import Tokens, TokensError
 
@@ -83,48 +84,55 @@ class TivTok(nn.Module):
 
         Args:
             video: (B, 3, F, H, W) in [-1, 1].
-            tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none, "auto" starts a new
-                one where the content has changed too much (for a whole batch at once).
+            tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none, "auto" ends chunks at
+                cuts and starts a new set where the content has changed too much (for a whole batch at once).
             fps: kept with the tokens, in frames per second.
 
         Raises:
             ValueError: ``video`` has another shape, or there are fewer chunks than ``tiv_sets``.
         """
-        tiv, tv = self.encode_chunks(video)
-        set_of_chunk = assign_chunks(tiv, tiv_sets)
+        _check_video(video)
+        config, frames = self.config, video.shape[2]
+        lengths = [min(config.chunk_frames, frames - at) for at in range(0, frames, config.chunk_frames)]
+        if tiv_sets == "auto":
+            lengths = chunk_lengths(video, config.chunk_frames, config.frames_per_group)
+        tiv, tv = self.encode_chunks(video, lengths)
+        groups_of_chunk = torch.tensor([config.num_groups(length) for length in lengths])
+        set_of_chunk = assign_chunks(tiv, tiv_sets, (groups_of_chunk == config.groups_per_chunk).tolist())
         return Tokens(
             tiv=merge_tiv(tiv, set_of_chunk),
             tv=tv,
-            tiv_index=set_of_chunk.repeat_interleave(self.config.groups_per_chunk)[: tv.shape[1]].to(tv.device),
-            num_frames=video.shape[2],
+            tiv_index=set_of_chunk.repeat_interleave(groups_of_chunk).to(tv.device),
+            num_frames=frames,
             height=video.shape[3],
             width=video.shape[4],
             fps=fps,
-            preset=self.config.name,
+            preset=config.name,
             model_id=self.model_id,
         )
 
-    def encode_chunks(self, video: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_chunks(self, video: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
+
+        Args:
+            lengths: the frames of each chunk, whole groups but for the last; ``config.chunk_frames`` by default.
 
         Raises:
             ValueError: ``video`` has another shape.
         """
-        if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
-            raise ValueError(f"video must be (B, 3, F, H, W) with no empty dimension, got {tuple(video.shape)}")
-        chunks = pad_to_patches(video, self.config.patch).split(self.config.chunk_frames, dim=2)
-        whole = [c for c in chunks if c.shape[2] == self.config.chunk_frames]
-        tivs: list[Tensor] = []
-        tvs: list[Tensor] = []
-        if whole:
-            tiv, tv = self._encode_batch(torch.cat(whole))
-            tivs += tiv.chunk(len(whole))
-            tvs += tv.chunk(len(whole))
-        if len(whole) < len(chunks):
-            tiv, tv = self._encode_batch(chunks[-1])
-            tivs.append(tiv)
-            tvs.append(tv)
-        return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
+        _check_video(video)
+        chunks = [
+            pad_to_patches(chunk, self.config.patch)
+            for chunk in video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
+        ]
+        encoded: dict[int, tuple[Tensor, Tensor]] = {}
+        for frames in {chunk.shape[2] for chunk in chunks}:  # chunks of one length go through as a batch
+            same = [k for k, chunk in enumerate(chunks) if chunk.shape[2] == frames]
+            tiv, tv = self.encoder(torch.cat([chunks[k] for k in same]))
+            tivs, tvs = (self.quantizer(x).chunk(len(same)) for x in (tiv, tv))
+            encoded |= zip(same, zip(tivs, tvs, strict=True), strict=True)
+        of_chunks = [encoded[k] for k in range(len(chunks))]
+        return torch.stack([tiv for tiv, _ in of_chunks], dim=1), torch.cat([tv for _, tv in of_chunks], dim=1)
 
     def decode(self, tokens: Tokens, frames: slice | Sequence[int] | None = None) -> Tensor:
         """The video of ``tokens``, (B, 3, F, H, W), or ``frames`` of it; only the frame groups asked for are computed.
@@ -194,6 +202,7 @@ class TivTok(nn.Module):
         """A weight, for its device and dtype."""
         return self.decoder.patch_query
 
-    def _encode_batch(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        tiv, tv = self.encoder(video)
-        return self.quantizer(tiv), self.quantizer(tv)
+
+def _check_video(video: Tensor) -> None:
+    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(f"video must be (B, 3, F, H, W) with no empty dimension, got {tuple(video.shape)}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tivtok.model import TivTok
+from tivtok.shots import end_at_cuts
 from tivtok.tiv_sets import TivRuns, TivSets
 from tivtok.token_format import check_finite
 from tivtok.token_writer import TokenWriter
@@ -56,14 +57,17 @@ def encode_to_file(
         ValueError: there are no chunks, a chunk before the last is shorter or longer, or ``tiv_sets`` does not fit.
         OSError, TokensError: the file cannot be written, or not with these tokens.
     """
+    config = model.config
     num_frames, height, width = 0, 0, 0
     with TokenWriter.create(path, dtype) as out:
         runs = TivRuns(tiv_sets, out.add_tiv)
-        for chunk in _checked(chunks, model.config.chunk_frames):
+        checked = _checked(chunks, config.chunk_frames)
+        at_cuts = tiv_sets == "auto"
+        for chunk in end_at_cuts(checked, config.chunk_frames, config.frames_per_group) if at_cuts else checked:
             video = frames_to_video(chunk.to(_device(model)))[None]
             tiv, tv = model.encode_chunks(video)
             out.add_tv(tv[0])
-            runs.add(tiv[0, 0].cpu(), tv.shape[1])
+            runs.add(tiv[0, 0].cpu(), tv.shape[1], whole=tv.shape[1] == config.groups_per_chunk)
             num_frames += len(chunk)
             height, width = chunk.shape[1:3]
         out.close(
@@ -73,7 +77,7 @@ def encode_to_file(
                 "height": height,
                 "width": width,
                 "fps": fps,
-                "preset": model.config.name,
+                "preset": config.name,
                 "model_id": model.model_id,
             },
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 TivSets = int | Literal["auto"]
 
-# "auto" starts a new set above this `tiv_distance`; docs/long-video.md has the measurement behind it.
-AUTO_DISTANCE = 0.02
+# "auto" starts a new set above this `tiv_distance`: a small one as long as a video has no cuts, so that sharing loses
+# nothing, a larger one afterwards, since ending chunks at cuts has gained more than it loses (docs/long-video.md).
+AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS = 0.001, 0.02
 
 
 class TivRuns:
@@ -24,28 +25,36 @@ class TivRuns:
     Args:
         tiv_sets: how many TIV sets the video gets.
         hand_on: called with the mean of each run and the number of its frame groups, in order.
-        auto_distance: the `tiv_distance` above which "auto" starts a new set.
+        auto_distances: the `tiv_distance` above which "auto" starts a new set, before and after the first cut.
     """
 
     def __init__(
-        self, tiv_sets: TivSets, hand_on: Callable[[Tensor, int], None], auto_distance: float = AUTO_DISTANCE
+        self,
+        tiv_sets: TivSets,
+        hand_on: Callable[[Tensor, int], None],
+        auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS),
     ) -> None:
         self.tiv_sets = tiv_sets
         self.num_runs = 0
-        self._auto_distance = auto_distance
+        self._auto_distance, self._distance_after_cuts = auto_distances
         self._hand_on = hand_on
         self._mean: Tensor | None = None
         self._chunks = 0
         self._groups = 0
 
-    def add(self, tiv: Tensor, groups: int) -> None:
-        """The next chunk: its TIV tokens (..., N_TIV, D) and the number of its frame groups."""
+    def add(self, tiv: Tensor, groups: int, *, whole: bool = True) -> None:
+        """The next chunk: its TIV tokens (..., N_TIV, D) and the number of its frame groups.
+
+        ``whole``: it ended neither at a cut nor with the video.
+        """
         if self._mean is None or self._is_new(tiv, self._mean):
             self._end_run()
             self._mean = torch.zeros_like(tiv)
         self._chunks += 1
         self._groups += groups
         self._mean += (tiv - self._mean) / self._chunks
+        if not whole:
+            self._auto_distance = self._distance_after_cuts
 
     def close(self) -> Tensor:
         """After the last chunk: int64 (runs,), the TIV set that each run belongs to.
@@ -74,8 +83,16 @@ def tiv_distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().sum() / energy) if energy > 0 else 0.0
 
 
-def assign_chunks(tiv: Tensor, tiv_sets: TivSets, auto_distance: float = AUTO_DISTANCE) -> Tensor:
+def assign_chunks(
+    tiv: Tensor,
+    tiv_sets: TivSets,
+    whole: Sequence[bool] | None = None,
+    auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS),
+) -> Tensor:
     """The TIV set of each chunk, int64 (K,), from the chunks' TIV tokens (B, K, N_TIV, D); a batch shares them.
+
+    Args:
+        whole, auto_distances: as in `TivRuns`; all chunks are whole by default.
 
     Raises:
         ValueError: there are fewer chunks than TIV sets.
@@ -83,9 +100,9 @@ def assign_chunks(tiv: Tensor, tiv_sets: TivSets, auto_distance: float = AUTO_DI
     if tiv_sets != "auto":
         return share_tiv_sets(tiv.shape[1], tiv_sets)
     lengths: list[int] = []
-    runs = TivRuns(tiv_sets, lambda mean, chunks: lengths.append(chunks), auto_distance)
-    for chunk in tiv.detach().unbind(dim=1):
-        runs.add(chunk, 1)
+    runs = TivRuns(tiv_sets, lambda mean, chunks: lengths.append(chunks), auto_distances)
+    for k, chunk in enumerate(tiv.detach().unbind(dim=1)):
+        runs.add(chunk, 1, whole=whole is None or whole[k])
     return runs.close().repeat_interleave(torch.tensor(lengths))
 
 

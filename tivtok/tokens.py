@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from tivtok.files import replacing
+from tivtok.latents import LatentStats
 from tivtok.token_format import TokensError, check_finite, map_file, metadata_from, to_stored
 
-if TYPE_CHECKING:
-    from tivtok.latents import LatentStats
-
 __all__ = ["Tokens", "TokensError"]
+
+NORMALIZED = "/normalized"  # behind the model id: such tokens cannot be taken for ones to decode
 
 # What a file may claim, so that a hostile one cannot make decoding allocate without bound.
 MAX_SIDE = 16_384
@@ -88,11 +88,31 @@ class Tokens:
         Raises:
             TokensError: they are not of the model that ``stats`` describe, or normalised already.
         """
-        return stats.normalize(self)
+        self._check_model(stats.model_id)
+        return replace(
+            self,
+            tiv=(self.tiv - stats.tiv_mean.to(self.tiv)) / stats.tiv_std.to(self.tiv),
+            tv=(self.tv - stats.tv_mean.to(self.tv)) / stats.tv_std.to(self.tv),
+            model_id=stats.model_id + NORMALIZED,
+        )
 
     def denormalize(self, stats: LatentStats) -> Tokens:
-        """The inverse of `normalize`."""
-        return stats.denormalize(self)
+        """The inverse of `normalize`: tokens that the model decodes.
+
+        Raises:
+            TokensError: they are not of the model that ``stats`` describe, or not normalised.
+        """
+        self._check_model(stats.model_id + NORMALIZED)
+        return replace(
+            self,
+            tiv=self.tiv * stats.tiv_std.to(self.tiv) + stats.tiv_mean.to(self.tiv),
+            tv=self.tv * stats.tv_std.to(self.tv) + stats.tv_mean.to(self.tv),
+            model_id=stats.model_id,
+        )
+
+    def _check_model(self, expected: str) -> None:
+        if self.model_id != expected:
+            raise TokensError(f"the tokens must be of model {expected}, got {self.model_id}")
 
     def save(self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> None:
         """Write a safetensors file: the three tensors, everything else as string metadata.

@@ -115,7 +115,7 @@ class VideoReader:
         try:
             for frame in _whole_frames(container, stream):
                 count += 1
-                yield _upright(frame)
+                yield upright(frame)
         except _Damage as damage:
             if not self.allow_truncated:
                 raise VideoError(
@@ -309,7 +309,7 @@ def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
         return 0.0
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def upright(frame: av.VideoFrame) -> np.ndarray:
     """uint8 (H, W, 3), turned as the display matrix says (rotation: degrees counter-clockwise, as np.rot90 turns)."""
     rgb = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))

@@ -3,12 +3,11 @@
 A backend is a module with three functions (see `reference` for the plainest one):
 
     why_not(problem) -> str | None          the reason why it cannot run, None if it can
-    forward(q, k, v, tiv, layout, scope, scale) -> (out, lse)
-    backward(dout, dlse, q, k, v, tiv, out, lse, layout, scope, scale) -> [dq, dk, dv] (+ [dk_tiv, dv_tiv])
+    forward(call) -> (out, lse)
+    backward(call, out, lse, dout, dlse) -> [dq, dk, dv] (+ [dk_tiv, dv_tiv])
 
-Tensors arrive packed: q (N, H, D), k and v (M, Hk, D), ``tiv`` None or (k_tiv, v_tiv) with scope "broadcast"; they are
-validated, have a contiguous last dimension and at least one row. Backends never import one another's modules to run;
-the helpers of `reference` are shared vocabulary.
+`Problem` and `Call` say what these get; ``dlse``, the gradient of the LSE, may be None. Backends never import one
+another's modules to run; the helpers of `reference` are shared vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from tivtok_kernels.problem import Problem
 
 # In the order in which "auto" tries them.
 _MODULES = {
+    "cuda": "tivtok_kernels.cuda.backend",
     "triton": "tivtok_kernels.triton.backend",
     "sdpa": "tivtok_kernels.sdpa",
     "reference": "tivtok_kernels.reference",
@@ -57,5 +57,8 @@ def select(name: str, problem: Problem) -> ModuleType:
 
 
 def _auto_order(problem: Problem) -> tuple[str, ...]:
-    """On the CPU "triton" is its interpreter, made for tests: it runs when asked for by name."""
-    return tuple(name for name in NAMES if not (name == "triton" and problem.device.type == "cpu"))
+    """ "cuda" where a measurement says that it wins. On the CPU "triton" is its interpreter, made for tests."""
+    skipped = {"triton"} if problem.device.type == "cpu" else set()
+    if not load("cuda").wins(problem):
+        skipped.add("cuda")
+    return tuple(name for name in NAMES if name not in skipped)

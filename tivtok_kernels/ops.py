@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tivtok_kernels import backends
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Problem
+from tivtok_kernels.problem import Call, Problem
 from tivtok_kernels.reference import accumulation_dtype
 
 _library = torch.library.Library("tivtok", "DEF")
@@ -54,7 +54,7 @@ def _forward(
     if q.numel() == 0:
         return _empty_results(q)
     module = backends.select(backend, Problem(q.device, q.dtype, q.shape[-1], deterministic))
-    return module.forward(q, k, v, _tiv(k_tiv, v_tiv), layout, scope, scale)
+    return module.forward(Call(q, k, v, _tiv(k_tiv, v_tiv), layout, scope, scale))
 
 
 def _backward(
@@ -76,8 +76,8 @@ def _backward(
     tiv = _tiv(k_tiv, v_tiv)
     if q.numel() == 0:
         return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(tiv or ()))]
-    module = backends.select(backend, Problem(q.device, q.dtype, q.shape[-1], deterministic))
-    return module.backward(dout, dlse, q, k, v, tiv, out, lse, SifLayout.from_tensor(lengths), scope, scale)
+    module = backends.select(backend, Problem(q.device, q.dtype, q.shape[-1], deterministic, "backward"))
+    return module.backward(Call(q, k, v, tiv, SifLayout.from_tensor(lengths), scope, scale), out, lse, dout, dlse)
 
 
 class _SifAttention(torch.autograd.Function):

@@ -1,10 +1,15 @@
-"""What a backend is told about a call before it is asked to run it."""
+"""What a backend is told about a call before it is asked to run it, and the call itself."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
+from tivtok_kernels.layout import Scope, SifLayout
+
+Pass = Literal["forward", "backward"]
 
 
 class Problem(NamedTuple):
@@ -14,3 +19,26 @@ class Problem(NamedTuple):
     dtype: torch.dtype | None = None
     head_dim: int | None = None
     deterministic: bool = False
+    kernel: Pass = "forward"
+
+
+class Call(NamedTuple):
+    """One attention as backends get it: validated, packed, contiguous last dimension, at least one row.
+
+    Attributes:
+        q: (N, H, D). k, v: (M, Hk, D), H a multiple of Hk.
+        tiv: None or, with scope "broadcast", (k_tiv, v_tiv), each (TIV rows, Hk, D); N and M count frame rows then.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tiv: tuple[Tensor, Tensor] | None
+    layout: SifLayout
+    scope: Scope
+    scale: float
+
+    @property
+    def tiv_or_own(self) -> tuple[Tensor, Tensor]:
+        """The keys and values that range A of a segment counts rows of."""
+        return self.tiv or (self.k, self.v)

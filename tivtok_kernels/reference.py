@@ -13,10 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Problem
-
-Tiv = tuple[Tensor, Tensor]
+from tivtok_kernels.problem import Call, Problem
 
 
 def why_not(problem: Problem) -> str | None:
@@ -52,31 +49,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, tiv: Tiv | None, layout: SifLayout, scope: Scope, scale: float
-) -> tuple[Tensor, Tensor]:
-    keys, values = _join(k, v, tiv)
-    out, lse = masked_attention(q, keys, values, layout.visibility(scope, q.device), scale)
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    keys, values = _join(call)
+    out, lse = masked_attention(call.q, keys, values, call.layout.visibility(call.scope, call.q.device), call.scale)
     return out.contiguous(), lse.contiguous()
 
 
-def backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiv: Tiv | None,
-    out: Tensor,
-    lse: Tensor,
-    layout: SifLayout,
-    scope: Scope,
-    scale: float,
-) -> list[Tensor]:
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     """The softmax gradient written out: dS = P * (dP - rowsum(dO * O) + dLSE)."""
-    keys, values = _join(k, v, tiv)
-    group = q.shape[1] // k.shape[1]
-    weights, _ = _softmax(q, keys, layout.visibility(scope, q.device), scale)
+    q, scale = call.q, call.scale
+    keys, values = _join(call)
+    group = q.shape[1] // keys.shape[1]
+    weights, _ = _softmax(q, keys, call.layout.visibility(call.scope, q.device), scale)
 
     dweights = torch.einsum("nhd,mhd->hnm", dout, values.repeat_interleave(group, dim=1)).to(weights.dtype)
     delta = (dout.to(weights.dtype) * out.to(weights.dtype)).sum(-1)
@@ -87,12 +71,15 @@ def backward(
     dq = torch.einsum("hnm,mhd->nhd", dscores, keys.repeat_interleave(group, dim=1))
     dk = torch.einsum("hnm,nhd->mhd", dscores, q).unflatten(1, (-1, group)).sum(2)
     dv = torch.einsum("hnm,nhd->mhd", weights.to(q.dtype), dout).unflatten(1, (-1, group)).sum(2)
-    if tiv is None:
+    if call.tiv is None:
         return [dq.contiguous(), dk.contiguous(), dv.contiguous()]
-    rows = tiv[0].shape[0]
+    rows = call.tiv[0].shape[0]
     return [dq.contiguous(), *(g.clone() for g in (dk[rows:], dv[rows:], dk[:rows], dv[:rows]))]  # no shared storage
 
 
-def _join(k: Tensor, v: Tensor, tiv: Tiv | None) -> Tiv:
+def _join(call: Call) -> tuple[Tensor, Tensor]:
     """One key and one value tensor, TIV rows first where they come in tensors of their own."""
-    return (k, v) if tiv is None else (torch.cat([tiv[0], k]), torch.cat([tiv[1], v]))
+    if call.tiv is None:
+        return call.k, call.v
+    k_tiv, v_tiv = call.tiv
+    return torch.cat([k_tiv, call.k]), torch.cat([v_tiv, call.v])

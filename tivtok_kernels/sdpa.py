@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, Segment, SifLayout
-from tivtok_kernels.problem import Problem
-from tivtok_kernels.reference import Tiv, accumulation_dtype
+from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.reference import accumulation_dtype
 
 # Runs with fewer (query, key) pairs than this are gathered into one call: there a call costs more than copying its
 # rows (forward of 16 clips of 4 frames, 4 heads of 32, 2 threads: even at 2^13, views 1.6 times faster at 2^17).
@@ -46,13 +46,12 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, tiv: Tiv | None, layout: SifLayout, scope: Scope, scale: float
-) -> tuple[Tensor, Tensor]:
-    k_tiv, v_tiv = tiv or (k, v)
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    q, k, v, scale = call.q, call.k, call.v, call.scale
+    k_tiv, v_tiv = call.tiv_or_own
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
-    plan = _plan(layout, scope, q.device, _largest_step(q.device))
+    plan = _plan(call.layout, call.scope, q.device, _largest_step(q.device))
     for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
         for step in plan:
             query = step.q.read(q_g)
@@ -68,27 +67,15 @@ def forward(
     return out, lse
 
 
-def backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiv: Tiv | None,
-    out: Tensor,
-    lse: Tensor,
-    layout: SifLayout,
-    scope: Scope,
-    scale: float,
-) -> list[Tensor]:
-    head_dim = q.shape[-1]
-    k_tiv, v_tiv = tiv or (k, v)
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     if dlse is not None:
-        dout, q, k, v, k_tiv, v_tiv, out = _carry_dlse(dout, dlse, q, k, v, k_tiv, v_tiv, out)
+        return [g[..., :-8].contiguous() for g in backward(*_carry_dlse(call, out, lse, dout, dlse), None)]
+    q, k, v, tiv, _, _, scale = call
+    k_tiv, v_tiv = call.tiv_or_own
     dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
-    plan = _plan(layout, scope, q.device, _largest_step(q.device))
+    plan = _plan(call.layout, call.scope, q.device, _largest_step(q.device))
     for dq_g, q_g, dout_g, out_g, lse_g in _per_query_group(k.shape[1], dq, q, dout, out, lse):
         for step in plan:
             dout_s, q_s, out_s, lse_s = (step.q.read(x) for x in (dout_g, q_g, out_g, lse_g))
@@ -97,8 +84,7 @@ def backward(
                     grads = _attend_backward(dout_s, q_s, out_s, lse_s, rows.read(keys), rows.read(values), scale)
                     for target, where, grad in zip((dq_g, dkeys, dvalues), (step.q, rows, rows), grads, strict=True):
                         where.add(target, grad)
-    results = [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
-    return results if dlse is None else [g[..., :head_dim].contiguous() for g in results]
+    return [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
 
 
 class Rows(NamedTuple):
@@ -222,17 +208,18 @@ def _merge(parts: list[tuple[Tensor, Tensor]], out: Tensor, lse: Tensor) -> None
         out.copy_(torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight))
 
 
-def _carry_dlse(dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor, v_tiv: Tensor, out: Tensor):
+def _carry_dlse(
+    call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor
+) -> tuple[Call, Tensor, Tensor, Tensor]:
     """Add the gradient of the LSE to a backward that knows only the output's.
 
     dS = P * (dP - rowsum(dO * O) + dLSE), and O enters nowhere else: one more column in which dO is 1 and O is -dLSE
     brings it in, and zeros in q, k and v leave everything else as it was. Seven more keep rows aligned.
     """
-    pad = (0, 8)
-    dout, out = F.pad(dout, pad), F.pad(out, pad)
+    dout, out, q, k, v, *tiv = (F.pad(x, (0, 8)) for x in (dout, out, call.q, call.k, call.v, *(call.tiv or ())))
     dout[..., -8] = 1
     out[..., -8] = -dlse
-    return dout, *(F.pad(x, pad) for x in (q, k, v, k_tiv, v_tiv)), out
+    return call._replace(q=q, k=k, v=v, tiv=(tiv[0], tiv[1]) if tiv else None), out, lse, dout
 
 
 # From here on: torch's fused kernels, tensors as (blocks, rows, heads, head_dim), LSE as (blocks, rows, heads).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tivtok
 from tivtok.cli import main
 from tivtok.cli.common import load_model
 from tivtok.config import TivTokConfig
@@ -21,6 +24,7 @@ from tivtok.model import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import VideoReader, VideoWriter
 
+ASSETS = Path(tivtok.__file__).parent / "assets"
 CONFIG = TivTokConfig.preset("tiny").replace(
     name="mini", width=48, heads=2, encoder_layers=1, decoder_layers=1, native_size=(32, 32)
 )
@@ -164,6 +168,16 @@ def test_swap(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "it is the input" in fails(capsys, ["swap", files.tokens, short, short])
 
 
+def test_eval_reproduces_the_card_of_the_bundled_checkpoint(tmp_path: Path) -> None:
+    card = (ASSETS / "checkpoints/tiny/README.md").read_text()
+    promised = re.search(r"must print\s+PSNR ([\d.]+) dB and SSIM ([\d.]+)", card)
+    assert promised
+    assert main(["eval", str(ASSETS / "bikes.mp4"), "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert scores["psnr"] == pytest.approx(float(promised[1]), abs=0.01)
+    assert scores["ssim"] == pytest.approx(float(promised[2]), abs=0.001)
+
+
 def test_eval_takes_files_and_folders(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_clip(tmp_path / "b.mp4", 17)
     assert main(["eval", files.clip, str(tmp_path), "--model", files.model]) == 0
@@ -206,6 +220,7 @@ def test_help_everywhere_and_without_torch(capsys: pytest.CaptureFixture[str]) -
         "info",
         "inspect",
         "eval",
+        "weights",
         "train",
         "doctor",
         "demo",

@@ -12,6 +12,7 @@ from tivtok_kernels.inspect import pipes, report, sass
 from tivtok_kernels.inspect.checks import faults
 from tivtok_kernels.inspect.compile import Job, Resources, compile_all, dot_units, shipped, tile_flops
 from tivtok_kernels.inspect.machine import blocks_per_sm
+from tivtok_kernels.problem import Call
 from tivtok_kernels.triton.configs import Config
 
 # A kernel in small: a loop over full tiles, a wait of it that retries behind the end, a loop over tails, a spill.
@@ -230,7 +231,7 @@ def test_shipped_kernels_are_clean():
         verdicts[job] = faults(job, found)
         if job.arch != 100 and found.loop_flops != tile_flops(job):
             verdicts[job].append(f"computes {found.loop_flops / tile_flops(job):.2f} times its tile")
-    assert len(verdicts) == 12
+    assert len(verdicts) == 16
     assert {job: lines for job, lines in verdicts.items() if lines} == {}
 
 
@@ -260,8 +261,9 @@ def test_kernels_are_launched_as_they_are_compiled(monkeypatch, tiv_apart):
     rows = layout.local_tokens if tiv_apart else layout.total_tokens
     q, k, v = (torch.zeros(rows, 2, 64, dtype=torch.bfloat16) for _ in range(3))
     tiv = tuple(torch.zeros(64, 2, 64, dtype=torch.bfloat16) for _ in range(2)) if tiv_apart else None
-    out, lse = launch.forward(q, k, v, tiv, layout, scope, 0.125)
-    launch.backward(out, lse, q, k, v, tiv, out, lse, layout, scope, 0.125)
+    call = Call(q, k, v, tiv, layout, scope, 0.125)
+    out, lse = launch.forward(call)
+    launch.backward(call, out, lse, dout=out, dlse=lse)
     qk, table, weight = torch.stack([q, k], 1), torch.zeros(rows, 32), torch.zeros(64)
     qk_prepare.forward(qk, table, table, weight, weight, 1e-6)
     qk_prepare.backward(q, k, qk, table, table, weight, weight, 1e-6)

@@ -33,9 +33,13 @@ def make(seed: int, sets: int = 40, groups: int = 200) -> Tokens:
     )
 
 
+def stats_of(tokens: Tokens) -> LatentStats:
+    return LatentStats.of([(tokens.tiv, tokens.tv)], tokens.model_id)
+
+
 def test_stats_are_those_of_each_token_and_channel() -> None:
     a, b = make(0), make(1, sets=7, groups=30)
-    stats = LatentStats.of(iter([a, b]))
+    stats = LatentStats.of(((t.tiv, t.tv) for t in (a, b)), "m")
     for name in ("tiv", "tv"):
         both = torch.cat([getattr(a, name)[0], getattr(b, name)[0]])
         torch.testing.assert_close(getattr(stats, f"{name}_mean"), both.mean(0))
@@ -44,7 +48,7 @@ def test_stats_are_those_of_each_token_and_channel() -> None:
 
 def test_normalized_tokens_are_around_zero_and_one_and_come_back() -> None:
     tokens = make(0)
-    stats = LatentStats.of([tokens])
+    stats = stats_of(tokens)
     normal = tokens.normalize(stats)
     for x in (normal.tiv, normal.tv):
         torch.testing.assert_close(x.mean((0, 1)), torch.zeros(x.shape[2:]), atol=1e-5, rtol=0)
@@ -57,7 +61,7 @@ def test_normalized_tokens_are_around_zero_and_one_and_come_back() -> None:
 
 def test_constant_tokens_stay_finite() -> None:
     tokens = replace(make(0), tv=torch.full((1, 200, 3, 8), 5.0))
-    assert LatentStats.of([tokens]).normalize(tokens).tv.abs().max() < 1e-3
+    assert tokens.normalize(stats_of(tokens)).tv.abs().max() < 1e-3
 
 
 def test_normalized_and_plain_tokens_are_not_mixed_up(tmp_path: Path) -> None:
@@ -65,17 +69,20 @@ def test_normalized_and_plain_tokens_are_not_mixed_up(tmp_path: Path) -> None:
     model = TivTok(CONFIG).eval()
     with torch.no_grad():
         tokens = model.encode(torch.rand(1, 3, 20, 16, 16))
-    stats = LatentStats.of([tokens])
-    normal = stats.normalize(tokens)
+    stats = stats_of(tokens)
+    normal = tokens.normalize(stats)
     normal.save(tmp_path / "a.tivtok")
     assert Tokens.load(tmp_path / "a.tivtok").model_id == normal.model_id
-    for wrong in (lambda: model.decode(normal), lambda: stats.normalize(normal), lambda: stats.denormalize(tokens)):
+    for wrong in (lambda: model.decode(normal), lambda: normal.normalize(stats), lambda: tokens.denormalize(stats)):
         with pytest.raises(TokensError, match="model"):
             wrong()
-    with pytest.raises(ValueError, match="one model"):
-        LatentStats.of([tokens, make(0)])
-    with pytest.raises(ValueError, match="one model"):
-        LatentStats.of([])
+    with pytest.raises(TokensError, match="model"):
+        make(0).normalize(stats)
+
+
+def test_statistics_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="got none"):
+        LatentStats.of([], "m")
 
 
 def test_they_lie_beside_the_checkpoint(tmp_path: Path) -> None:
@@ -83,7 +90,7 @@ def test_they_lie_beside_the_checkpoint(tmp_path: Path) -> None:
     TivTok(CONFIG).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"has no latents\.safetensors"):
         LatentStats.from_pretrained(tmp_path)
-    stats = LatentStats.of([make(0)])
+    stats = stats_of(make(0))
     stats.save(tmp_path)
     again = LatentStats.from_pretrained(tmp_path)
     assert again.model_id == stats.model_id and torch.equal(again.tv_std, stats.tv_std)

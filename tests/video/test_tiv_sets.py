@@ -35,7 +35,7 @@ def test_distance() -> None:
 def test_auto_starts_a_set_at_each_scene(lengths: tuple[int, ...]) -> None:
     want = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     assert torch.equal(assign_chunks(scenes(*lengths), "auto"), want)
-    assert torch.equal(assign_chunks(scenes(*lengths, drift=0.05), "auto"), want)
+    assert torch.equal(assign_chunks(scenes(*lengths, drift=0.01), "auto"), want)
 
 
 def test_auto_follows_a_slow_drift() -> None:
@@ -43,12 +43,18 @@ def test_auto_follows_a_slow_drift() -> None:
     tiv = scenes(30, drift=0.08)
     neighbours = [tiv_distance(tiv[:, k], tiv[:, k + 1]) for k in range(29)]
     assert max(neighbours) < 0.01
-    sets = assign_chunks(tiv, "auto")
+    sets = assign_chunks(tiv, "auto", auto_distances=(0.02, 0.02))
     assert 1 <= sets[-1] < 25 and (sets.diff() >= 0).all() and (sets.diff() <= 1).all()
 
 
+def test_auto_shares_more_once_there_are_cuts() -> None:
+    tiv = scenes(6, drift=0.06)
+    assert assign_chunks(tiv, "auto").tolist() == [0, 1, 2, 3, 4, 5]
+    assert assign_chunks(tiv, "auto", whole=[True, False, True, True, True, True]).tolist() == [0, 1, 1, 1, 1, 1]
+
+
 def test_runs_hand_on_means_as_soon_as_they_end() -> None:
-    tiv = scenes(2, 3, drift=0.05)[0]
+    tiv = scenes(2, 3, drift=0.01)[0]
     seen: list[tuple[torch.Tensor, int]] = []
     runs = TivRuns("auto", lambda mean, groups: seen.append((mean.clone(), groups)))
     for chunk in tiv[:3]:
@@ -81,11 +87,14 @@ def test_streaming_decides_like_the_whole() -> None:
             parameter.normal_(std=0.6)
         for same_for_all in (model.encoder.tiv, model.encoder.norm.bias, model.encoder.to_latent.bias):
             same_for_all.zero_()  # what is left of the TIV tokens comes from the video
-    colours = torch.tensor([[250, 0, 0], [250, 0, 0], [0, 0, 250]], dtype=torch.uint8)
-    frames = colours.repeat_interleave(16, 0)[:41, None, None].expand(-1, 16, 24, -1)
+    colours = torch.tensor([[250, 0, 0], [0, 0, 250]], dtype=torch.uint8)  # the cut is inside the second chunk
+    frames = colours.repeat_interleave(torch.tensor([25, 32]), 0)[:, None, None].expand(-1, 16, 24, -1)
     with torch.no_grad():
         whole = model.encode(frames_to_video(frames)[None], tiv_sets="auto")
     tokens = encode_stream(model, frames.split(16), "auto")
-    assert tokens.tiv.shape[1] == 2 and tokens.tiv_index.tolist() == [0] * 8 + [1] * 3
+    assert tokens.tiv_index.diff()[5] == 1 and tokens.tiv_index[5] < tokens.tiv.shape[1] - 1
     assert torch.equal(tokens.tiv_index, whole.tiv_index)
     torch.testing.assert_close(tokens.tiv, whole.tiv)
+    torch.testing.assert_close(tokens.tv, whole.tv)
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(tokens), model.decode(whole))

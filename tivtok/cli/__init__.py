@@ -11,7 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
-from tivtok.cli import codec, demo, doctor, encode_dir, inspect, measure, swap, train
+from tivtok.cli import codec, demo, doctor, encode_dir, inspect, measure, swap, train, weights
 
 # What typer raises for a command line that does not parse; it has no public name in every version.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -31,6 +31,7 @@ for command in (
     inspect.info,
     inspect.inspect,
     measure.evaluate,
+    weights.weights,
     train.train,
     doctor.doctor,
     demo.demo,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.util import find_spec
 
 from tivtok.cli.common import out, print_rows
 
@@ -18,11 +19,12 @@ def doctor() -> None:
 
     import tivtok_kernels
 
-    extensions = sorted(path.name for path in Path(tivtok_kernels.__file__).parent.rglob("*.so"))
+    extension = find_spec("tivtok_kernels.cuda.extension")
     versions = {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tivtok", "torch", "triton", "av")},
-        "CUDA extension": ", ".join(extensions) or "not built",
+        "CUDA extension": extension.origin if extension and extension.origin else "not built (docs/cuda.md)",
+        "nvcc": shutil.which("nvcc") or "not found",
         "GPU": _gpu(),
     }
     print_rows(versions, "Versions")

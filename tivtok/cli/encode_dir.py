@@ -117,6 +117,8 @@ def _run(jobs: list[Job], workers: int) -> Iterator[Job]:
             for done in as_completed(running):
                 done.result()
                 yield running[done]
+        except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
+            raise KeyboardInterrupt from None
         except BrokenProcessPool:
             raise CommandError("a worker ended abruptly, out of memory perhaps: go on with fewer --workers") from None
         finally:

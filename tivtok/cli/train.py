@@ -17,9 +17,11 @@ def train(
 
     Example: tivtok train configs/tiny.toml
     """
-    from tivtok.training import TrainConfig
-    from tivtok.training import train as run
-    from tivtok.training.loop import TrainingError
+    try:
+        from tivtok.training import TrainConfig, TrainingError
+        from tivtok.training import train as run
+    except ModuleNotFoundError as error:
+        raise CommandError(f"training needs {error.name}: pip install 'tivtok[train]'") from None
 
     try:
         checkpoint = run(TrainConfig.load(config))

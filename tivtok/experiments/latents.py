@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
+from torch import Tensor
 
 from tivtok.latents import STATS_FILE, LatentStats
 from tivtok.model import TivTok
-from tivtok.streaming import encode_stream
-from tivtok.tokens import Tokens
-from tivtok.video import VideoReader, find_videos, fit
+from tivtok.video import VideoReader, find_videos, fit, frames_to_video
 
 out = Console(highlight=False, markup=False)
 
@@ -25,7 +25,7 @@ def latents(
     """Write `latents.safetensors` beside a checkpoint, for `tivtok.latents.LatentStats`."""
     tokenizer = TivTok.from_pretrained(model)
     files = find_videos(data)
-    stats = LatentStats.of(_tokens(tokenizer, files))
+    stats = LatentStats.of(_tokens(tokenizer, files), tokenizer.model_id)
     stats.save(model)
     for name in ("tiv", "tv"):
         mean, std = getattr(stats, f"{name}_mean"), getattr(stats, f"{name}_std")
@@ -33,10 +33,9 @@ def latents(
     out.print(f"wrote {model / STATS_FILE}", soft_wrap=True)
 
 
-def _tokens(model: TivTok, files: list[Path]) -> Iterator[Tokens]:
+def _tokens(model: TivTok, files: list[Path]) -> Iterator[tuple[Tensor, Tensor]]:
     """A TIV set for every chunk: what the encoder gives, not the means of it."""
-    frames = model.config.chunk_frames
-    for path in files:
-        chunks = VideoReader(path, allow_truncated=True).chunks(frames)
-        for chunk in chunks:
-            yield encode_stream(model, [fit(chunk, *model.config.native_size)])
+    with torch.no_grad():
+        for path in files:
+            for chunk in VideoReader(path, allow_truncated=True).chunks(model.config.chunk_frames):
+                yield model.encode_chunks(frames_to_video(fit(chunk, *model.config.native_size))[None])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,16 +16,30 @@ from rich.console import Console
 from torch import Tensor
 
 from tivtok.files import replacing
-from tivtok.metrics import PROTOCOL, frame_changes, psnr, seams
+from tivtok.metrics import PROTOCOL, frame_changes, psnr
 from tivtok.model import TivTok
-from tivtok.tiv_sets import AUTO_DISTANCE, assign_chunks, merge_tiv, share_tiv_sets, tiv_distance
+from tivtok.shots import CUT_LEVELS, CUT_RATIO, chunk_lengths
+from tivtok.tiv_sets import (
+    AUTO_DISTANCE,
+    AUTO_DISTANCE_AFTER_CUTS,
+    assign_chunks,
+    merge_tiv,
+    share_tiv_sets,
+    tiv_distance,
+)
 from tivtok.video import VideoReader, find_videos, fit, frames_to_video, video_to_frames
 
-DISTANCES = (0.005, 0.02, 0.05, 0.1, 0.15, 0.25)
+DISTANCES = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.25)
 SCENES = 7  # of a multi-scene video
 SCENE_FRAMES = (16, 64)  # drawn evenly between these, so that cuts fall anywhere in a chunk
-MULTI_SCENE, SINGLE_SCENE = 4, 10  # videos
+MULTI_SCENE, SINGLE_SCENE = 6, 24  # videos
 CHUNKS = 4  # of a single-scene video
+# Fixed numbers of sets, and one distance for the whole video, on chunks of even length or ending at cuts.
+LABELS = {
+    "fixed": "fixed N",
+    "even chunks": "by distance, even chunks",
+    "cuts": "by distance, chunks end at cuts",
+}
 COLUMNS = ["sets", "tokens", "psnr_db", "change_at_chunk_borders", "change_inside_chunks", "change_at_group_borders"]
 
 out = Console(highlight=False, markup=False)
@@ -53,6 +68,7 @@ def tiv_sets(
         "clips": _fingerprint(data),
         "size": list(tokenizer.config.native_size),
         "distances": DISTANCES,
+        "auto": [CUT_LEVELS, CUT_RATIO, AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS],
         "protocol": PROTOCOL,
     }
     record = _load(path, settings)
@@ -80,45 +96,58 @@ def videos(data: Path, model: TivTok) -> Iterator[Video]:
         scenes = [_frames(next(at), rng.randint(*SCENE_FRAMES), size) for _ in range(SCENES)]
         starts = torch.tensor([len(s) for s in scenes]).cumsum(0)[:-1].tolist()
         yield Video("multi-scene", f"multi-{index}", torch.cat(scenes), starts)
-    for index in range(SINGLE_SCENE):
-        yield Video("single-scene", f"single-{index}", _frames(next(at), CHUNKS * model.config.chunk_frames, size), [])
+    clips = (_frames(path, CHUNKS * model.config.chunk_frames, size) for path in at)
+    long_enough = (frames for frames in clips if len(frames) > model.config.chunk_frames)
+    for index, frames in enumerate(islice(long_enough, SINGLE_SCENE)):
+        yield Video("single-scene", f"single-{index}", frames, [])
 
 
 def measure(model: TivTok, video: Video) -> dict[str, Any]:
     """Every strategy on the same chunk tokens; the numbers of `COLUMNS` for each."""
     tiv, tv = model.encode_chunks(frames_to_video(video.frames)[None])
     chunks = tiv.shape[1]
+    even = [len(part) for part in video.frames.split(model.config.chunk_frames)]
     fixed = {n: share_tiv_sets(chunks, n) for n in sorted({1, 2, 4, SCENES, 11, 16, chunks}) if n <= chunks}
-    auto = {d: assign_chunks(tiv, "auto", d) for d in DISTANCES}
-    return {
+    result = {
         "frames": len(video.frames),
-        "original": _seams(model, video.frames),
-        "fixed": {str(n): _score(model, video, tiv, tv, sets) for n, sets in fixed.items()},
-        "auto": {str(d): _score(model, video, tiv, tv, sets) for d, sets in auto.items()},
+        "original": _seams(model, video, video.frames, even),
+        "fixed": {str(n): _score(model, video, tiv, tv, sets, even) for n, sets in fixed.items()},
         "signals": _signals(model, video, tiv, tv),
     }
+    whole = frames_to_video(video.frames)[None]
+    at_cuts = chunk_lengths(whole, model.config.chunk_frames, model.config.frames_per_group)
+    for family, lengths in (("even chunks", even), ("cuts", at_cuts)):
+        tiv, tv = model.encode_chunks(whole, lengths)
+        sets = {d: assign_chunks(tiv, "auto", auto_distances=(d, d)) for d in DISTANCES}
+        result[family] = {str(d): _score(model, video, tiv, tv, s, lengths) for d, s in sets.items()}
+    chosen = assign_chunks(tiv, "auto", [length == model.config.chunk_frames for length in at_cuts])
+    return result | {"auto": _score(model, video, tiv, tv, chosen, at_cuts)}
 
 
-def _score(model: TivTok, video: Video, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor) -> list[float]:
+def _score(
+    model: TivTok, video: Video, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor, lengths: list[int]
+) -> list[float]:
     merged = merge_tiv(tiv, set_of_chunk)
-    frames = _decode(model, merged, tv, set_of_chunk, video.frames)
+    frames = _decode(model, merged, tv, set_of_chunk, lengths, video.frames)
     sets = merged.shape[1]
     tokens = sets * model.config.num_tiv + tv.shape[1] * model.config.num_tv
     quality = psnr(frames, video.frames).clamp(max=100).mean()
-    return [sets, tokens, round(float(quality), 4), *_seams(model, frames)]
+    return [sets, tokens, round(float(quality), 4), *_seams(model, video, frames, lengths)]
 
 
-def _seams(model: TivTok, frames: Tensor) -> list[float]:
-    """The last three of `COLUMNS`."""
+def _seams(model: TivTok, video: Video, frames: Tensor, lengths: list[int]) -> list[float]:
+    """The last three of `COLUMNS`, without the changes at cuts, which are no seams."""
     changes = frame_changes(frames)
-    border, inside = seams(changes, model.config.chunk_frames)
-    group_border, _ = seams(changes, model.config.frames_per_group)
-    return [round(x, 4) for x in (border, inside, group_border)]
+    at = torch.arange(1, len(frames))
+    border = torch.isin(at, torch.tensor(lengths).cumsum(0))
+    counts = ~torch.isin(at, torch.tensor(video.cuts))
+    groups = at % model.config.frames_per_group == 0
+    return [round(float(changes[where & counts].mean()), 4) for where in (border, ~border, groups)]
 
 
-def _decode(model: TivTok, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor, like: Tensor) -> Tensor:
-    set_of_group = set_of_chunk.repeat_interleave(model.config.groups_per_chunk)[: tv.shape[1]]
-    groups_of_set = set_of_group.bincount().tolist()
+def _decode(model: TivTok, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor, lengths: list[int], like: Tensor) -> Tensor:
+    groups = torch.tensor([model.config.num_groups(length) for length in lengths])
+    groups_of_set = set_of_chunk.repeat_interleave(groups).bincount().tolist()
     video = model.decode_groups(model.prepare(tiv), tv, groups_of_set, *like.shape[1:3])
     return video_to_frames(video[0, :, : len(like)])
 
@@ -130,8 +159,9 @@ def _signals(model: TivTok, video: Video, tiv: Tensor, tv: Tensor) -> list[list[
     for k in range(tiv.shape[1] - 1):
         frames = video.frames[k * step : (k + 2) * step]
         pair, pair_tv = tiv[:, k : k + 2], tv[:, k * groups : (k + 2) * groups]
+        lengths = [step, len(frames) - step]
         alone, shared = (
-            psnr(_decode(model, merge_tiv(pair, sets), pair_tv, sets, frames), frames).mean()
+            psnr(_decode(model, merge_tiv(pair, sets), pair_tv, sets, lengths, frames), frames).mean()
             for sets in (torch.tensor([0, 1]), torch.tensor([0, 0]))
         )
         distance = tiv_distance(pair[:, 0], pair[:, 1])
@@ -149,13 +179,14 @@ def _histogram_change(frames: Tensor) -> Tensor:
 
 def summarise(measured: dict[str, Any]) -> dict[str, Any]:
     """Means over the videos of a kind, and the rank correlation of each signal with what sharing costs."""
-    summary: dict[str, Any] = {"auto_distance": AUTO_DISTANCE}
+    summary: dict[str, Any] = {}
     for kind in ("multi-scene", "single-scene"):
         of_kind = [v for v in measured.values() if v["kind"] == kind]
         means: dict[str, Any] = {"original": _mean([v["original"] for v in of_kind])}
-        for family in ("fixed", "auto"):
+        for family in LABELS:
             common = set.intersection(*(set(v[family]) for v in of_kind))
             means[family] = {key: _mean([v[family][key] for v in of_kind]) for key in sorted(common, key=float)}
+        means["auto"] = _mean([v["auto"] for v in of_kind])
         means["one set per chunk"] = _mean([v["fixed"][max(v["fixed"], key=int)] for v in of_kind])
         summary[kind] = means
     pairs = torch.tensor([row for v in measured.values() for row in v["signals"]])
@@ -182,13 +213,19 @@ def report(record: dict[str, Any]) -> str:
         "",
         "Written by `python -m tivtok.experiments tiv-sets`.",
     ]
+    lines += ["", "## `auto` against the best fixed number, one set per chunk", ""]
+    for kind in ("multi-scene", "single-scene"):
+        auto, best = summary[kind]["auto"], summary[kind]["one set per chunk"]
+        lines.append(f"- {kind}: {auto[2] - best[2]:+.2f} dB, {auto[1] / best[1] - 1:+.1%} tokens")
     for kind in ("multi-scene", "single-scene"):
         means = summary[kind]
         count = sum(video["kind"] == kind for video in record["videos"].values())
         rows = [("original", [None, None, None, *means["original"]])]
         rows += [(f"fixed, N = {key}", row) for key, row in means["fixed"].items()]
         rows += [("fixed, one per chunk", means["one set per chunk"])]
-        rows += [(f"auto, distance {key}", row) for key, row in means["auto"].items()]
+        rows += [("`auto`", means["auto"])]
+        rows += [(f"by distance {key}, even chunks", row) for key, row in means["even chunks"].items()]
+        rows += [(f"by distance {key}, chunks end at cuts", row) for key, row in means["cuts"].items()]
         lines += [
             "",
             f"## {kind.capitalize()} videos (means of {count})",
@@ -197,11 +234,8 @@ def report(record: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, (sets, tokens, quality, border, inside, group) in rows:
-            star = " (the default of `auto`)" if name == f"auto, distance {summary['auto_distance']}" else ""
             counts = "| | |" if sets is None else f"{sets:.1f} | {tokens:.1f} | {quality:.2f} |"
-            lines.append(
-                f"| {name}{star} | {counts} {border:.2f} | {inside:.2f} | {border / inside:.2f} | {group:.2f} |"
-            )
+            lines.append(f"| {name} | {counts} {border:.2f} | {inside:.2f} | {border / inside:.2f} | {group:.2f} |")
     lines += [
         "",
         "## Which signal tells that sharing will hurt",
@@ -223,14 +257,16 @@ def plot(record: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, kind in zip(axes, ("multi-scene", "single-scene"), strict=True):
         means = record["summary"][kind]
-        for family, style in (("fixed", "o-"), ("auto", "s-")):
+        for family, style in zip(LABELS, ("o-", "v:", "s-"), strict=True):
             _, tokens, quality, *_ = zip(*means[family].values(), strict=True)
-            axis.plot(tokens, quality, style, label=f"{family} {'N' if family == 'fixed' else 'distance'}")
+            axis.plot(tokens, quality, style, label=LABELS[family])
+            if family == "even chunks":
+                continue  # its distances are those of "cuts"
             for key, (_, x, y, *_) in means[family].items():
-                below = family == "fixed"
-                axis.annotate(key, (x, y), (0, -12 if below else 6), textcoords="offset points", fontsize=7)
-        chosen = means["auto"][str(AUTO_DISTANCE)]
-        axis.plot(chosen[1], chosen[2], "k*", markersize=14, label=f'"auto" (distance {AUTO_DISTANCE})')
+                place = (0, -12 if family == "fixed" else 6)
+                axis.annotate(key, (x, y), place, textcoords="offset points", fontsize=7)
+        _, tokens, quality, *_ = means["auto"]
+        axis.plot(tokens, quality, "k*", markersize=14, label="auto")
         _, tokens, quality, *_ = means["one set per chunk"]
         axis.plot(tokens, quality, "rx", markersize=9, label="one set per chunk")
         axis.set(title=kind, xlabel="tokens per video (mean)", ylabel="PSNR in dB (mean)")

@@ -1,6 +1,6 @@
 """Training: ``tivtok train CONFIG.toml`` or `train`."""
 
 from tivtok.training.config import TrainConfig
-from tivtok.training.loop import train
+from tivtok.training.loop import TrainingError, train
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["TrainConfig", "TrainingError", "train"]

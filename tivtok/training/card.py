@@ -20,9 +20,11 @@ from tivtok.metrics import PROTOCOL, psnr, ssim
 from tivtok.model import TivTok
 from tivtok.training.baseline import best_resampling
 from tivtok.training.config import TrainConfig
-from tivtok.training.data import held_out_clip, split_files
-from tivtok.training.loop import LOG_FILE
-from tivtok.video import video_to_frames
+from tivtok.training.data import held_out_frames
+from tivtok.training.journal import read_log
+from tivtok.training.loop import CHECKPOINT_FOLDER
+from tivtok.training.sources import split_sources
+from tivtok.video import frames_to_video, video_to_frames
 
 
 def write_card(config: TrainConfig, introduction: str = "") -> Path:
@@ -31,10 +33,10 @@ def write_card(config: TrainConfig, introduction: str = "") -> Path:
     Args:
         introduction: markdown that only the person who trained can write: data, licences, hardware.
     """
-    folder = config.output / "checkpoint"
+    folder = config.output / CHECKPOINT_FOLDER
     model = TivTok.from_pretrained(folder)
-    training, held_out = split_files(config)
-    clips = torch.stack([held_out_clip(path, config) for path in held_out])
+    training, held_out = split_sources(config)
+    clips = torch.stack([frames_to_video(held_out_frames(ref, config)) for ref in held_out])
     num_values = config.model.num_tokens(clips.shape[2]) * config.model.latent_dim
     grid, resampled = best_resampling(clips, num_values)
     with torch.no_grad():
@@ -44,12 +46,12 @@ def write_card(config: TrainConfig, introduction: str = "") -> Path:
         "num_values": num_values,
         "resampling_grid": grid,
         "clips": {
-            path.name: {"tivtok": _scores(ours, clip), "resampling": _scores(theirs, clip)}
-            for path, clip, ours, theirs in zip(held_out, clips, reconstructed, resampled, strict=True)
+            ref.name: {"tivtok": _scores(ours, clip), "resampling": _scores(theirs, clip)}
+            for ref, clip, ours, theirs in zip(held_out, clips, reconstructed, resampled, strict=True)
         },
     }
-    log = [json.loads(line) for line in (config.output / LOG_FILE).read_text().splitlines()]
-    log = list({record["step"]: record for record in log}.values())  # a resumed run may repeat a step
+    # By step: the log of an interrupted run that was made before logs were cut on resuming may repeat some.
+    log = list({record["step"]: record for record in read_log(config.output) if "held_out_psnr" in record}.values())
     with replacing(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics | {"curve": log}, indent=1) + "\n")
     _draw_curve(folder / "curve.png", log, metrics)

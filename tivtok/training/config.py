@@ -11,22 +11,94 @@ from tivtok.config import TivTokConfig
 
 
 @dataclass(frozen=True)
+class PerceptualConfig:
+    """LPIPS on single frames, the table ``[perceptual]``.
+
+    Attributes:
+        net: "vgg" (what the field trains with) or "alex" (smaller).
+        weights: file of LPIPS weights for ``net``; by default the one that ``tivtok weights lpips-vgg`` (or lpips-alex)
+            has fetched.
+        weight: of this term in the loss.
+    """
+
+    net: Literal["vgg", "alex"] = "vgg"
+    weights: Path | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.net not in ("vgg", "alex"):
+            raise ValueError(f'perceptual.net must be "vgg" or "alex", got {self.net!r}')
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminator, the table ``[adversarial]``: heads on features of a frozen DINOv2.
+
+    Attributes:
+        dinov2: folder of a ``transformers.Dinov2Model`` (config.json, model.safetensors), DINOv2-S in the paper.
+        weight: of the adversarial term once it is balanced against the rest by the gradients at the last layer.
+        start: the step from which discriminator and adversarial term run.
+        learning_rate: of the heads' AdamW; same schedule and betas as the model's.
+        image_size: frames are resized to this square for the features; a multiple of the backbone's patch.
+        augment: probability of each of DiffAug's three policies (arXiv 2006.10738).
+        lecam: weight of the LeCAM regulariser (arXiv 2104.03310).
+        lecam_decay: of its moving averages of the mean logits.
+    """
+
+    dinov2: Path
+    weight: float = 0.2
+    start: int = 30_000
+    learning_rate: float = 1e-4
+    image_size: int = 224
+    augment: float = 0.5
+    lecam: float = 1e-3
+    lecam_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ValueError(f"adversarial.start must be at least 0, got {self.start}")
+        if not 0 <= self.augment <= 1:
+            raise ValueError(f"adversarial.augment must be a probability, got {self.augment}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
     Attributes:
-        output: folder of the run: checkpoints, log, resumable state.
-        data: folder of videos, searched recursively.
+        output: folder of the run: checkpoint, logs, resumable state.
+        data: what to train on: a folder of videos or of WebDataset tars, or a CSV list (`tivtok.training.sources`).
         model: the tokenizer, from the table ``[model]``: ``preset``, ``size`` and any field of `TivTokConfig`.
-        held_out: file-name patterns (fnmatch) of the videos that are never trained on, only measured on.
+        steps: optimizer steps of the whole run.
+        batch_size: clips per step over all processes.
+        start_from: the ``output`` of another run, whose averaged weights and discriminator this one begins with (the
+            long-video stage begins with the first one's).
+        held_out: name patterns (fnmatch) of the videos in ``data`` that are never trained on, only measured on.
+        validation: videos to measure on from elsewhere, in any of the forms of ``data``.
+        held_out_clips: how many videos are measured on at most, evenly picked.
+        chunks: clips are this many chunks long and share the mean of their TIV tokens (paper Alg. 1).
+        in_memory: decode all videos once and keep them; for data of a few GB.
+        workers: processes that read clips ahead, per training process; 0 reads in between the steps.
         short_sides: the videos' short side in pixels once loaded; crops of ``model.native_size`` are cut from a
-            random one of these, so larger means closer views.
+            random one of these, so larger means closer views. By default that of ``native_size``.
         strides: video frames from one training frame to the next, one picked at random per clip.
+        augmentation: "flip": centre crops, mirrored or not (the paper's). "strong": also random crops, reversed time,
+            contrast and brightness (for few videos).
         reconstruction: "l1" (the paper's) or "mse" (maximises PSNR).
+        perceptual: LPIPS term, none by default.
+        adversarial: discriminator and adversarial term, none by default.
+        feature_frames: how many frames of a clip, picked at random, go through LPIPS and the discriminator; all by
+            default.
         optimizer: "adamw" (the paper's), or "muon" for the matrices inside the blocks with AdamW for the rest.
         learning_rate, muon_learning_rate: peak values; linear warm-up over ``warmup_steps``, then cosine to zero.
+        gradient_clip: largest norm of the model's gradient, and of the discriminator's.
         ema: decay of the averaged weights, which are the ones saved and measured.
-        evaluate_every, save_every: in steps.
+        precision: "float32", or "bfloat16" for autocast over float32 weights.
+        activation_checkpointing: keep the attention's tensors only and compute the rest of each block again in the
+            backward pass.
+        compile: torch.compile the model.
+        max_bad_steps: a step whose loss or gradient is not finite changes nothing; this many in a row end the run.
+        log_every, evaluate_every, save_every: in steps.
     """
 
     output: Path
@@ -34,10 +106,20 @@ class TrainConfig:
     model: TivTokConfig
     steps: int
     batch_size: int = 16
+    start_from: Path | None = None
     held_out: tuple[str, ...] = ()
-    short_sides: tuple[int, ...] = (64,)
+    validation: Path | None = None
+    held_out_clips: int = 64
+    chunks: int = 1
+    in_memory: bool = False
+    workers: int = 2
+    short_sides: tuple[int, ...] = ()
     strides: tuple[int, ...] = (1,)
+    augmentation: Literal["flip", "strong"] = "strong"
     reconstruction: Literal["l1", "mse"] = "l1"
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
+    feature_frames: int | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     muon_learning_rate: float = 0.02
@@ -46,19 +128,41 @@ class TrainConfig:
     warmup_steps: int = 100
     gradient_clip: float = 1.0
     ema: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    max_bad_steps: int = 10
     seed: int = 0
+    log_every: int = 50
     evaluate_every: int = 500
     save_every: int = 500
-    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "save_every"):
+        counts = ("steps", "batch_size", "held_out_clips", "chunks", "max_bad_steps")
+        for name in (*counts, "log_every", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.reconstruction not in ("l1", "mse"):
-            raise ValueError(f'reconstruction must be "l1" or "mse", got {self.reconstruction!r}')
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f'optimizer must be "adamw" or "muon", got {self.optimizer!r}')
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        for name, values in _CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
+        if self.feature_frames is not None and not 1 <= self.feature_frames <= self.clip_frames:
+            raise ValueError(
+                f"feature_frames must be between 1 and the clip's {self.clip_frames}, got {self.feature_frames}"
+            )
+        if any(side % step for side, step in zip(self.model.native_size, self.model.patch[1:], strict=True)):
+            raise ValueError(
+                f"model.native_size must be a multiple of the patch {self.model.patch[1:]} in training, "
+                f"got {self.model.native_size}"
+            )
+        if not self.short_sides:
+            object.__setattr__(self, "short_sides", (min(self.model.native_size),))
+
+    @property
+    def clip_frames(self) -> int:
+        """Video frames of a training clip."""
+        return self.chunks * self.model.chunk_frames
 
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
@@ -69,22 +173,41 @@ class TrainConfig:
             ValueError: it is not TOML, or a key or value does not belong; the message names it.
         """
         try:
-            values = tomllib.loads(Path(path).read_text())
-            return cls._from_dict(values)
+            return cls._from_dict(tomllib.loads(Path(path).read_text()))
         except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def _from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        known = {f.name for f in fields(cls)}
-        unknown = set(values) - known
-        if unknown:
-            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
-        missing = {"output", "data", "model", "steps"} - set(values)
-        if missing:
-            raise ValueError(f"missing keys: {', '.join(sorted(missing))}")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        values = _checked(cls, values, {"output", "data", "model", "steps"})
         model = dict(values.pop("model"))
         base = TivTokConfig.preset(model.pop("preset"), model.pop("size", "base"))
         values["model"] = TivTokConfig.from_dict(base.to_dict() | model)
-        return cls(output=Path(values.pop("output")), data=Path(values.pop("data")), **values)
+        if "perceptual" in values:
+            values["perceptual"] = PerceptualConfig(**_checked(PerceptualConfig, values["perceptual"], set()))
+        if "adversarial" in values:
+            values["adversarial"] = AdversarialConfig(**_checked(AdversarialConfig, values["adversarial"], {"dinov2"}))
+        return cls(**values)
+
+
+_CHOICES = {
+    "augmentation": ("flip", "strong"),
+    "reconstruction": ("l1", "mse"),
+    "optimizer": ("adamw", "muon"),
+    "precision": ("float32", "bfloat16"),
+}
+_PATHS = {"output", "data", "validation", "start_from", "weights", "dinov2"}
+
+
+def _checked(cls: type, values: dict[str, Any], required: set[str]) -> dict[str, Any]:
+    """The values with TOML's lists as tuples and paths as `Path`, once their keys are those of ``cls``."""
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+    missing = required - set(values)
+    if missing:
+        raise ValueError(f"missing keys: {', '.join(sorted(missing))}")
+    return {
+        name: Path(value) if name in _PATHS else tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }

@@ -1,90 +1,161 @@
-"""Clips for training and measuring, held in memory at a few resolutions."""
+"""Clips to train on and to measure on.
+
+Clip number i of a run depends on the seed and i alone, and step s takes the clips from s * batch_size on. So any number
+of processes and workers sees the same batches, and the position in the data is the step.
+"""
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
-from pathlib import Path
+import logging
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tivtok.training.clips import frame_indices, read_clip, read_video
 from tivtok.training.config import TrainConfig
-from tivtok.video import VideoReader, find_videos, fit, frames_to_video, resize
+from tivtok.training.randomness import Purpose, generator
+from tivtok.training.sources import VideoRef
+from tivtok.video import VideoError, fit, frames_to_video, resize
+
+log = logging.getLogger(__name__)
+
+# So many unreadable videos one after another are no accident.
+MAX_UNREADABLE = 20
 
 
-class ClipSampler:
-    """Random clips of decoded videos.
+class Videos(Protocol):
+    """Where clips come from."""
 
-    Every draw depends on (seed, step) alone, so that a resumed run sees the clips it would have seen.
+    def __len__(self) -> int: ...
+
+    def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
+        """As `read_clip`, resized to a short side of ``short_side`` pixels."""
+        ...
+
+
+class VideosOnDisk:
+    """Decodes what is asked for, when it is asked for."""
+
+    def __init__(self, refs: list[VideoRef], min_size: tuple[int, int]) -> None:
+        self.refs = refs
+        self.min_size = min_size
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
+        return _resize(read_clip(self.refs[video], count, stride, position), short_side, self.min_size)
+
+
+class VideosInMemory:
+    """Every video decoded once and kept at each short side."""
+
+    def __init__(self, refs: Iterable[VideoRef], short_sides: tuple[int, ...], min_size: tuple[int, int]) -> None:
+        self.levels = [
+            {side: _resize(frames, side, min_size) for side in short_sides} for frames in map(read_video, refs)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
+        frames = self.levels[video][short_side]
+        return frames[frame_indices(len(frames), count, stride, position)]
+
+
+class TrainingClips(Dataset[Tensor]):
+    """Clip number i, (3, clip_frames, *native_size) in [-1, 1], for any i: each epoch has every video once.
+
+    A video that cannot be read is reported in the log, and the next one of the epoch's order takes its place.
     """
 
-    def __init__(self, videos: list[list[Tensor]], config: TrainConfig) -> None:
-        """videos: per file, its frames at each of ``config.short_sides`` as uint8 (F, H, W, 3)."""
+    def __init__(self, videos: Videos, config: TrainConfig) -> None:
         self.videos = videos
         self.config = config
-        weights = np.sqrt([levels[0].shape[0] for levels in videos])
-        self.probabilities = weights / weights.sum()
 
-    def batch(self, step: int) -> Tensor:
-        """(B, 3, chunk_frames, *native_size) in [-1, 1]."""
-        rng = np.random.default_rng((self.config.seed, step))
-        return torch.stack([self._clip(rng) for _ in range(self.config.batch_size)])
+    def __getitem__(self, number: int) -> Tensor:
+        """
+        Raises:
+            VideoError: `MAX_UNREADABLE` videos in a row cannot be read.
+        """
+        epoch, place = divmod(number, len(self.videos))
+        order = _order(self.config.seed, epoch, len(self.videos))
+        for attempt in range(MAX_UNREADABLE):
+            try:
+                return self._clip(int(order[(place + attempt) % len(order)]), number)
+            except VideoError as error:
+                log.warning("%s", error)
+        raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
 
-    def _clip(self, rng: np.random.Generator) -> Tensor:
-        config = self.config
-        video = self.videos[rng.choice(len(self.videos), p=self.probabilities)][rng.integers(len(config.short_sides))]
-        length = config.model.chunk_frames
-        fitting = [s for s in config.strides if (length - 1) * s < video.shape[0]]
-        stride = int(rng.choice(fitting)) if fitting else 1
-        start = rng.integers(max(1, video.shape[0] - (length - 1) * stride))
-        frames = (start + stride * np.arange(length)).clip(max=video.shape[0] - 1)
-        if rng.random() < 0.5:
-            frames = frames[::-1].copy()
-        height, width = config.model.native_size
-        top, left = rng.integers(video.shape[1] - height + 1), rng.integers(video.shape[2] - width + 1)
-        clip = frames_to_video(video[frames, top : top + height, left : left + width])
-        if rng.random() < 0.5:
-            clip = clip.flip(-1)
-        contrast, brightness = rng.uniform(0.8, 1.2), rng.uniform(-0.1, 0.1)
-        return (clip * contrast + brightness).clamp(-1, 1)
-
-
-def load_videos(paths: list[Path], short_sides: tuple[int, ...], min_size: tuple[int, int]) -> list[list[Tensor]]:
-    """Decode every file once and keep it at each of ``short_sides`` (uint8, at least ``min_size`` large)."""
-    return [[_resize(frames, side, min_size) for side in short_sides] for frames in map(read_frames, paths)]
+    def _clip(self, video: int, number: int) -> Tensor:
+        config, rng = self.config, generator(self.config.seed, Purpose.CLIP, number)
+        side, stride = int(rng.choice(config.short_sides)), int(rng.choice(config.strides))
+        frames = self.videos.clip(video, side, config.clip_frames, stride, position=rng.random())
+        if config.augmentation == "flip":
+            clip = frames_to_video(_crop(frames, config.model.native_size, (0.5, 0.5)))
+        else:
+            frames = frames.flip(0) if rng.random() < 0.5 else frames
+            clip = frames_to_video(_crop(frames, config.model.native_size, (rng.random(), rng.random())))
+            clip = (clip * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)).clamp(-1, 1)
+        return clip.flip(-1) if rng.random() < 0.5 else clip
 
 
-def read_frames(path: Path) -> Tensor:
-    """All frames of a file, uint8 (F, H, W, 3)."""
-    return torch.cat(list(VideoReader(path).chunks(64)))
-
-
-def held_out_clip(path: Path, config: TrainConfig) -> Tensor:
-    """The protocol of every reported number: first ``chunk_frames`` frames, centre crop resized to ``native_size``.
-
-    Returns:
-        (3, F, H, W) in [-1, 1].
-    """
-    frames = next(VideoReader(path).chunks(config.model.chunk_frames))
-    return frames_to_video(fit(frames, *config.model.native_size))
-
-
-def split_files(config: TrainConfig) -> tuple[list[Path], list[Path]]:
-    """Files to train on and held-out files.
+def training_batches(
+    refs: list[VideoRef], config: TrainConfig, first_step: int, rank: int, num_processes: int
+) -> DataLoader[Tensor]:
+    """This process's share of each step's batch from ``first_step`` on: (batch_size / num_processes, 3, F, H, W).
 
     Raises:
-        ValueError: one of the two is empty.
+        ValueError: the batch cannot be shared evenly.
+        VideoError: with ``in_memory``, a video cannot be read.
     """
-    files = find_videos(config.data)
-    held_out = [p for p in files if any(fnmatch(p.name, pattern) for pattern in config.held_out)]
-    training = [p for p in files if p not in held_out]
-    if not training or not held_out:
-        raise ValueError(
-            f"data must hold videos to train on and held-out ones: {config.data} has {len(files)} videos, "
-            f"{len(held_out)} of them match held_out = {list(config.held_out)}"
-        )
-    return training, held_out
+    if config.batch_size % num_processes:
+        raise ValueError(f"batch_size must be a multiple of the {num_processes} processes, got {config.batch_size}")
+    size = config.model.native_size
+    videos = VideosInMemory(refs, config.short_sides, size) if config.in_memory else VideosOnDisk(refs, size)
+    return DataLoader(
+        TrainingClips(videos, config),
+        batch_sampler=_Share(config, first_step, rank, num_processes),
+        num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
+    """The protocol of every reported number: the first ``clip_frames`` frames, centre crop resized to ``native_size``.
+
+    Returns:
+        uint8 (F, H, W, 3).
+    """
+    return fit(read_clip(ref, config.clip_frames), *config.model.native_size)
+
+
+class _Share(Sampler[list[int]]):
+    """The clip numbers of each step that are one process's."""
+
+    def __init__(self, config: TrainConfig, first_step: int, rank: int, num_processes: int) -> None:
+        self.steps = range(first_step, config.steps)
+        self.batch_size = config.batch_size
+        self.size = config.batch_size // num_processes
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            first = step * self.batch_size + self.rank * self.size
+            yield list(range(first, first + self.size))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_videos: int) -> np.ndarray:
+    return generator(seed, Purpose.ORDER, epoch).permutation(num_videos)
 
 
 def _resize(frames: Tensor, short_side: int, min_size: tuple[int, int]) -> Tensor:
@@ -92,3 +163,9 @@ def _resize(frames: Tensor, short_side: int, min_size: tuple[int, int]) -> Tenso
     scale = short_side / min(frames.shape[1:3])
     height, width = (max(round(n * scale), low) for n, low in zip(frames.shape[1:3], min_size, strict=True))
     return resize(frames, height, width)
+
+
+def _crop(frames: Tensor, size: tuple[int, int], where: tuple[float, float]) -> Tensor:
+    """``size`` out of (F, H, W, 3), ``where`` in [0, 1) from its first to its last place down and across."""
+    top, left = (int(at * (have - want + 1)) for at, have, want in zip(where, frames.shape[1:3], size, strict=True))
+    return frames[:, top : top + size[0], left : left + size[1]]

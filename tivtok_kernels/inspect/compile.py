@@ -29,11 +29,18 @@ PRODUCTS = {"forward": 2, "dkdv": 4, "dq": 3}
 # Kernels without products and without tiles of their own.
 HELPERS: tuple[Kernel, ...] = ("delta", "merge_outputs", "sum_gradients", "qk_prepare", "qk_prepare_backward")
 
+GROUP = 4  # query heads per key head where a kernel sums over them
+
 Unit = Literal["wgmma", "tcgen05", "mma", "fma"]
 
 
 class Job(NamedTuple):
-    """One kernel to compile. ``config`` belongs to passes only (see `PRODUCTS`); their helpers have no tiles."""
+    """One kernel to compile.
+
+    Attributes:
+        config: of passes only (see `PRODUCTS`); their helpers have no tiles.
+        group: query heads per key head.
+    """
 
     kernel: Kernel
     arch: int
@@ -41,6 +48,7 @@ class Job(NamedTuple):
     math: Math
     tiv_apart: bool
     config: Config
+    group: int = 1
 
     @property
     def is_pass(self) -> bool:
@@ -78,7 +86,8 @@ def shipped() -> list[Job]:
     jobs = []
     for key, config in configs.TABLE.items():
         job = Job(key.kernel, key.arch, key.head_dim, key.math, False, config)
-        jobs += [job, job._replace(tiv_apart=True)]
+        groups = (1, GROUP) if key.kernel == "dkdv" else (1,)  # the others only look their key head up
+        jobs += [job._replace(tiv_apart=apart, group=group) for group in groups for apart in (False, True)]
         if key.kernel == "forward" and key.math != "tf32":  # helpers do no products, so precision is not theirs
             jobs += [job._replace(kernel=helper) for helper in HELPERS]
     return jobs
@@ -101,7 +110,7 @@ def compile_job(job: Job) -> Resources:
     from tivtok_kernels.triton import signatures
     from tivtok_kernels.triton.launch import Shape
 
-    build = signatures.build(job.kernel, Shape(job.head_dim, 1, job.tiv_apart, job.math), job.config)
+    build = signatures.build(job.kernel, Shape(job.head_dim, job.group, job.tiv_apart, job.math), job.config)
     pointers = [i for i, kind in enumerate(build.signature.values()) if kind.startswith("*")]
     source = ASTSource(
         build.function, build.signature, build.constants, {(i,): [["tt.divisibility", 16]] for i in pointers}

@@ -27,7 +27,7 @@ def cells(job: Job, found: Resources) -> dict[str, str]:
     """One row of the table by column; a dash where there is nothing to say."""
     config, loop = job.config, found.loop
     row = {
-        "kernel": job.kernel + (" (TIV apart)" if job.tiv_apart else ""),
+        "kernel": _name(job),
         "sm": str(job.arch),
         "dim": str(job.head_dim),
         "math": job.math,
@@ -47,6 +47,11 @@ def cells(job: Job, found: Resources) -> dict[str, str]:
     row["FLOPs / tile"] = f"{found.loop_flops / tile_flops(job):.2f}" if found.loop_flops else "-"
     row |= _model_cells(job, found)
     return row | {"verdict": "; ".join(faults(job, found)) or "clean"}
+
+
+def _name(job: Job) -> str:
+    traits = ["TIV apart"] * job.tiv_apart + [f"groups of {job.group}"] * (job.group > 1)
+    return job.kernel + (f" ({', '.join(traits)})" if traits else "")
 
 
 def _tile(config: Config) -> str:

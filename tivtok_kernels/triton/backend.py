@@ -12,9 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Problem
-from tivtok_kernels.reference import Tiv
+from tivtok_kernels.problem import Call, Problem
 
 
 def why_not(problem: Problem) -> str | None:
@@ -36,28 +34,14 @@ def why_not(problem: Problem) -> str | None:
     return _device_limit(device)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, tiv: Tiv | None, layout: SifLayout, scope: Scope, scale: float
-) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(q):  # triton launches on the current device
-        return _launch().forward(q, k, v, tiv, layout, scope, scale)
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(call.q):  # triton launches on the current device
+        return _launch().forward(call)
 
 
-def backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiv: Tiv | None,
-    out: Tensor,
-    lse: Tensor,
-    layout: SifLayout,
-    scope: Scope,
-    scale: float,
-) -> list[Tensor]:
-    with torch.cuda.device_of(q):
-        return _launch().backward(dout, dlse, q, k, v, tiv, out, lse, layout, scope, scale)
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
+    with torch.cuda.device_of(call.q):
+        return _launch().backward(call, out, lse, dout, dlse)
 
 
 @cache

@@ -145,30 +145,30 @@ def key_gradient_kernel(
     n_b = (b_end - b) // BLOCK_Q
     a_tail = (a_end - a) - n_a * BLOCK_Q
     b_tail = (b_end - b) - n_b * BLOCK_Q
-    for g in range(GROUP):
-        i_h = i_kh * GROUP + g
-        p_lse = LSE2 + i_h.to(tl.int64) * (stat_head * STRIDE_UNIT)
-        p_delta = DELTA + i_h.to(tl.int64) * (stat_head * STRIDE_UNIT)
-        for j in tl.range(0, n_a + n_b, num_stages=STAGES):
-            i_m = full_tile_row(j, n_a, a, b, BLOCK_Q)
-            # [BLOCK_Q, BLOCK_D], [BLOCK_Q]
-            b_q = load_full(
-                row_pointer(Q, i_m, q_row, i_h, q_head) + block_offsets(BLOCK_Q, q_row, BLOCK_D), D, BLOCK_D
-            )
-            b_do = load_full(
-                row_pointer(DO, i_m, do_row, i_h, do_head) + block_offsets(BLOCK_Q, do_row, BLOCK_D), D, BLOCK_D
-            )
-            b_lse = tl.load(p_lse + i_m + tl.arange(0, BLOCK_Q))
-            b_delta = tl.load(p_delta + i_m + tl.arange(0, BLOCK_Q))
-            b_dk, b_dv = key_gradient_update(b_k, b_v, b_q, b_do, b_lse, b_delta, b_dk, b_dv, scale2, PRECISION)
-        for j in tl.range(0, tl.cdiv(a_tail + b_tail, BLOCK_Q), num_stages=1):
-            i_m, _, m_q = tail_rows(j, a_end, a_tail, b_end, b_tail, BLOCK_Q)
-            # [BLOCK_Q, BLOCK_D], [BLOCK_Q]
-            b_q = load_masked(head_rows(row_pointer(Q, i_m, q_row, i_h, q_head), BLOCK_D), m_q, D, BLOCK_D)
-            b_do = load_masked(head_rows(row_pointer(DO, i_m, do_row, i_h, do_head), BLOCK_D), m_q, D, BLOCK_D)
-            b_lse = tl.load(p_lse + i_m, mask=m_q, other=float("inf"))
-            b_delta = tl.load(p_delta + i_m, mask=m_q, other=0.0)
-            b_dk, b_dv = key_gradient_update(b_k, b_v, b_q, b_do, b_lse, b_delta, b_dk, b_dv, scale2, PRECISION)
+    # One loop over (step, query head of the group), heads running fastest: a loop per head would hold the registers of
+    # both loops at once, and spill.
+    i_h0 = i_kh * GROUP
+    for j in tl.range(0, (n_a + n_b) * GROUP, num_stages=STAGES):
+        i_h = i_h0 + j % GROUP
+        i_m = full_tile_row(j // GROUP, n_a, a, b, BLOCK_Q)
+        # [BLOCK_Q, BLOCK_D], [BLOCK_Q]
+        b_q = load_full(row_pointer(Q, i_m, q_row, i_h, q_head) + block_offsets(BLOCK_Q, q_row, BLOCK_D), D, BLOCK_D)
+        p_do = row_pointer(DO, i_m, do_row, i_h, do_head) + block_offsets(BLOCK_Q, do_row, BLOCK_D)
+        b_do = load_full(p_do, D, BLOCK_D)
+        o_stat = i_h.to(tl.int64) * (stat_head * STRIDE_UNIT) + i_m + tl.arange(0, BLOCK_Q)
+        b_lse = tl.load(LSE2 + o_stat)
+        b_delta = tl.load(DELTA + o_stat)
+        b_dk, b_dv = key_gradient_update(b_k, b_v, b_q, b_do, b_lse, b_delta, b_dk, b_dv, scale2, PRECISION)
+    for j in tl.range(0, tl.cdiv(a_tail + b_tail, BLOCK_Q) * GROUP, num_stages=1):
+        i_h = i_h0 + j % GROUP
+        i_m, _, m_q = tail_rows(j // GROUP, a_end, a_tail, b_end, b_tail, BLOCK_Q)
+        # [BLOCK_Q, BLOCK_D], [BLOCK_Q]
+        b_q = load_masked(head_rows(row_pointer(Q, i_m, q_row, i_h, q_head), BLOCK_D), m_q, D, BLOCK_D)
+        b_do = load_masked(head_rows(row_pointer(DO, i_m, do_row, i_h, do_head), BLOCK_D), m_q, D, BLOCK_D)
+        o_stat = i_h.to(tl.int64) * (stat_head * STRIDE_UNIT) + i_m
+        b_lse = tl.load(LSE2 + o_stat, mask=m_q, other=float("inf"))
+        b_delta = tl.load(DELTA + o_stat, mask=m_q, other=0.0)
+        b_dk, b_dv = key_gradient_update(b_k, b_v, b_q, b_do, b_lse, b_delta, b_dk, b_dv, scale2, PRECISION)
 
     b_dk *= scale
     if slot < 0:

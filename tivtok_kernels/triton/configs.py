@@ -15,6 +15,8 @@ import torch
 Pass = Literal["forward", "dkdv", "dq"]
 Math = Literal["half", "tf32", "ieee"]
 
+_REGISTERS = 1 << 16  # of an SM
+
 INTERPRETER = 0  # the "architecture" of CPU tensors under TRITON_INTERPRET=1
 
 
@@ -33,7 +35,7 @@ class Config(NamedTuple):
     block_q, block_k: query and key rows per tile; a program owns one of the two and steps through the other.
     warps: per program.
     stages: of the loop over full tiles.
-    per_sm: programs that fit on one SM.
+    per_sm: programs that fit on one SM; it also bounds their registers, see `options`.
     short_q: forward only: height of a tile whose rows fit into it, 0 for none. Frames are 8, 32 or 64 rows longer than
         1024: at a height of 128 alone, the last tile of each would waste 6 to 12 % of the work.
     """
@@ -45,13 +47,21 @@ class Config(NamedTuple):
     per_sm: int
     short_q: int = 0
 
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options. All registers that ``per_sm`` programs leave one another may be used: left to itself, ptxas
+        spills a few of them to fit one program more."""
+        registers = _REGISTERS // (self.per_sm * self.warps * 32) // 8 * 8
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": min(registers, 255)}
+
 
 # fmt: off
 _ROWS: tuple[tuple[tuple[int, ...], int, Math, Pass, Config], ...] = (
     # A tile of 128 query rows reads K and V half as often as one of 64, which at the full matrix rate of sm_90 would
     # ask L2 for 64 bytes per clock and SM; two blocks per SM cover each other's softmax.
-    ((90, 100), 64, "half", "forward", Config(128, 64, 4, 2, 2, 64)),
-    ((80, 86), 64, "half", "forward", Config(64, 128, 4, 2, 2)),  # 128 x 64 spills
+    ((90,), 64, "half", "forward", Config(128, 64, 4, 2, 2, 64)),
+    ((100,), 64, "half", "forward", Config(64, 128, 4, 2, 2)),  # 128 x 64 spills
+    ((80, 86), 64, "half", "forward", Config(64, 64, 4, 2, 2)),  # 128 x 64 spills, and 64 x 128 with triton 3.6
     ((90,), 128, "half", "forward", Config(128, 64, 8, 2, 1, 64)),  # 128 x 128 spills
     ((100,), 128, "half", "forward", Config(128, 128, 8, 2, 1)),  # accumulators live in tensor memory
     ((80,), 128, "half", "forward", Config(64, 64, 4, 2, 2)),  # 128 x 64 with 8 warps spills
@@ -59,8 +69,8 @@ _ROWS: tuple[tuple[tuple[int, ...], int, Math, Pass, Config], ...] = (
     ((80, 90, 100), 256, "half", "forward", Config(64, 64, 8, 2, 1)),  # 128 rows spill
     ((86,), 256, "half", "forward", Config(64, 32, 8, 2, 1)),  # 99 KiB of shared memory
 
-    ((86, 90), 64, "half", "dkdv", Config(64, 64, 4, 2, 2)),  # 128 x 128 spills; small tiles waste less
-    ((80, 100), 64, "half", "dkdv", Config(64, 128, 8, 2, 1)),  # 64 x 64 with 4 warps spills on sm_80
+    ((90, 100), 64, "half", "dkdv", Config(64, 64, 4, 2, 2)),  # 128 x 128 spills; small tiles waste less
+    ((80, 86), 64, "half", "dkdv", Config(64, 128, 8, 2, 1)),  # 64 x 64 with 4 warps spills
     ((90,), 128, "half", "dkdv", Config(32, 64, 4, 2, 2)),  # 64 x 128 spills
     ((100,), 128, "half", "dkdv", Config(64, 128, 8, 2, 1)),
     ((80, 86), 128, "half", "dkdv", Config(64, 64, 8, 2, 1)),  # 64 x 128 spills
@@ -82,35 +92,36 @@ _ROWS: tuple[tuple[tuple[int, ...], int, Math, Pass, Config], ...] = (
 
     # TF32: wgmma takes both operands along the summed dimension, so V and dO pass through registers there.
     ((80,), 64, "tf32", "forward", Config(64, 64, 4, 2, 1)),
-    ((90,), 64, "tf32", "forward", Config(64, 32, 4, 2, 2)),  # 64 x 64 spills
-    ((100,), 64, "tf32", "forward", Config(64, 32, 4, 2, 3)),  # 64 x 64 spills
+    ((90, 100), 64, "tf32", "forward", Config(64, 32, 4, 2, 2)),  # 64 x 64 spills
     ((86,), 64, "tf32", "forward", Config(64, 32, 4, 2, 1)),  # 64 x 64 spills
     ((80,), 128, "tf32", "forward", Config(64, 32, 4, 2, 1)),
     ((90, 100), 128, "tf32", "forward", Config(64, 16, 4, 2, 1)),  # 64 x 32 spills
     ((86,), 128, "tf32", "forward", Config(32, 32, 8, 2, 1)),  # 64 rows spill
     ((80, 90, 100), 256, "tf32", "forward", Config(32, 32, 8, 2, 1)),  # mma on all: 64 rows spill
     ((86,), 256, "tf32", "forward", Config(32, 16, 8, 2, 1)),  # 99 KiB of shared memory
-    ((90, 100), 64, "tf32", "dkdv", Config(64, 64, 8, 2, 1)),
+    ((90,), 64, "tf32", "dkdv", Config(32, 64, 4, 2, 2)),  # 64 x 64 spills with triton 3.6
+    ((100,), 64, "tf32", "dkdv", Config(64, 64, 8, 2, 1)),
     ((80, 86), 64, "tf32", "dkdv", Config(32, 32, 4, 2, 2)),  # 64 rows spill
     ((80, 86, 90, 100), 128, "tf32", "dkdv", Config(32, 32, 8, 2, 1)),  # mma on all: 64 rows spill
     ((80, 86, 90, 100), 256, "tf32", "dkdv", Config(16, 16, 8, 2, 1)),
     ((90, 100), 64, "tf32", "dq", Config(64, 64, 8, 2, 1)),
     ((80, 86), 64, "tf32", "dq", Config(32, 32, 8, 2, 1)),
-    ((80, 90, 100), 128, "tf32", "dq", Config(64, 32, 8, 2, 1)),
-    ((86,), 128, "tf32", "dq", Config(32, 32, 8, 2, 1)),
+    ((80, 100), 128, "tf32", "dq", Config(64, 32, 8, 2, 1)),
+    ((86, 90), 128, "tf32", "dq", Config(32, 32, 8, 2, 1)),  # 64 x 32 spills on sm_90 with triton 3.6
     ((80, 90, 100), 256, "tf32", "dq", Config(32, 16, 8, 2, 1)),
     ((86,), 256, "tf32", "dq", Config(16, 16, 8, 1, 1)),  # 99 KiB of shared memory
 
-    # IEEE products run on the FMA units, fully unrolled: larger tiles spill by the hundred, and two stages do at 256.
+    # IEEE products run on the FMA units, fully unrolled: larger tiles spill, and so do two stages at 256.
     ((80, 86, 90, 100), 64, "ieee", "forward", Config(32, 32, 8, 2, 1)),
     ((80, 86, 90, 100), 128, "ieee", "forward", Config(16, 16, 8, 2, 1)),
-    ((80, 86, 90, 100), 256, "ieee", "forward", Config(16, 16, 8, 1, 1)),
+    ((80, 86, 90, 100), 256, "ieee", "forward", Config(32, 16, 8, 1, 1)),
     ((80, 86, 90, 100), 64, "ieee", "dkdv", Config(32, 16, 8, 2, 1)),
     ((80, 86, 90, 100), 128, "ieee", "dkdv", Config(16, 16, 8, 2, 1)),
     ((80, 86, 90, 100), 256, "ieee", "dkdv", Config(16, 16, 8, 1, 1)),
     ((80, 86, 90, 100), 64, "ieee", "dq", Config(32, 16, 8, 2, 1)),
     ((80, 86, 90, 100), 128, "ieee", "dq", Config(16, 16, 8, 2, 1)),
-    ((80, 86, 90, 100), 256, "ieee", "dq", Config(16, 16, 8, 1, 1)),
+    ((80, 90, 100), 256, "ieee", "dq", Config(32, 16, 8, 1, 1)),
+    ((86,), 256, "ieee", "dq", Config(16, 16, 16, 1, 1)),  # 32 rows spill with triton 3.6
 )
 # fmt: on
 

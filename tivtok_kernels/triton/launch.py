@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.reference import Tiv
+from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 from tivtok_kernels.triton import configs
 from tivtok_kernels.triton.backward import DELTA_ROWS, delta_kernel, key_gradient_kernel, query_gradient_kernel
@@ -67,18 +67,16 @@ def merge_constants(shape: Shape, block: int) -> dict[str, object]:
     return {"D": shape.head_dim, "BLOCK_D": configs.padded(shape.head_dim), "BLOCK": block, "ROWS": MERGE_ROWS}
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, tiv: Tiv | None, layout: SifLayout, scope: Scope, scale: float
-) -> tuple[Tensor, Tensor]:
-    heads, padded = q.shape[1], configs.padded(q.shape[2])
-    plan = _plan("forward", _shape(q, k, tiv), layout, scope, heads, q.device)
-    q, k, v, k_tiv, v_tiv = map(_aligned, (q, k, v, *(tiv or (k, v))))
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    heads, padded = call.q.shape[1], configs.padded(call.q.shape[2])
+    plan = _plan("forward", call, heads)
+    q, k, v, k_tiv, v_tiv = map(_aligned, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     part_out, part_lse = _partials(plan, heads, padded), _partials(plan, heads)
     forward_kernel[(plan.work.num_tiles * heads,)](
         *(q, k, v, k_tiv, v_tiv, out, lse, part_out, part_lse, plan.work.tiles),
-        *(scale * LOG2_E.value, heads, *_strides(q, k, v, k_tiv, v_tiv)),
+        *(call.scale * LOG2_E.value, heads, *_strides(q, k, v, k_tiv, v_tiv)),
         **plan.constants,
     )
     if plan.work.num_merges:
@@ -88,29 +86,15 @@ def forward(
     return out, lse
 
 
-def backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tiv: Tiv | None,
-    out: Tensor,
-    lse: Tensor,
-    layout: SifLayout,
-    scope: Scope,
-    scale: float,
-) -> list[Tensor]:
-    shape = _shape(q, k, tiv)
-    dout, q, k, v, k_tiv, v_tiv = map(_aligned, (dout, q, k, v, *(tiv or (k, v))))
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
+    dout, q, k, v, k_tiv, v_tiv = map(_aligned, (dout, call.q, call.k, call.v, *call.tiv_or_own))
     stats = _row_statistics(out, dout, lse, dlse)
     inputs = (q, k, v, k_tiv, v_tiv, dout, *stats)
     strides = (stats.shape[2] // STRIDE_UNIT.value, *_strides(q, k, v, k_tiv, v_tiv, dout))
 
-    plan = _plan("dq", shape, layout, scope, q.shape[1], q.device)
-    dq = _query_gradients(plan, inputs, strides, scale)
-    plan = _plan("dkdv", shape, layout, scope, k.shape[1], q.device)
-    return [dq, *_key_gradients(plan, inputs, strides, scale, apart=tiv is not None)]
+    dq = _query_gradients(_plan("dq", call, q.shape[1]), inputs, strides, call.scale)
+    plan = _plan("dkdv", call, k.shape[1])
+    return [dq, *_key_gradients(plan, inputs, strides, call.scale, apart=call.tiv is not None)]
 
 
 def _query_gradients(plan: Plan, inputs: tuple[Tensor, ...], strides: tuple[int, ...], scale: float) -> Tensor:
@@ -145,16 +129,18 @@ def _key_gradients(
     return grads
 
 
-def _shape(q: Tensor, k: Tensor, tiv: Tiv | None) -> Shape:
+def _shape(call: Call) -> Shape:
+    q, k = call.q, call.k
     math: Math = "half"
     if q.dtype == torch.float32:  # torch's own switch decides, as it does for matrix products
         math = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return Shape(q.shape[2], q.shape[1] // k.shape[1], tiv is not None, math)
+    return Shape(q.shape[2], q.shape[1] // k.shape[1], call.tiv is not None, math)
 
 
-def _plan(kernel: Pass, shape: Shape, layout: SifLayout, scope: Scope, heads: int, device: torch.device) -> Plan:
+def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
+    shape, device = _shape(call), call.q.device
     config = configs.select(kernel, configs.architecture(device), configs.padded(shape.head_dim), shape.math)
-    plan = _cached_plan(kernel, shape, layout, scope, heads, config, configs.workers(device, config), device)
+    plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, configs.workers(device, config), device)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         _captured[id(plan)] = plan
     return plan
@@ -175,11 +161,10 @@ def _cached_plan(
         block, step, work_list = config.block_k, config.block_q, key_work
     else:
         block, step, work_list = config.block_q, config.block_k, query_work
-    launch = {"num_warps": config.warps, "num_stages": config.stages, **_LAUNCH}
     return Plan(
         work_list(layout, scope, block, step, heads, workers, device),
         block,
-        {**constants(kernel, shape, config), **launch},
+        {**constants(kernel, shape, config), **config.options, **_LAUNCH},
         {**merge_constants(shape, block), **_LAUNCH},
         torch.empty(0, dtype=torch.float32, device=device),
     )

@@ -60,7 +60,7 @@ def build(kernel: Kernel, shape: Shape, config: Config) -> Build:
     match kernel:
         case "forward" | "dkdv" | "dq":
             constants = launch.constants(kernel, shape, config)
-            options |= {"num_warps": config.warps, "num_stages": config.stages}
+            options |= config.options
         case "delta":
             padded = configs.padded(shape.head_dim)
             constants = {"D": shape.head_dim, "BLOCK_D": padded, "ROWS": backward.DELTA_ROWS, "HAS_DLSE": True}

@@ -1,0 +1,230 @@
+// The gradients by wgmma: sm_90a (docs/kernels/cuda-backward.md). One kernel for dq and for dk and dv, see
+// backward/sides.h.
+//
+// One warpgroup copies the rows walked, through a ring of stages; copies row by row rather than by TMA, so that [A | B]
+// needs no tail steps of its own and no tensor maps: eight copies of a thread feed what keeps the tensor cores busy for
+// 1024 clocks. The others own 64 rows each. Their products overlap with the exponentials of one another, and in a
+// warpgroup with its own:
+//
+//     issue S, dP    wait S    P    issue d_second += P Y    wait dP    dS    issue d_first += dS Y    wait
+#pragma once
+#include "backward/hopper/config.h"
+#include "backward/sides.h"
+
+namespace hopper {
+
+// mbarriers of a ring of stages, at the start of shared memory. "full": copied. "empty": no longer read.
+template <class C>
+struct Ring {
+    uint32_t base;
+
+    DEVICE uint32_t full(int stage) const { return base + 16 * stage; }
+    DEVICE uint32_t empty(int stage) const { return full(stage) + 8; }
+    DEVICE uint32_t stage(int stage) const { return base + C::kStagesBytes + stage * C::kStageBytes; }
+
+    // Each warp signs for itself, after the reads of all its lanes.
+    DEVICE void release(int stage) const {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) dev::mbar_arrive(empty(stage));
+    }
+
+    DEVICE void init() const {
+        if (threadIdx.x == 0) {
+            for (int stage = 0; stage < C::kStages; ++stage) {
+                dev::mbar_init(full(stage), C::kCopyThreads);
+                dev::mbar_init(empty(stage), 4 * C::kConsumers);  // warps
+            }
+            dev::fence_mbar_init();
+        }
+        __syncthreads();
+    }
+};
+
+// Says that this thread's copies of a step have landed; wgmma reads them through another proxy.
+template <class C>
+DEVICE void publish(const Ring<C>& ring, int step) {
+    dev::fence_proxy_async();
+    dev::mbar_arrive(ring.full(step % C::kStages));
+}
+
+template <class C>
+DEVICE void copy_all(const GradientParams& p, const Ring<C>& ring, const backward::Place<C>& place) {
+    backward::Walk<C> walk(p, place);
+    const int steps = walk.steps();
+    if (steps > 0) place.copy(p, ring.base + C::kOwnBytes);  // arrives with step 0
+    for (int i = 0; i < steps; ++i) {
+        const int stage = i % C::kStages;
+        dev::mbar_wait(ring.empty(stage), i / C::kStages % 2 ^ 1);
+        walk.copy_next(ring.stage(stage));
+        dev::cp_async_commit();
+        if (i > 0) {
+            dev::cp_async_wait<1>();
+            publish(ring, i - 1);
+        }
+    }
+    if (steps > 0) {
+        dev::cp_async_wait<0>();
+        publish(ring, steps - 1);
+    }
+}
+
+// A matrix in shared memory as wgmma's operand, columns (K-major) or rows (MN-major) summed over.
+template <class C, int kRows>
+DEVICE uint64_t columns_summed(uint32_t address, int column) {
+    return dev::wgmma_descriptor(address + column / 64 * C::template kPanelBytes<kRows> + column % 64 * 2, 16, 1024,
+                                 dev::Swizzle::b128);
+}
+template <class C, int kRows>
+DEVICE uint64_t rows_summed(uint32_t address, int row) {
+    return dev::wgmma_descriptor(address + row * 128, C::template kPanelBytes<kRows>, 1024, dev::Swizzle::b128);
+}
+
+// scores = own walked^T, 64 x kWalked; to be waited for.
+template <class C>
+DEVICE void issue_product(float (&scores)[C::kWalked / 2], uint32_t own, uint32_t walked) {
+#pragma unroll
+    for (int k = 0; k < C::kHeadDim; k += 16) {
+        dev::wgmma_ss<typename C::Element>(scores, columns_summed<C, C::kOwned>(own, k),
+                                           columns_summed<C, C::kWalked>(walked, k), k > 0);
+    }
+    dev::wgmma_commit();
+}
+
+// The left operand that the accumulators of a product are for the next one.
+template <class C>
+DEVICE void pack(uint32_t (&packed)[C::kWalked / 16][4], const float (&weights)[C::kWalked / 2]) {
+#pragma unroll
+    for (int k = 0; k < C::kWalked / 16; ++k) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            packed[k][j] = dev::pack<typename C::Element>(weights[k * 8 + j * 2], weights[k * 8 + j * 2 + 1]);
+        }
+    }
+}
+
+// gradient += weights walked; to be waited for.
+template <class C>
+DEVICE void issue_accumulation(float (&gradient)[C::kHeadDim / 2], const uint32_t (&weights)[C::kWalked / 16][4],
+                               uint32_t walked) {
+    dev::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < C::kWalked / 16; ++k) {
+        dev::wgmma_rs<typename C::Element, dev::Major::MN>(gradient, weights[k],
+                                                           rows_summed<C, C::kWalked>(walked, k * 16), true);
+    }
+    dev::wgmma_commit();
+}
+
+// Until `x` may be read; kPending younger groups of products go on.
+template <int kPending, int kRegisters>
+DEVICE void wait(float (&x)[kRegisters]) {
+    dev::wgmma_wait<kPending>();
+    dev::wgmma_hold(x);
+}
+
+// A consumer warpgroup: 64 rows of the gradients.
+template <class C>
+DEVICE void consume(const GradientParams& p, const Ring<C>& ring, const backward::Place<C>& place) {
+    constexpr bool kKeys = C::kOwner == Owner::keys;
+    const int lane = threadIdx.x % 32;
+    const int first_row = (static_cast<int>(threadIdx.x) / 128 - 1) * 64;  // of the warpgroup, in the tile
+    const int warp_row = first_row + threadIdx.x % 128 / 32 * 16;          // of the warp
+    const uint32_t own_first = ring.base + C::kOwnBytes + first_row * 128,
+                   own_second = own_first + C::template kBytes<C::kOwned>;
+    const backward::Walk<C> walk(p, place);
+    const int steps = walk.steps();
+    const float scale = p.scale * backward::kLog2E;
+
+    const bool has_rows = place.tile.row + first_row < place.tile.row_end;  // or this warpgroup only keeps step
+    float2 row_stats[2];  // of queries owned: LSE and delta of the rows that a lane has elements of
+    if (!kKeys) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) row_stats[half] = place.stats(p, warp_row + half * 8 + lane / 4);
+    }
+
+    float d_first[C::kHeadDim / 2] = {}, d_second[C::kHeadDim / 2] = {};
+    for (int i = 0; i < steps; ++i) {
+        const int stage = i % C::kStages;
+        const uint32_t first = ring.stage(stage), second = first + C::template kBytes<C::kWalked>;
+        // LSE, delta, LSE, delta of the two columns of block n of eight that a lane has elements of.
+        const uint8_t* column_bytes =
+            dev::dynamic_shared() + (second - ring.base) + C::template kBytes<C::kWalked> + lane % 4 * 16;
+        const auto column_stats = [&](int n) -> float4 {
+            if (!kKeys) return {};
+            return *reinterpret_cast<const float4*>(column_bytes + n * 64);
+        };
+
+        float weights[C::kWalked / 2], d_weights[C::kWalked / 2];
+        dev::mbar_wait(ring.full(stage), i / C::kStages % 2);
+        if (!has_rows) {
+            ring.release(stage);
+            continue;
+        }
+        dev::wgmma_fence();
+        issue_product<C>(weights, own_first, first);
+        issue_product<C>(d_weights, own_second, second);
+        wait<1>(weights);
+#pragma unroll
+        for (int n = 0; n < C::kWalked / 8; ++n) {
+            const float4 columns = column_stats(n);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float lse = kKeys ? j % 2 ? columns.z : columns.x : row_stats[j / 2].x;
+                weights[n * 4 + j] = dev::ex2(weights[n * 4 + j] * scale - lse);
+            }
+        }
+        // An absent query is all zeros, dout and delta too: whatever its P, it adds nothing. An absent key's P is
+        // exp2(-LSE), which may be infinite.
+        const int valid = walk.length - i * C::kWalked;
+        if (!kKeys && valid < C::kWalked) {
+#pragma unroll
+            for (int n = 0; n < C::kWalked / 8; ++n) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    if (n * 8 + lane % 4 * 2 + j % 2 >= valid) weights[n * 4 + j] = 0;
+                }
+            }
+        }
+
+        uint32_t packed[C::kWalked / 16][4], d_packed[C::kWalked / 16][4];
+        if constexpr (kKeys) {
+            pack<C>(packed, weights);
+            issue_accumulation<C>(d_second, packed, second);
+        }
+        wait<kKeys ? 1 : 0>(d_weights);
+#pragma unroll
+        for (int n = 0; n < C::kWalked / 8; ++n) {
+            const float4 columns = column_stats(n);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float delta = kKeys ? j % 2 ? columns.w : columns.y : row_stats[j / 2].y;
+                d_weights[n * 4 + j] = weights[n * 4 + j] * (d_weights[n * 4 + j] - delta);
+            }
+        }
+        pack<C>(d_packed, d_weights);
+        issue_accumulation<C>(d_first, d_packed, first);
+        wait<0>(d_first);
+        if constexpr (kKeys) dev::wgmma_hold(d_second);
+
+        ring.release(stage);
+    }
+    backward::store_gradients(
+        p, place, warp_row, [&](int n, int j) { return d_first[n * 4 + j]; },
+        [&](int n, int j) { return d_second[n * 4 + j]; });
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1) gradients(const __grid_constant__ GradientParams p) {
+    const Ring<C> ring{dev::shared_address(dev::dynamic_shared())};
+    ring.init();
+    const backward::Place<C> place(p);
+    if (threadIdx.x < C::kCopyThreads) {
+        dev::setmaxnreg_dec<C::kCopyRegisters>();
+        copy_all(p, ring, place);
+    } else {
+        dev::setmaxnreg_inc<C::kConsumerRegisters>();
+        consume(p, ring, place);
+    }
+}
+
+}  // namespace hopper

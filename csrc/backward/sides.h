@@ -1,0 +1,165 @@
+// What the gradient kernels of all architectures share: which rows a block owns, which it walks, how they are copied
+// and where results go.
+//
+// A side is a pair of matrices, (q, dout) or (k, v). A block owns rows of one side, X, and walks the rows of the other,
+// Y. Every step is
+//
+//     S = X.first Y.first^T        dP = X.second Y.second^T        d(X.first) += dS Y.first
+//
+// and, where X are keys (S and P are the transposed ones then), d(X.second) += P Y.second. So dq by tiles of queries
+// and dk, dv by tiles of keys are one kernel. No block adds to what another one wrote: gradients repeat bit for bit.
+//
+// A configuration C has Element, kOwner, kHeadDim (columns in shared memory; narrower heads are padded with zeros),
+// kOwned, kWalked (rows per block and per step), kCopyThreads (threads 0 ... that copy) and, of a matrix of kRows rows
+// in shared memory, in bytes, its size kBytes<kRows> and the place of eight columns at<kRows>(row, column).
+#pragma once
+#include "backward/params.h"
+#include "common/device.h"
+#include "common/tile.h"
+
+namespace backward {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// One row of both matrices of a side; zeros are copied in the place of an invalid one.
+struct RowPair {
+    const uint16_t *first, *second;
+    bool valid;
+};
+
+DEVICE const uint16_t* row_of(const Tensor& x, int row, int head) {
+    return static_cast<const uint16_t*>(x.data) + row * x.row + head * x.head;
+}
+
+// Copies kRows rows of a side, the second matrix behind the first; columns from `columns` on become zeros.
+template <class C, int kRows, class Source>
+DEVICE void copy_side(uint32_t to, int columns, const Source& source) {
+    constexpr int kChunks = C::kHeadDim / 8;
+#pragma unroll
+    for (int i = threadIdx.x; i < kRows * kChunks; i += C::kCopyThreads) {
+        const int row = i / kChunks, column = i % kChunks * 8;
+        const RowPair from = source(row);
+        const bool valid = from.valid && column < columns;
+        const uint32_t at = to + C::template at<kRows>(row, column);
+        dev::cp_async_16(at, from.first + column, valid);
+        dev::cp_async_16(at + C::template kBytes<kRows>, from.second + column, valid);
+    }
+}
+
+// What a block owns: rows of a tile, of one head. Heads run fastest: blocks that walk the same rows run together.
+template <class C>
+struct Place {
+    int heads;  // of the side owned
+    int head;
+    Tile tile;
+
+    DEVICE explicit Place(const GradientParams& p)
+        : heads(C::kOwner == Owner::keys ? p.heads / p.group : p.heads),
+          head(blockIdx.x % heads),
+          tile(load_tile(p.tiles, blockIdx.x / heads)) {}
+
+    DEVICE void copy(const GradientParams& p, uint32_t to) const {
+        const bool tiv = tile.in_tiv;
+        const Tensor& first = C::kOwner == Owner::queries ? p.q : tiv ? p.k_tiv : p.k;
+        const Tensor& second = C::kOwner == Owner::queries ? p.dout : tiv ? p.v_tiv : p.v;
+        copy_side<C, C::kOwned>(to, p.head_dim, [&](int i) -> RowPair {
+            return {row_of(first, tile.row + i, head), row_of(second, tile.row + i, head), tile.row + i < tile.row_end};
+        });
+    }
+
+    // LSE and delta of query `i` of the tile; of an absent one they make P zero.
+    DEVICE float2 stats(const GradientParams& p, int i) const {
+        const float* p_stats = p.stats + (static_cast<int64_t>(head) * p.rows + tile.row + i) * 2;
+        return tile.row + i < tile.row_end ? *reinterpret_cast<const float2*>(p_stats)
+                                           : make_float2(-dev::neg_inf(), 0.f);
+    }
+};
+
+// What a block walks: [A | B] end to end, kWalked rows per step; where keys are owned, once for every query head of
+// their group.
+template <class C>
+struct Walk {
+    const GradientParams& p;
+    int a, b, length_a, length;  // row i of [A | B] is row a + i of A if i < length_a, else row b + i of B
+    int head, heads;             // of the next step; how many there are
+    int start = 0;               // of the next step
+
+    DEVICE Walk(const GradientParams& p, const Place<C>& place)
+        : p(p), a(place.tile.a), length_a(place.tile.a_end - place.tile.a) {
+        b = place.tile.b - length_a;
+        length = place.tile.b_end - b;
+        heads = C::kOwner == Owner::keys ? p.group : 1;
+        head = C::kOwner == Owner::keys ? place.head * p.group : place.head / p.group;
+    }
+
+    DEVICE int steps() const { return (length + C::kWalked - 1) / C::kWalked * heads; }
+
+    // Starts the copies of the next step: both matrices and, of queries, their statistics.
+    DEVICE void copy_next(uint32_t stage) {
+        static_assert(C::kOwner == Owner::queries || C::kWalked <= C::kCopyThreads,
+                      "a thread for each row's statistics");
+        copy_side<C, C::kWalked>(stage, p.head_dim, [&](int i) -> RowPair {
+            const bool in_a = start + i < length_a, valid = i < length - start;
+            const int row = row_number(start + i);
+            if (C::kOwner == Owner::keys) return {row_of(p.q, row, head), row_of(p.dout, row, head), valid};
+            return {row_of(in_a ? p.k_tiv : p.k, row, head), row_of(in_a ? p.v_tiv : p.v, row, head), valid};
+        });
+        if (C::kOwner == Owner::keys && threadIdx.x < C::kWalked) {
+            const int i = start + threadIdx.x;
+            const float* p_stats = p.stats + (static_cast<int64_t>(head) * p.rows + row_number(i)) * 2;
+            dev::cp_async_8(stage + 2 * C::template kBytes<C::kWalked> + threadIdx.x * 8, p_stats, i < length);
+        }
+        start += C::kWalked;
+        if (start >= length) {
+            start = 0;
+            ++head;
+        }
+    }
+
+  private:
+    DEVICE int row_number(int i) const { return i + (i < length_a ? a : b); }
+};
+
+// Writes 16 rows, from row `first` of the tile on, of `factor` times a gradient: to `whole` (rows, heads, head_dim) or,
+// of a piece, to `part` (slots, heads, kOwned, head_dim), whose rows past the end of the tile nobody reads. element(n,
+// j) is what the accumulators of mma and wgmma hold: of block n of eight columns, columns 2 (lane % 4) + j % 2 of row
+// lane / 4 + j / 2 * 8.
+template <class C, class Elements>
+DEVICE void store(const GradientParams& p, const Place<C>& place, int first, float factor, void* whole, float* part,
+                  const Elements& element) {
+    const Tile& tile = place.tile;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = first + half * 8 + lane / 4;
+        if (tile.row + row >= tile.row_end) continue;
+        const int64_t i_row = tile.slot < 0
+                                  ? static_cast<int64_t>(tile.row + row) * place.heads + place.head
+                                  : (static_cast<int64_t>(tile.slot) * place.heads + place.head) * C::kOwned + row;
+#pragma unroll
+        for (int n = 0; n < C::kHeadDim / 8; ++n) {
+            if (n * 8 >= p.head_dim) break;
+            const int64_t at = i_row * p.head_dim + n * 8 + lane % 4 * 2;
+            const float x = element(n, 2 * half) * factor, y = element(n, 2 * half + 1) * factor;
+            if (tile.slot < 0) {
+                *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(whole) + at) = dev::pack<typename C::Element>(x, y);
+            } else {
+                *reinterpret_cast<float2*>(part + at) = make_float2(x, y);
+            }
+        }
+    }
+}
+
+// Both gradients of such rows, or dq alone.
+template <class C, class First, class Second>
+DEVICE void store_gradients(const GradientParams& p, const Place<C>& place, int first, const First& d_first,
+                            const Second& d_second) {
+    if (C::kOwner == Owner::queries) {
+        store(p, place, first, p.scale, p.dq, p.part_dq, d_first);
+    } else {
+        store(p, place, first, p.scale, place.tile.in_tiv ? p.dk_tiv : p.dk, p.part_dk, d_first);
+        store(p, place, first, 1, place.tile.in_tiv ? p.dv_tiv : p.dv, p.part_dv, d_second);
+    }
+}
+
+}  // namespace backward

@@ -1,0 +1,275 @@
+// A consumer warpgroup: 64 query rows, products by wgmma with the scores of the next step in flight beside the output
+// of this one, softmax in between.
+#pragma once
+#include "forward/hopper/softmax.h"
+#include "forward/hopper/steps.h"
+
+namespace hopper {
+
+constexpr int kTurnBarrier = 2;  // named barriers, one per consumer warpgroup
+
+DEVICE int lane() { return threadIdx.x % 32; }
+DEVICE int consumer_group() { return threadIdx.x / kWarpgroup - 1; }
+
+// Each warp signs for itself: its own reads are over.
+DEVICE void release(uint32_t empty) {
+    if (lane() == 0) dev::mbar_arrive(empty);
+}
+
+// Descriptor of a tile's first part; others lie `bytes` further.
+DEVICE uint64_t tile_descriptor(uint32_t address, uint32_t panel_bytes) {
+    return dev::wgmma_descriptor(address, panel_bytes, 8 * kPanelRowBytes, dev::Swizzle::b128);
+}
+DEVICE uint64_t advanced(uint64_t descriptor, uint32_t bytes) {  // within the 32 bits that hold the address
+    return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
+
+// Warpgroups take turns in issuing products, so that the softmax of one runs beside the products of another.
+template <class C>
+struct Turns {
+    static constexpr int kThreads = 2 * kWarpgroup;
+
+    DEVICE void wait() const { dev::bar_sync(kTurnBarrier + consumer_group(), kThreads); }
+    DEVICE void pass() const { dev::bar_arrive(kTurnBarrier + (consumer_group() + 1) % C::kConsumers, kThreads); }
+};
+
+// Where the keys of a step lie.
+struct Step {
+    int pair;
+    uint32_t phase;   // of the barriers that say "loaded"
+    bool kept, last;  // in a kept pair; the last such of its item
+};
+
+// The steps of an item, in order.
+template <class C>
+struct Steps {
+    const Shared<C>& shared;
+    const Item& item;
+    Ring& ring;
+    uint32_t kept_phase;
+    int j = 0;
+
+    DEVICE Step next() {
+        const int i_kept = j - item.kept_begin;
+        const bool kept = i_kept >= 0 && j < item.kept_end;
+        ++j;
+        if (kept) return {ring.slots + i_kept, kept_phase, true, j == item.kept_end};
+        const Step step{ring.slot, ring.phase, false, false};
+        ring.advance();
+        return step;
+    }
+    DEVICE uint64_t keys(Step s) const { return tile_descriptor(shared.key(s.pair), 0); }
+    DEVICE uint64_t values(Step s) const { return tile_descriptor(shared.value(s.pair), Shared<C>::kKeyPanel); }
+    DEVICE void wait_key(Step s) const {
+        dev::mbar_wait(s.kept ? shared.kept_full() : shared.key_full(s.pair), s.phase);
+    }
+    DEVICE void wait_value(Step s) const {
+        if (!s.kept) dev::mbar_wait(shared.value_full(s.pair), s.phase);
+    }
+    DEVICE void release_key(Step s) const {
+        if (!s.kept) release(shared.key_empty(s.pair));
+    }
+    DEVICE void release_value(Step s) const {
+        if (!s.kept) release(shared.value_empty(s.pair));
+        if (s.last) release(shared.kept_empty());
+    }
+};
+
+// scores = q k^T, 64 x BLOCK_K.
+template <class C>
+DEVICE void issue_scores(float (&scores)[C::kBlockK / 2], uint64_t queries, uint64_t keys) {
+    dev::wgmma_hold(scores);
+    dev::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kHeadDim / 16; ++i) {
+        const int panel = i / 4, o_column = i % 4 * 32;
+        dev::wgmma_ss<typename C::Element>(scores, advanced(queries, panel * Shared<C>::kQueryPanel + o_column),
+                                           advanced(keys, panel * Shared<C>::kKeyPanel + o_column), i > 0);
+    }
+    dev::wgmma_commit();
+}
+
+// out += weights v, 64 x D.
+template <class C>
+DEVICE void issue_output(float (&out)[C::kHeadDim / 2], const uint32_t (&weights)[C::kBlockK / 16][4],
+                         uint64_t values) {
+    dev::wgmma_hold(out);
+    dev::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kBlockK / 16; ++i)
+        dev::wgmma_rs<typename C::Element, dev::Major::MN>(out, weights[i], advanced(values, i * 16 * kPanelRowBytes),
+                                                           true);
+    dev::wgmma_commit();
+}
+
+// Accumulators of a product as the left operand of the next: 16 columns at a time.
+template <class C>
+DEVICE void pack_weights(uint32_t (&weights)[C::kBlockK / 16][4], const float (&s)[C::kBlockK / 2]) {
+#pragma unroll
+    for (int i = 0; i < C::kBlockK / 4; ++i)
+        weights[i / 4][i % 4] = dev::pack<typename C::Element>(s[2 * i], s[2 * i + 1]);
+}
+
+// The maximum needs a scale >= 0; the sign goes to the queries, which is exact. The barrier of the next turn lets the
+// warpgroup see all of it.
+template <class C>
+DEVICE void negate_queries(uint32_t o_queries) {
+    uint4* p_queries = reinterpret_cast<uint4*>(dev::dynamic_shared() + o_queries);
+    for (uint32_t i = threadIdx.x % kWarpgroup; i < Shared<C>::kQueryTile / 16; i += kWarpgroup) {
+        const uint4 x = p_queries[i];
+        p_queries[i] = {x.x ^ 0x80008000u, x.y ^ 0x80008000u, x.z ^ 0x80008000u, x.w ^ 0x80008000u};
+    }
+    dev::fence_proxy_async();
+}
+
+// softmax(q k^T) v of this warpgroup's rows. Signs off the queries when the last scores are made.
+template <class C>
+DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>& steps, uint64_t queries,
+                   uint32_t query_empty) {
+    const Turns<C> turns;
+    const int n = steps.item.steps;
+    float scores[C::kBlockK / 2];
+    uint32_t weights[C::kBlockK / 16][4];
+
+    Step now = steps.next();
+    steps.wait_key(now);
+    turns.wait();
+    issue_scores<C>(scores, queries, steps.keys(now));
+    turns.pass();
+    dev::wgmma_wait<0>();
+    dev::wgmma_hold(scores);
+    steps.release_key(now);
+    if (n == 1) release(query_empty);
+    softmax.first(scores, steps.item.first_keys);
+    pack_weights<C>(weights, scores);
+    steps.wait_value(now);
+
+    for (int j = 1; j < n; ++j) {
+        const Step next = steps.next();
+        steps.wait_key(next);
+        turns.wait();
+        issue_scores<C>(scores, queries, steps.keys(next));
+        issue_output<C>(out, weights, steps.values(now));
+        turns.pass();
+        dev::wgmma_wait<1>();
+        dev::wgmma_hold(scores);
+        steps.release_key(next);
+        if (j == n - 1) release(query_empty);
+        float decay[2];
+        softmax.next(scores, decay);
+        dev::wgmma_hold(scores);
+        steps.wait_value(
+            next);  // a loop, over which ptxas moves no wait: the exponentials run beside the output product
+        dev::wgmma_wait<0>();
+        dev::wgmma_hold(out);
+        steps.release_value(now);
+#pragma unroll
+        for (int i = 0; i < C::kHeadDim / 2; ++i) out[i] *= decay[i / 2 % 2];
+        pack_weights<C>(weights, scores);
+        now = next;
+    }
+
+    issue_output<C>(out, weights, steps.values(now));
+    dev::wgmma_wait<0>();
+    dev::wgmma_hold(out);
+    steps.release_value(now);
+}
+
+// A warpgroup without rows in a tile: takes its turns and signs every buffer off.
+template <class C>
+DEVICE void pass_over(Steps<C>& steps, uint32_t query_empty) {
+    const Turns<C> turns;
+    release(query_empty);
+    for (int j = 0; j < steps.item.steps; ++j) {
+        const Step step = steps.next();
+        turns.wait();
+        turns.pass();
+        steps.wait_key(step);
+        steps.release_key(step);
+        steps.wait_value(step);
+        steps.release_value(step);
+    }
+}
+
+// A 4x4 transpose over each quad: thread t of it ends with word t of each of the four threads.
+DEVICE void quad_transpose(uint32_t (&r)[4]) {
+#pragma unroll
+    for (int stride = 1; stride <= 2; stride *= 2) {
+        const bool upper = threadIdx.x & stride;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (i & stride) continue;
+            const uint32_t received = dev::shfl_xor(upper ? r[i] : r[i + stride], stride);
+            (upper ? r[i] : r[i + stride]) = received;
+        }
+    }
+}
+
+// Rows of the tile only: what lies behind them belongs to other items. Results go from registers to memory: after a
+// transpose over the quad it writes 64 contiguous bytes, and the query buffer is free for the next item meanwhile.
+template <class C>
+DEVICE void store_rows(const ForwardParams& p, const Item& item, float (&out)[C::kHeadDim / 2], RowSoftmax& softmax) {
+    const int t = threadIdx.x % 4,
+              o_row = consumer_group() * kGroupRows + threadIdx.x % kWarpgroup / 32 * 16 + lane() / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        float norm;
+        const float lse = softmax.finish(r, norm);
+        const int i_row = o_row + 8 * r, row = item.row + i_row;
+        const bool inside = row < item.row_end;
+        if (item.slot < 0) {
+            const int64_t o_head = static_cast<int64_t>(row) * p.heads + item.head;
+            if (inside && t == 0) p.lse[o_head] = lse * kLn2;
+            uint16_t* p_out = static_cast<uint16_t*>(p.out) + o_head * C::kHeadDim;
+#pragma unroll
+            for (int c = 0; c < C::kHeadDim / 8; c += 4) {
+                uint32_t words[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    words[i] = dev::pack<typename C::Element>(out[4 * (c + i) + 2 * r] * norm,
+                                                              out[4 * (c + i) + 2 * r + 1] * norm);
+                quad_transpose(words);
+                if (inside) *reinterpret_cast<uint4*>(p_out + 8 * (c + t)) = {words[0], words[1], words[2], words[3]};
+            }
+        } else if (inside) {
+            const int64_t o_part = (static_cast<int64_t>(item.slot) * p.heads + item.head) * C::kBlockQ + i_row;
+            if (t == 0) p.part_lse[o_part] = lse;
+            float* p_out = p.part_out + o_part * C::kHeadDim + 2 * t;
+#pragma unroll
+            for (int c = 0; c < C::kHeadDim / 8; ++c)
+                *reinterpret_cast<float2*>(p_out + 8 * c) = {out[4 * c + 2 * r] * norm, out[4 * c + 2 * r + 1] * norm};
+        }
+    }
+}
+
+// Items [first, last) of the order; one warpgroup.
+template <class C>
+DEVICE void consume(const KernelParams& p, const Shared<C>& shared, int first, int last) {
+    const ForwardParams& f = p.forward;
+    Ring ring{C::kPairs - p.shares.kept_pairs}, queries{C::kQueryBuffers};
+    if (consumer_group() == C::kConsumers - 1) Turns<C>().pass();
+    for (int i = first; i < last; ++i) {
+        dev::mbar_wait(shared.query_full(queries.slot), queries.phase);
+        const Item item = shared.items()[queries.slot];
+        __syncwarp();  // one lane will sign for what all have read
+        const uint32_t query_empty = shared.query_empty(queries.slot);
+        Steps<C> steps{shared, item, ring, static_cast<uint32_t>(i - first) % 2};
+        if (item.row + consumer_group() * kGroupRows >= item.row_end) {
+            pass_over(steps, query_empty);
+        } else {
+            const uint32_t tile = shared.query(queries.slot, consumer_group());
+            if (f.scale < 0) negate_queries<C>(tile - shared.base);
+            float out[C::kHeadDim / 2] = {};
+            RowSoftmax softmax{fabsf(f.scale) * kLog2E};
+            if (item.steps > 0)
+                attend(out, softmax, steps, tile_descriptor(tile, 0), query_empty);
+            else
+                release(query_empty);
+            store_rows<C>(f, item, out, softmax);
+        }
+        if (p.shares.kept_pairs > 0 && item.kept_begin == item.kept_end) release(shared.kept_empty());
+        queries.advance();
+    }
+}
+
+}  // namespace hopper

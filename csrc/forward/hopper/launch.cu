@@ -1,0 +1,56 @@
+#include "forward/hopper/arguments.h"
+#include "forward/hopper/kernel.h"
+#include "forward/hopper/launch.h"
+
+namespace hopper {
+namespace {
+
+// Calls visit with the configuration for a head_dim.
+template <class Visit>
+auto with_config(int head_dim, ElementType type, Visit visit) {
+    if (head_dim == 64)
+        return type == ElementType::bf16 ? visit(ForwardConfigOf<dev::bf16, 64>{})
+                                         : visit(ForwardConfigOf<dev::fp16, 64>{});
+    if (head_dim != 128) throw std::invalid_argument("head_dim must be 64 or 128, got " + std::to_string(head_dim));
+    return type == ElementType::bf16 ? visit(ForwardConfigOf<dev::bf16, 128>{})
+                                     : visit(ForwardConfigOf<dev::fp16, 128>{});
+}
+
+// From the driver that is loaded already, so that nothing links to libcuda.
+EncodeTiled driver_encode_tiled() {
+    static const EncodeTiled encode = [] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult found;
+        constexpr int kSince = 12000;  // CUDA 12.0
+        check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince, cudaEnableDefault, &found),
+              "looking up cuTensorMapEncodeTiled");
+        if (found != cudaDriverEntryPointSuccess) throw std::runtime_error("this driver has no cuTensorMapEncodeTiled");
+        return reinterpret_cast<EncodeTiled>(function);
+    }();
+    return encode;
+}
+
+}  // namespace
+
+ForwardTile forward_tile(int head_dim) {
+    return with_config(head_dim, ElementType::bf16,
+                       []<class C>(C) { return ForwardTile{C::kBlockQ, C::kBlockK, 1, C::kPairs - C::kMinRing}; });
+}
+
+void prepare_forward(int head_dim, ElementType type) {
+    with_config(head_dim, type, []<class C>(C) {
+        check(cudaFuncSetAttribute(forward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shared<C>::kBytes),
+              "shared memory of the Hopper forward kernel");
+    });
+}
+
+void launch_forward(const ForwardParams& params, const RowCounts& rows, const Shares& shares, ElementType type,
+                    cudaStream_t stream) {
+    with_config(params.head_dim, type, [&]<class C>(C) {
+        forward<C><<<shares.blocks, C::kThreads, Shared<C>::kBytes, stream>>>(
+            arguments<C>(driver_encode_tiled(), params, rows, shares));
+    });
+    check(cudaGetLastError(), "launch of the Hopper forward kernel");
+}
+
+}  // namespace hopper

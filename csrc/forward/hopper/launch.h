@@ -1,0 +1,25 @@
+#pragma once
+#include "common/host.h"
+#include "forward/hopper/shares.h"
+#include "forward/params.h"
+
+namespace hopper {
+
+// What schedules need to know of the forward kernel for a head_dim. kept_pairs: the most tiles of block_k TIV keys that
+// a block can keep from item to item.
+struct ForwardTile {
+    int block_q, block_k, blocks_per_sm, kept_pairs;
+};
+
+// head_dim: 64 or 128.
+ForwardTile forward_tile(int head_dim);
+
+// Once per device before the first launch: lets the kernel have its shared memory on the current device.
+void prepare_forward(int head_dim, ElementType type);
+
+// Throws std::invalid_argument if a tensor cannot be read by TMA (see row_boxes): every stride must be a positive
+// multiple of 8 elements.
+void launch_forward(const ForwardParams& params, const RowCounts& rows, const Shares& shares, ElementType type,
+                    cudaStream_t stream);
+
+}  // namespace hopper

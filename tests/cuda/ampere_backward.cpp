@@ -1,0 +1,19 @@
+// The mma.sync gradient kernels in small tiles, so that small cases have several steps, full ones and tails.
+#include "backward/ampere/kernel.h"
+#include "backward_driver.h"
+
+template <Owner kOwner>
+void run(const GradientParams& params, bool is_bf16) {
+    const auto launch = [&]<class Element>(Element) {
+        using C = ampere::GradientConfig<Element, 32, kOwner, 1, 32, 1, 2>;
+        const int heads = kOwner == Owner::keys ? params.heads / params.group : params.heads;
+        emu::launch(params.num_tiles * heads, C::kThreads, C::kSharedBytes, ampere::gradients<C>, params);
+    };
+    is_bf16 ? launch(dev::bf16{}) : launch(dev::fp16{});
+}
+
+extern "C" void query_gradients(const GradientParams* params, int64_t is_bf16) {
+    run<Owner::queries>(*params, is_bf16);
+}
+
+extern "C" void key_gradients(const GradientParams* params, int64_t is_bf16) { run<Owner::keys>(*params, is_bf16); }

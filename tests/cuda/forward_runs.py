@@ -1,0 +1,122 @@
+"""Forward kernels on the emulator: parameters as in csrc, buffers in its device memory, and the oracle's verdict."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from cuda_emulator import Kernels
+from oracle import Case, assert_within_budget
+from torch import Tensor
+
+from tivtok_kernels import reference
+from tivtok_kernels.problem import Call
+from tivtok_kernels.schedule import WorkList, query_work
+
+CPU = torch.device("cpu")
+
+
+def structure(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+TensorParams = structure("TensorParams", data=ctypes.c_void_p, row=ctypes.c_int64, head=ctypes.c_int64)
+ForwardParams = structure(
+    "ForwardParams",
+    **dict.fromkeys(("q", "k", "v", "k_tiv", "v_tiv"), TensorParams),
+    **dict.fromkeys(("out", "lse", "part_out", "part_lse", "tiles"), ctypes.c_void_p),
+    **dict.fromkeys(("num_tiles", "heads", "group", "head_dim"), ctypes.c_int32),
+    scale=ctypes.c_float,
+)
+MergeOutputsParams = structure(
+    "MergeOutputsParams",
+    **dict.fromkeys(("part_out", "part_lse", "out", "lse", "merges"), ctypes.c_void_p),
+    **dict.fromkeys(("num_merges", "heads", "block", "head_dim"), ctypes.c_int32),
+)
+SumGradientsParams = structure(
+    "SumGradientsParams",
+    **dict.fromkeys(("part", "grad", "grad_tiv", "merges"), ctypes.c_void_p),
+    **dict.fromkeys(("num_merges", "heads", "block", "head_dim"), ctypes.c_int32),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward on the emulator.
+
+    Attributes:
+        launch: launches the kernel under test, given the kernels, its parameters, the work list, whether elements are
+            bfloat16, and the seed of the scheduler.
+        block, step: query rows and keys of its tiles.
+        workers: more of them cut long tiles into more pieces.
+        fused: q, k and v as slices of one tensor, as a projection makes them.
+    """
+
+    launch: Callable[[Kernels, ctypes.Structure, WorkList, bool, int], None]
+    block: int
+    step: int
+    workers: int = 1
+    fused: bool = False
+    scale: float | None = None
+
+    def scale_of(self, case: Case) -> float:
+        return case.inputs["q"].shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+def forward(kernels: Kernels, run: Run, case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """out and lse of a case, in the dtype of its inputs. Raises if the kernel left an element of either unwritten."""
+    inputs = device_inputs(kernels, case, run.fused)
+    q, k, v = (inputs[name] for name in "qkv")
+    rows, heads, head_dim = q.shape
+    work = query_work(case.layout, case.scope, run.block, run.step, heads, run.workers, CPU)
+    out = kernels.empty((rows, heads, head_dim), q.dtype, "out")
+    lse = kernels.empty((rows, heads), torch.float32, "lse")
+    part_out = kernels.empty((work.num_slots, heads, run.block, head_dim), torch.float32, "part_out")
+    part_lse = kernels.empty((work.num_slots, heads, run.block), torch.float32, "part_lse")
+    tiles, merges = kernels.tensor(work.tiles, "tiles"), kernels.tensor(work.merges, "merges")
+    params = ForwardParams(
+        *map(tensor_params, (q, k, v, inputs.get("k_tiv", k), inputs.get("v_tiv", v))),
+        *(x.data_ptr() for x in (out, lse, part_out, part_lse, tiles)),
+        *(work.num_tiles, heads, heads // k.shape[1], head_dim, run.scale_of(case)),
+    )
+    run.launch(kernels, params, work, q.dtype == torch.bfloat16, seed)
+    if work.num_merges:
+        pointers = (x.data_ptr() for x in (part_out, part_lse, out, lse, merges))
+        merge = MergeOutputsParams(*pointers, work.num_merges, heads, run.block, head_dim)
+        kernels.call("merge_outputs", merge, q.dtype == torch.bfloat16, seed=seed)
+    assert kernels.written(out).all() and kernels.written(lse).all()
+    return out.clone(), lse.clone()
+
+
+def check(kernels: Kernels, run: Run, case: Case, dtype: torch.dtype, seed: int = 0) -> None:
+    """Assert the error budget of out, and the LSE to 1e-3: one key too many shows there when out's budget hides it."""
+    case = case.to(dtype)
+    out, lse = forward(kernels, run, case, seed)
+    (eager, _), (truth, true_lse) = reference_forward(case, run), reference_forward(case.to(torch.float64), run)
+    assert_within_budget("out", out, eager, truth, dtype)
+    torch.testing.assert_close(lse.double(), true_lse, rtol=0, atol=1e-3, msg=lambda text: f"LSE: {text}")
+
+
+def reference_forward(case: Case, run: Run) -> tuple[Tensor, Tensor]:
+    inputs = case.inputs
+    tiv = (inputs["k_tiv"], inputs["v_tiv"]) if case.scope == "broadcast" else None
+    call = Call(*(inputs[name] for name in "qkv"), tiv, case.layout, case.scope, run.scale_of(case))
+    return reference.forward(call)
+
+
+def device_inputs(kernels: Kernels, case: Case, fused: bool) -> dict[str, Tensor]:
+    if not fused:
+        return {name: kernels.tensor(x, name) for name, x in case.inputs.items()}
+    parts = {"qkv": [case.inputs[name] for name in "qkv"]}
+    if case.scope == "broadcast":
+        parts["kv_tiv"] = [case.inputs[name] for name in ("k_tiv", "v_tiv")]
+    joined = {name: kernels.tensor(torch.cat(xs, 1), name) for name, xs in parts.items()}
+    split = {name: x.split([part.shape[1] for part in parts[name]], 1) for name, x in joined.items()}
+    names = {"qkv": ("q", "k", "v"), "kv_tiv": ("k_tiv", "v_tiv")}
+    return {n: x for name, xs in split.items() for n, x in zip(names[name], xs, strict=True)}
+
+
+def tensor_params(x: Tensor) -> ctypes.Structure:
+    return TensorParams(x.data_ptr(), *x.stride()[:2])

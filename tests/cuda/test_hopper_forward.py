@@ -1,0 +1,354 @@
+"""The Hopper forward on the emulator, against the float64 oracle by the error budget."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from dataclasses import replace
+from itertools import chain, pairwise
+from pathlib import Path
+
+import cuda_emulator
+import pytest
+import torch
+from cuda_emulator import Kernels
+from forward_runs import ForwardParams, Run, TensorParams, check, forward, structure
+from hopper_forward_faults import FAULTS
+from oracle import Case, make_case
+from planted_faults import build_with_faults, switch_on
+
+from tivtok_kernels import SifLayout
+from tivtok_kernels.cuda import shares
+from tivtok_kernels.inspect import sass
+from tivtok_kernels.inspect.cuda import cuobjdump
+from tivtok_kernels.schedule import WorkList, query_work
+
+pytestmark = pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported))
+
+HERE = Path(__file__).parent
+DRIVER = HERE / "hopper_forward.cpp"
+SCOPES = ("clip", "tiv", "broadcast")
+BLOCK_Q = 128
+STEP = 32  # keys
+SHIPPED_STEPS = {64: 192, 128: 128}  # by head_dim
+LIST_STEP = 128  # in tests of the shares alone
+MOST_KEPT = 3  # tiles, of the short steps
+RAGGED = SifLayout.from_lengths([3, 0, 37, 2, 0], [[4, 40, 0], [7, 0, 33], [150], [], []])
+SMALL = SifLayout.from_lengths([3, 37], [[70], [33, 5]])
+LONG = SifLayout.from_lengths([5], [[90, 140]])  # 8 steps under the TIV rows: two pieces
+NEIGHBOURS = SifLayout.from_lengths([3, 5, 3], [[20], [38, 7], [20]])
+
+RowCounts = structure("RowCounts", q=ctypes.c_int64, k=ctypes.c_int64, tiv=ctypes.c_int64)
+Shares = structure(
+    "Shares", order=ctypes.c_void_p, bounds=ctypes.c_void_p, blocks=ctypes.c_int32, kept_pairs=ctypes.c_int32
+)
+
+
+@pytest.fixture(scope="session")
+def library():
+    return cuda_emulator.build(DRIVER)
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    return cuda_emulator.build(HERE / "hopper_forward_shipped.cpp")
+
+
+@pytest.fixture
+def kernels(library):
+    return Kernels(library)
+
+
+def run_of(case: Case, blocks: int = 2, keep: int = 0, step: int = STEP, **options) -> Run:
+    """A run of the kernel on ``blocks`` blocks, which keep a range A of up to ``keep`` tiles from item to item."""
+    rows, key_rows = (len(case.inputs[name]) for name in "qk")
+    counts = RowCounts(rows, key_rows, len(case.inputs["k_tiv"]) if case.scope == "broadcast" else key_rows)
+
+    def launch(kernels, params, work, is_bf16, seed):
+        if keep:
+            share = shares.by_range_a(work, params.heads, params.group, blocks, step, keep)
+        else:
+            share = shares.by_length(work, params.heads, blocks, step)
+        order, bounds = kernels.tensor(share.order, "order"), kernels.tensor(share.bounds, "bounds")
+        pointers = Shares(order.data_ptr(), bounds.data_ptr(), blocks, share.kept_pairs)
+        kernels.call("forward", params, counts, pointers, is_bf16, seed=seed)
+
+    return Run(launch, BLOCK_Q, step, **options)
+
+
+def check_clips(kernels: Kernels, seed: int = 0) -> None:
+    """One block for all items: everything is used again, and the ring goes round several times."""
+    case = make_case(SMALL, heads=2, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, blocks=1), case, torch.bfloat16, seed)
+
+
+def check_long_items(kernels: Kernels) -> None:
+    """More than two rounds of the ring between one joined tail and the next."""
+    case = make_case(SifLayout.from_lengths([5], [[300]]), "broadcast", heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, blocks=1), case, torch.bfloat16)
+
+
+def check_pieces(kernels: Kernels) -> None:
+    case = make_case(LONG, heads=2, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, blocks=1, workers=10**6), case, torch.bfloat16)
+
+
+def check_negative_scale(kernels: Kernels) -> None:
+    case = make_case(SMALL, "broadcast", heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, blocks=1, scale=-0.3), case, torch.bfloat16)
+
+
+def check_kept_keys(kernels: Kernels, seed: int = 0) -> None:
+    layout = SifLayout.from_lengths([45, 9], [[70, 38, 40], [61]])
+    case = make_case(layout, "broadcast", heads=2, kv_heads=2, head_dim=64)
+    check(kernels, run_of(case, keep=MOST_KEPT, blocks=1), case, torch.bfloat16, seed)
+
+
+def check_kept_too_long(kernels: Kernels) -> None:
+    """Blocks keep one tile: what clip 1 has and clip 2 has not."""
+    layout = SifLayout.from_lengths([20, 40], [[50], [70]])
+    case = make_case(layout, "broadcast", heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, keep=1, blocks=1), case, torch.bfloat16)
+
+
+def check_low_scores(kernels: Kernels) -> None:
+    """Scores near -200, where those of the zeros behind the last key would be the largest by far."""
+    case = make_case(SMALL, heads=1, kv_heads=1, head_dim=64)
+    case.inputs["q"] += 5
+    case.inputs["k"] -= 5
+    check(kernels, run_of(case), case, torch.bfloat16)
+
+
+def check_neighbours(kernels: Kernels, scope: str = "clip") -> None:
+    """The middle one of three clips, whose tiles end in its neighbours' rows, while those hold NaN in everything."""
+    case = make_case(NEIGHBOURS, scope, heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
+    own = {"tiv": slice(3, 8), "rows": slice(20, 65) if scope == "broadcast" else slice(23, 73)}
+
+    def poisoned(name: str, x: torch.Tensor) -> torch.Tensor:
+        kept = own["tiv" if name.endswith("tiv") else "rows"]
+        other = torch.full_like(x, torch.nan)
+        other[kept] = x[kept]
+        return other
+
+    poisoned_case = replace(case, inputs={name: poisoned(name, x) for name, x in case.inputs.items()})
+    expected = forward(kernels, run_of(case), case)
+    for got, clean in zip(forward(kernels, run_of(case), poisoned_case), expected, strict=True):
+        assert torch.equal(got[own["rows"]], clean[own["rows"]])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("fused", [False, True], ids=["packed", "slices of qkv"])
+def test_ragged_clips(kernels, scope, fused):
+    case = make_case(RAGGED, scope, heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, fused=fused), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_grouped_queries(kernels, scope):
+    case = make_case(SMALL, scope, heads=4, kv_heads=2, head_dim=64)
+    check(kernels, run_of(case), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_clips(kernels, seed):
+    draw = random.Random(seed)
+    num_tiv = [draw.choice([0, 3, 20, 32, 45, 64, 90]) for _ in range(draw.randint(1, 3))]
+    frames = [[draw.choice([0, 1, 5, 31, 32, 33, 70, 129]) for _ in range(draw.randint(1, 4))] for _ in num_tiv]
+    layout = SifLayout.from_lengths([*num_tiv, 3], [*frames, [9]])
+    heads, kv_heads = draw.choice([(1, 1), (2, 1), (2, 2)])
+    case = make_case(layout, draw.choice(SCOPES), heads=heads, kv_heads=kv_heads, head_dim=64, seed=seed)
+    run = run_of(case, blocks=draw.choice([1, 2, 5]), keep=draw.randint(0, MOST_KEPT), workers=draw.choice([1, 10**6]))
+    check(kernels, run, case, torch.bfloat16, seed)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 128])
+def test_lengths_at_the_edges_of_tiles(kernels, length):
+    layout = SifLayout.from_lengths([length], [[length, 32]])
+    case = make_case(layout, heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case), case, torch.bfloat16)
+
+
+CASES = {
+    "clips": check_clips,
+    "long items": check_long_items,
+    "pieces": check_pieces,
+    "negative scale": check_negative_scale,
+    "kept keys": check_kept_keys,
+    "kept too long": check_kept_too_long,
+    "low scores": check_low_scores,
+    "neighbours": check_neighbours,
+}
+
+
+@pytest.fixture(scope="session")
+def faulty(tmp_path_factory):
+    return build_with_faults(DRIVER, [fault.mutation for fault in FAULTS], tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_faults(faulty, case):
+    CASES[case](Kernels(faulty))
+
+
+@pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=lambda i: FAULTS[i - 1].mutation.name)
+def test_planted_faults_are_caught(faulty, number):
+    kernels = Kernels(faulty)
+    switch_on(kernels, number)
+    try:
+        with pytest.raises(AssertionError):
+            CASES[FAULTS[number - 1].case](kernels)
+    finally:
+        switch_on(kernels, 0)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("case", [check_clips, check_kept_keys])
+def test_any_order_of_threads_and_copies(kernels, case, seed):
+    case(kernels, seed)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_neighbours_never_touch_a_clip(kernels, scope):
+    check_neighbours(kernels, scope)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_scales(kernels, scale):
+    case = make_case(SMALL, heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, scale=scale), case, torch.bfloat16)
+
+
+def test_rows_without_keys(kernels):
+    """No schedule makes such a tile: its rows are 0 with an LSE of -inf, and the tile after it is not disturbed."""
+    case = make_case(SifLayout.from_lengths([70], [[]]), heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
+    q, k, v = (kernels.tensor(case.inputs[name], name) for name in "qkv")
+    out, lse = kernels.empty(q.shape, q.dtype, "out"), kernels.empty(q.shape[:2], torch.float32, "lse")
+    tiles = torch.tensor([[0, 70, 0, 0, 9, 9, -1, 0], [0, 70, 0, 70, 0, 0, -1, 0]], dtype=torch.int32)
+    tiles = kernels.tensor(tiles, "tiles")
+    order, bounds = (kernels.tensor(torch.tensor(x, dtype=torch.int32), "shares") for x in ([0, 1], [0, 1]))
+    strided = [TensorParams(x.data_ptr(), *x.stride()[:2]) for x in (q, k, v, k, v)]
+    results = (out.data_ptr(), lse.data_ptr(), None, None, tiles.data_ptr())
+    params = ForwardParams(*strided, *results, num_tiles=2, heads=1, group=1, head_dim=64, scale=0.125)
+    for last, empty in ((1, True), (2, False)):
+        bounds[1] = last
+        share = Shares(order.data_ptr(), bounds.data_ptr(), blocks=1, kept_pairs=0)
+        kernels.call("forward", params, RowCounts(70, 70, 70), share, True)
+        assert bool((out == 0).all() and (lse == -torch.inf).all()) == empty
+    assert lse.isfinite().all()
+
+
+@pytest.mark.parametrize("num_tiv", [[20, 9], [32, 64], [45, 90]], ids=str)
+def test_kept_keys(kernels, num_tiv):
+    """Tails of range A alone, full tiles alone, both; frames with tails that fit beside it and that do not."""
+    layout = SifLayout.from_lengths(num_tiv, [[140, 32, 33], [61, 0, 45]])
+    case = make_case(layout, "broadcast", heads=2, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, keep=MOST_KEPT), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("head_dim, dtype", [(64, torch.float16), (128, torch.bfloat16)], ids=str)
+def test_configurations_that_ship(shipped, head_dim, dtype, keep):
+    layout = SifLayout.from_lengths([96, 9], [[150], [131]])
+    case = make_case(layout, "broadcast" if keep else "clip", heads=1, kv_heads=1, head_dim=head_dim)
+    check(Kernels(shipped), run_of(case, keep=keep, step=SHIPPED_STEPS[head_dim]), case, dtype)
+
+
+def instantiation(element: str, head_dim: int) -> str:
+    return (
+        '#include "forward/hopper/kernel.h"\n'
+        f"template __global__ void hopper::forward<hopper::ForwardConfigOf<dev::{element}, {head_dim}>>"
+        "(const __grid_constant__ hopper::KernelParams);\n"
+    )
+
+
+@pytest.mark.skipif(cuda_emulator.nvcc is None, reason="needs nvcc, for the PTX of the kernel")
+@pytest.mark.parametrize("head_dim, dtype", [(64, torch.bfloat16), (128, torch.float16)], ids=str)
+def test_ptx_of_the_configurations_that_ship(shipped, head_dim, dtype):
+    element = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    ptx = cuda_emulator.build_ptx(instantiation(element, head_dim), "sm_90a")
+    case = make_case(SifLayout.from_lengths([9], [[150]]), heads=2, kv_heads=1, head_dim=head_dim)
+    check(Kernels(shipped, ptx), run_of(case, step=SHIPPED_STEPS[head_dim], blocks=1, scale=-0.3), case, dtype)
+
+
+@pytest.mark.skipif(cuda_emulator.nvcc is None, reason="needs nvcc, for the machine code of the kernel")
+@pytest.mark.parametrize("head_dim", SHIPPED_STEPS)
+def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
+    """Between the wait for the scores and that for the output: ptxas is free to move the second one up."""
+    source, binary = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
+    source.write_text(instantiation("bf16", head_dim))
+    gencode = "-gencode=arch=compute_90a,code=sm_90a"
+    cuda_emulator.run_tool(
+        [cuda_emulator.nvcc, "-std=c++20", "-O3", gencode, f"-I{cuda_emulator.CSRC}", "-cubin", "-o", binary, source]
+    )
+    loop = sass.main_loop(sass.parse(cuda_emulator.run_tool([cuobjdump(), "-sass", binary])))
+    waits = [i for i, instruction in enumerate(loop) if instruction.opcode.startswith("WARPGROUP.DEPBAR")]
+    between = sass.count(loop[waits[0] : waits[-1]])
+    assert len(waits) == 2 and between.ex2 >= SHIPPED_STEPS[head_dim] * 64 // 128  # of 64 rows, by 128 threads
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, ""),
+        ({"data": 8}, "tensor map of k: data must be aligned to 16 bytes"),
+        ({"row": 100}, "tensor map of k: row stride must be a positive multiple of 8 elements below 2^39, got 100"),
+        ({"head": 0}, "tensor map of k: head stride must be a positive multiple of 8 elements below 2^39, got 0"),
+        ({"rows": 0}, "tensor map of k: expected rows and heads >= 1, got 0 and 2"),
+        ({"kept_pairs": 4}, "kept_pairs must be 0 ... 3, got 4"),
+    ],
+    ids=lambda x: ", ".join(x) if isinstance(x, dict) else "",
+)
+def test_what_tma_cannot_read(kernels, changes, message):
+    x = TensorParams(4096, 128, 64)
+    k = TensorParams(changes.get("data", 4096), changes.get("row", 128), changes.get("head", 64))
+    params = ForwardParams(x, k, x, x, x, heads=2, group=1, head_dim=64)
+    counts, share = RowCounts(9, changes.get("rows", 9), 9), Shares(kept_pairs=changes.get("kept_pairs", 0))
+    text = ctypes.create_string_buffer(200)
+    kernels.call("complaint", params, counts, share, text)
+    assert text.value.decode() == message
+
+
+def work_of(layout: SifLayout, scope: str) -> WorkList:
+    return query_work(layout, scope, BLOCK_Q, LIST_STEP, 2, 1, torch.device("cpu"))
+
+
+def items_of(share: shares.Shares) -> list[list[int]]:
+    order, bounds = share.order.tolist(), share.bounds.tolist()
+    return [order[start:end] for start, end in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 100])
+def test_every_item_has_one_block(blocks):
+    work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
+    for share in (
+        shares.by_length(work, 4, blocks, LIST_STEP),
+        shares.by_range_a(work, 4, 2, blocks, LIST_STEP, 1),
+    ):
+        items = items_of(share)
+        assert len(items) == blocks
+        assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
+
+
+def test_long_items_leave_their_blocks_little_else():
+    """12 items of 33 steps (the TIV rows) and 432 of 9, on 132 blocks: 32.5 each on average."""
+    work = query_work(SifLayout.uniform(1, 96, 4, 1032), "clip", BLOCK_Q, LIST_STEP, 12, 132, torch.device("cpu"))
+    items = items_of(shares.by_length(work, 12, 132, LIST_STEP))
+    loads = [sum(33 if item < 12 else 9 for item in own) for own in items]
+    assert sum(loads) == 12 * 33 + 432 * 9 and max(loads) == 36
+
+
+def test_blocks_that_keep_range_a_rarely_change_it():
+    """4 blocks, 2 clips, 4 query heads on 2 key heads: each block has one clip and one key head."""
+    work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
+    share = shares.by_range_a(work, 4, 2, 4, LIST_STEP, 1)
+    assert share.kept_pairs == 1
+    for items in items_of(share):
+        tiles = work.tiles[torch.tensor(items) // 4]
+        assert len(set(tiles[:, 2].tolist())) == 1 and len({item % 4 // 2 for item in items}) == 1
+        assert (tiles[:, 5].diff() >= 0).all()  # frame by frame
+
+
+def test_a_range_a_that_does_not_fit_is_not_kept():
+    work = work_of(SifLayout.from_lengths([96, 300], [[500], [500]]), "broadcast")
+    assert shares.by_range_a(work, 2, 1, 3, LIST_STEP, 2).kept_pairs == 1
+    assert shares.by_range_a(work, 2, 1, 3, LIST_STEP, 3).kept_pairs == 3

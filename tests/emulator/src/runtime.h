@@ -1,0 +1,38 @@
+// The emulator's C interface, for tests (cuda_emulator.py).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+namespace emu {
+
+struct Options {
+    uint64_t seed = 0;          // 0: threads in order, copies as late as possible; else both in random order
+    uint32_t eager_copies = 0;  // TMA loads complete at issue
+    uint32_t seconds = 60;      // of processor time after which a launch is given up
+};
+
+struct Counters {  // since emu_configure
+    uint64_t launches, blocks, switches, mma, wgmma, ldmatrix, ldmatrix_wavefronts, ldmatrix_ideal, cp_async, tma_loads,
+        tma_stores;
+};
+
+}  // namespace emu
+
+// Device memory between red zones, not initialised. Null if the arena is full.
+void* emu_alloc(size_t bytes, const char* name);
+void emu_free_all();
+void emu_mark_initialised(void* p, size_t bytes);
+// 1 for each byte that a kernel or emu_mark_initialised has written.
+void emu_initialised(const void* p, size_t bytes, uint8_t* mask);
+
+// Sets the options of the next launches and forgets all findings and counts.
+void emu_configure(const emu::Options* options);
+const emu::Counters* emu_counters();
+// A JSON list of findings {kind, message, where, count}; valid until the next call.
+const char* emu_reports();
+
+// A dlopen handle of C++ made by ptx2cpp.py, whose kernels then replace those of the same name; null: none.
+void emu_use_ptx(void* library);
+}

@@ -1,0 +1,29 @@
+"""``tivtok train`` with FSDP2 on CPU processes, which accelerate offers on accelerators only: run by torchrun."""
+
+import sys
+
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
+
+from tivtok.training import TrainConfig, train
+from tivtok.training.trainer import Trainer
+
+step = Trainer.step
+
+
+def step_of_sharded(self, video, number):
+    assert isinstance(self.model, FSDPModule) and isinstance(self.model.encoder.blocks[0], FSDPModule)
+    return step(self, video, number)
+
+
+Trainer.step = step_of_sharded
+state = Accelerator(cpu=True, mixed_precision="no").state
+PartialState().distributed_type = DistributedType.FSDP
+state.fsdp_plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2,
+    cpu_ram_efficient_loading=False,
+    auto_wrap_policy="TRANSFORMER_BASED_WRAP",
+    transformer_cls_names_to_wrap=["Block"],
+)
+train(TrainConfig.load(sys.argv[1]))

@@ -1,0 +1,86 @@
+"""Clips depend on the seed and their number alone, whoever reads them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tivtok.training import TrainConfig
+from tivtok.training.data import MAX_UNREADABLE, TrainingClips, VideosInMemory, VideosOnDisk, training_batches
+from tivtok.training.sources import VideoRef, find_sources, split_sources
+from tivtok.video import VideoError
+
+
+@pytest.fixture
+def on_disk(config: TrainConfig) -> TrainingClips:
+    return TrainingClips(VideosOnDisk(split_sources(config)[0], config.model.native_size), config)
+
+
+def test_memory_and_disk_give_the_same_clips(config: TrainConfig, on_disk: TrainingClips) -> None:
+    in_memory = TrainingClips(VideosInMemory(on_disk.videos.refs, config.short_sides, config.model.native_size), config)
+    for number in (0, 7, 3):
+        assert torch.equal(on_disk[number], in_memory[number])
+
+
+def test_clips_are_a_function_of_seed_and_number(config: TrainConfig, on_disk: TrainingClips) -> None:
+    clip = on_disk[5]
+    assert clip.shape == (3, 8, 16, 16) and clip.abs().max() <= 1
+    assert torch.equal(clip, on_disk[5]) and not torch.equal(clip, on_disk[6])
+    assert not torch.equal(clip, TrainingClips(on_disk.videos, replace(config, seed=1))[5])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_number_of_processes_and_workers_sees_the_same_batches(config: TrainConfig, workers: int) -> None:
+    config = replace(config, steps=3, batch_size=4, in_memory=False)
+    refs = split_sources(config)[0]
+    whole = list(training_batches(refs, config, 0, rank=0, num_processes=1))
+    assert len(whole) == 3 and whole[0].shape[0] == 4
+    config = replace(config, workers=workers)
+    shares = [list(training_batches(refs, config, 1, rank, num_processes=2)) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 2]
+    for step, batches in enumerate(zip(*shares, strict=True), 1):
+        assert torch.equal(torch.cat(batches), whole[step])
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 4"):
+        training_batches(refs, config, 0, rank=0, num_processes=3)
+
+
+def test_every_epoch_has_every_video_once_in_another_order(config: TrainConfig) -> None:
+    seen: list[int] = []
+
+    class Recorder:
+        def __len__(self) -> int:
+            return 10
+
+        def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> torch.Tensor:
+            seen.append(video)
+            return torch.zeros(count, 20, 20, 3, dtype=torch.uint8)
+
+    clips = TrainingClips(Recorder(), config)
+    for number in range(20):
+        clips[number]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+
+
+def test_flip_takes_centre_crops_and_only_mirrors_them(config: TrainConfig, on_disk: TrainingClips) -> None:
+    flip = TrainingClips(on_disk.videos, replace(config, augmentation="flip", short_sides=(16,)))
+    clips = {flip[number].numpy().tobytes(): flip[number] for number in range(16)}
+    mirrored = [clip.flip(-1).numpy().tobytes() in clips for clip in clips.values()]
+    assert any(mirrored)
+    strong = TrainingClips(on_disk.videos, replace(config, short_sides=(16,)))
+    assert len({strong[number].numpy().tobytes() for number in range(16)}) == 16
+
+
+def test_unreadable_videos_are_reported_and_replaced(
+    config: TrainConfig, on_disk: TrainingClips, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = VideoRef("missing.mp4", tmp_path / "missing.mp4")
+    videos = VideosOnDisk([missing, *find_sources(config.data)], config.model.native_size)
+    with caplog.at_level(logging.WARNING):
+        clips = [TrainingClips(videos, config)[number] for number in range(4)]
+    assert len(clips) == 4 and "missing.mp4" in caplog.text
+    with pytest.raises(VideoError, match=f"{MAX_UNREADABLE} videos in a row"):
+        TrainingClips(VideosOnDisk([missing], config.model.native_size), config)[0]

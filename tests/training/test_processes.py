@@ -1,0 +1,97 @@
+"""The same command as several processes: losses and weights of one process with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tivtok.training import TrainConfig, train
+from tivtok.training.journal import read_log
+
+CONFIG = """
+output = "{output}"
+data = "{data}"
+held_out = ["test*"]
+steps = 5
+batch_size = 4
+chunks = 2
+feature_frames = 3
+augmentation = "flip"
+in_memory = true
+workers = 0
+log_every = 1
+evaluate_every = 2
+save_every = 3
+
+[model]
+preset = "tiny"
+num_tiv = 4
+latent_dim = 8
+width = 32
+heads = 2
+encoder_layers = 1
+decoder_layers = 1
+groups_per_chunk = 1
+native_size = [32, 32]
+
+[perceptual]
+net = "alex"
+weights = "{lpips}"
+
+[adversarial]
+dinov2 = "{dinov2}"
+image_size = 28
+start = 2
+"""
+
+
+@pytest.fixture
+def write(config: TrainConfig, tmp_path: Path, dinov2: Path, lpips_weights: Path) -> Callable[[str], Path]:
+    """A config file for a run of the given name."""
+
+    def write(name: str) -> Path:
+        path = tmp_path / f"{name}.toml"
+        path.write_text(CONFIG.format(output=tmp_path / name, data=config.data, lpips=lpips_weights, dinov2=dinov2))
+        return path
+
+    return write
+
+
+def torchrun(*arguments: str) -> None:
+    """Two processes on the CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "alone_for"),
+    [(("-m", "tivtok", "train"), 0), ((str(Path(__file__).with_name("fsdp_on_cpu.py")),), 3)],
+    ids=["DDP", "FSDP, resuming what one process began"],
+)
+def test_two_processes_are_one_with_the_same_batch(
+    write: Callable[[str], Path],
+    train_and_kill: Callable[[TrainConfig, int], None],
+    program: tuple[str, ...],
+    alone_for: int,
+) -> None:
+    alone, together = (TrainConfig.load(write(name)) for name in ("alone", "together"))
+    train(alone)
+    if alone_for:
+        train_and_kill(together, alone_for)
+    torchrun(*program, str(write("together")))
+    for expected, got in zip(read_log(alone.output), read_log(together.output), strict=True):
+        assert {k: v for k, v in got.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in expected.items() if k != "seconds"}, rel=1e-4
+        )
+    expected, got = (safetensors.torch.load_file(c.output / "state.safetensors") for c in (alone, together))
+    assert expected.keys() == got.keys()
+    for name, x in expected.items():
+        torch.testing.assert_close(got[name], x, rtol=1e-2, atol=1e-4)

@@ -1,0 +1,49 @@
+"""A measurement's numbers in one JSON file that grows as they come, so that an interrupted command goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tivtok.files import replacing
+from tivtok.video import find_videos
+
+
+class Record:
+    """``settings`` and, by key, what was measured with them."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], measured: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = settings
+        self.measured = measured
+
+    @classmethod
+    def open(cls, path: Path, settings: dict[str, Any]) -> Record:
+        """What was measured so far, or nothing yet.
+
+        Raises:
+            ValueError: it was measured with other settings, and is neither to be mixed nor to be lost.
+        """
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as they do in the file
+        if not path.exists():
+            return cls(path, settings, {})
+        stored = json.loads(path.read_text())
+        others = [key for key in settings if stored["settings"].get(key) != settings[key]]
+        if others:
+            raise ValueError(f"{path} was measured with other settings ({', '.join(others)}): move it away first")
+        return cls(path, settings, stored["measured"])
+
+    def add(self, key: str, values: Any) -> None:
+        """Keep ``values`` and write the file."""
+        self.measured[key] = values
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps({"settings": self.settings, "measured": self.measured}, indent=1) + "\n")
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the names and sizes of the videos in a folder."""
+    listing = [(str(path.relative_to(folder)), path.stat().st_size) for path in find_videos(folder)]
+    return f"{len(listing)} files, {hashlib.sha256(repr(listing).encode()).hexdigest()[:16]}"

@@ -1,0 +1,103 @@
+"""All metrics of many videos under one protocol, as their frames stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tivtok.metrics.frames import frame_changes, psnr, seams, ssim
+from tivtok.metrics.fvd import FeatureStatistics, fvd
+from tivtok.metrics.lpips import LPIPS
+from tivtok.metrics.protocols import Protocol
+from tivtok.video import frames_to_video
+
+# (original, reconstruction), uint8 (f, H, W, 3) each.
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Evaluation:
+    """Adds up videos.
+
+    Attributes:
+        protocol: what the numbers mean.
+        chunk_frames: frames that the model encodes together, whose borders may show as seams.
+        lpips: networks by the name their score gets.
+        features: for rFVD, by `load_i3d`; None without.
+        videos: the scores of each video so far.
+    """
+
+    protocol: Protocol
+    chunk_frames: int
+    lpips: dict[str, LPIPS]
+    features: Callable[[Tensor], Tensor] | None
+    videos: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._originals, self._reconstructions = FeatureStatistics(), FeatureStatistics()
+
+    @torch.no_grad()
+    def add(self, pairs: Iterable[Pair]) -> dict[str, float]:
+        """Score the next video: means over its frames by metric (NaN where there is none)."""
+        frame_scores: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *self.lpips)}
+        changes: list[Tensor] = []
+        before: Tensor | None = None  # the last frames of the chunk before, so that the change between chunks is seen
+        for original, reconstruction in self._through_features(pairs):
+            frame_scores["psnr"].append(psnr(reconstruction, original))
+            frame_scores["ssim"].append(ssim(reconstruction, original))
+            for name, network in self.lpips.items():
+                device = network.mean.device
+                a, b = (frames_to_video(x.to(device)).transpose(0, 1) for x in (reconstruction, original))
+                frame_scores[name].append(network(a, b).cpu())
+            both = torch.stack([reconstruction, original])
+            joined = both if before is None else torch.cat([before, both], dim=1)
+            changes.append(torch.stack([frame_changes(frames) for frames in joined]))
+            before = both[:, -1:]
+        scores = {name: float(torch.cat(values).mean()) for name, values in frame_scores.items()}
+        if self.protocol.psnr == "clip":
+            errors = 10 ** (-torch.cat(frame_scores["psnr"]) / 10)
+            scores["psnr"] = float(-10 * errors.mean().log10())
+        for name, change in zip(("seams", "seams_original"), torch.cat(changes, dim=1), strict=True):
+            border, inside = seams(change, self.chunk_frames)
+            scores[name] = border / inside if inside else float("nan")
+        self.videos.append(scores)
+        return scores
+
+    def means(self) -> dict[str, float]:
+        """Of the videos' scores (those that are not NaN); with features "rfvd", too.
+
+        Raises:
+            ValueError: rFVD of fewer than two clips.
+        """
+        means = {name: _mean([video[name] for video in self.videos]) for name in self.videos[0]}
+        if self.features is not None:
+            means["rfvd"] = fvd(self._originals, self._reconstructions, self.protocol.covariance)
+        return means
+
+    @property
+    def clips(self) -> int:
+        """Clips that rFVD is of so far."""
+        return self._originals.count
+
+    def _through_features(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """The pairs as they come, while every whole clip of ``protocol.frames`` goes into the features."""
+        length = self.protocol.frames
+        waiting: list[Tensor] = []  # (2, f, H, W, 3)
+        for pair in pairs:
+            yield pair
+            if self.features is None:
+                continue
+            waiting.append(torch.stack(pair))
+            frames = torch.cat(waiting, dim=1)
+            whole = frames.shape[1] // length * length
+            for clip in frames[:, :whole].split(length, dim=1) if whole else ():
+                for frames_of, statistics in zip(clip, (self._originals, self._reconstructions), strict=True):
+                    statistics.add(self.features(frames_to_video(frames_of)[None]))
+            waiting = [frames[:, whole:]]
+
+
+def _mean(values: list[float]) -> float:
+    return float(torch.tensor(values).nanmean())

@@ -1,0 +1,56 @@
+"""Where shots end: a chunk with two scenes in it looks worse than its neighbours, so "auto" ends chunks at cuts.
+
+Cuts move to the nearest border of frame groups, which keep their places: frame f is of group f // frames per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from tivtok.video import frames_to_video
+
+# A cut is a change that is large and stands out. (Measured on concatenated clips; docs/long-video.md.)
+CUT_LEVELS = 8.0  # mean absolute change of the pixels, in levels of 8 bits
+CUT_RATIO = 3.0  # to the median change of the chunk
+
+
+def until_cut(video: Tensor, frames_per_group: int) -> int:
+    """How many of the frames of ``video`` (B, 3, F, H, W) in [-1, 1] go before its first cut: whole groups, or all F.
+
+    A batch is judged by its mean.
+    """
+    frames = video.unbind(dim=2)
+    if len(frames) < 2:
+        return len(frames)
+    changes = torch.stack([(b - a).abs().mean() for a, b in pairwise(frames)]).cpu() * 127.5  # to levels of 8 bits
+    cuts = (changes > CUT_LEVELS) & (changes > CUT_RATIO * changes.median())
+    for frame in (cuts.nonzero().flatten() + 1).tolist():
+        border = (frame + frames_per_group // 2) // frames_per_group * frames_per_group
+        if 0 < border < len(frames):
+            return border
+    return len(frames)
+
+
+def chunk_lengths(video: Tensor, chunk_frames: int, frames_per_group: int) -> list[int]:
+    """The frames of each chunk of ``video`` (B, 3, F, H, W): up to ``chunk_frames``, fewer before a cut."""
+    lengths: list[int] = []
+    while (start := sum(lengths)) < video.shape[2]:
+        lengths.append(until_cut(video[:, :, start : start + chunk_frames], frames_per_group))
+    return lengths
+
+
+def end_at_cuts(chunks: Iterable[Tensor], chunk_frames: int, frames_per_group: int) -> Iterator[Tensor]:
+    """The same frames as ``chunks``, uint8 (f, H, W, 3), cut as by `chunk_lengths`; fewer than two chunks are held."""
+    held: Tensor | None = None
+    for chunk in chunks:
+        held = chunk if held is None else torch.cat([held, chunk])
+        while len(held) >= chunk_frames:
+            yield held[: (n := until_cut(frames_to_video(held[:chunk_frames])[None], frames_per_group))]
+            held = held[n:]
+    while held is not None and len(held):
+        yield held[: (n := until_cut(frames_to_video(held)[None], frames_per_group))]
+        held = held[n:]

@@ -1,0 +1,23 @@
+"""All randomness of a run: a function of its seed, a purpose and a number.
+
+So there is no generator state to save, and a resumed run, or one on another number of processes, draws the same.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What random numbers are for; the values are part of what a seed means."""
+
+    ORDER = 0  # of the videos, by epoch
+    CLIP = 1  # which part of a video and how it is augmented, by clip
+    LOSS = 2  # which frames the feature losses see and how the discriminator's are augmented, by step
+    MODEL = 3  # torch's own generator during a step, should a module draw from it (none does now)
+
+
+def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
+    return np.random.default_rng((seed, purpose, number))

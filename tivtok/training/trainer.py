@@ -1,0 +1,201 @@
+"""Everything that a run changes, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.utils.checkpoint import checkpoint
+
+from tivtok.blocks import Block
+from tivtok.model import TivTok
+from tivtok.training.adversary import Adversary
+from tivtok.training.average import WeightAverage
+from tivtok.training.config import TrainConfig
+from tivtok.training.diffaug import NUM_DRAWS
+from tivtok.training.discriminator import DinoFeatures
+from tivtok.training.losses import LastLayer, Perceptual, adaptive_weight, load_perceptual, reconstruction_terms
+from tivtok.training.optim import build_optimizers, schedule
+from tivtok.training.randomness import Purpose, generator
+from tivtok.training.state import model_state, optimizer_state, part, restore_model, restore_optimizers
+
+
+class Trainer:
+    """Model, averaged weights, optimizers, discriminator.
+
+    Attributes:
+        model: as accelerate wraps it for the processes there are.
+        optimizers: the model's own.
+        average: its averaged weights.
+        adversary: None without an adversarial term.
+        bad_steps: how many steps were skipped, their loss or gradient not finite.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        """
+        Raises:
+            ValueError: weights of LPIPS or DINOv2 are missing, or the run cannot be made with this kind of FSDP.
+        """
+        check_sharding(config, accelerator)
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.accelerator = accelerator
+        model = TivTok(config.model).to(accelerator.device)
+        self.last_layer = LastLayer(model)
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
+        if config.compile:
+            model.compile()
+        optimizers = build_optimizers(model, config)
+        self.model, *prepared = accelerator.prepare(model, *optimizers)
+        for block in (m for m in self.model.modules() if isinstance(m, Block)):
+            for method in ("qkv", "finish"):  # blocks are not called as modules: FSDP, where it is, has to be told
+                register_fsdp_forward_method(block, method)
+        self.optimizers = [o.optimizer for o in cast("list[AcceleratedOptimizer]", prepared)]
+        self.peak = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        self.average = WeightAverage(self.model, config.ema)
+        perceptual = load_perceptual(config)
+        self.perceptual = cast("Perceptual | None", perceptual and perceptual.to(accelerator.device))
+        self.adversary: Adversary | None = None
+        if config.adversarial is not None:
+            features = DinoFeatures.load(config.adversarial.dinov2, config.adversarial.image_size)
+            self.adversary = Adversary(features, config, accelerator)
+        self.bad_steps = 0
+
+    def step(self, video: Tensor, step: int) -> dict[str, float] | None:
+        """One step on this process's share (B, 3, F, H, W) of the batch.
+
+        Returns:
+            What to log, over all processes; None for a bad step, which has changed nothing but the count of them.
+        """
+        config = self.config
+        torch.manual_seed(int(generator(config.seed, Purpose.MODEL, step).integers(2**62)))
+        frames, draws = self._draw(step, video.shape[0])
+        rate = schedule(step, config)
+        adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
+
+        with self.autocast():
+            reconstruction = self.model(video).float()
+            output = reconstruction.detach().requires_grad_()
+            terms = reconstruction_terms(output, video, frames, self.perceptual, config)
+        total = torch.stack(list(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(total, output)
+        if adversary is not None:
+            with self.autocast():
+                terms["adversarial"] = adversary.loss(output[:, :, frames], draws[0])
+            (push,) = torch.autograd.grad(terms["adversarial"], output)
+            terms["adaptive_weight"] = self._balance(gradient, push)
+            gradient = gradient + adversary.config.weight * terms["adaptive_weight"] * push
+
+        self.accelerator.backward((reconstruction * gradient).sum())
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        stats = self.accelerator.reduce(torch.stack([x.detach() for x in terms.values()]), "mean")
+        good = bool(torch.isfinite(stats.sum() + norm))
+        log = dict(zip(terms, stats.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+        if good and adversary is not None:
+            # Before the model's own update, so that a step changes both or nothing.
+            judged = adversary.step(video[:, :, frames], output.detach()[:, :, frames], draws[1:].flatten(0, 1), rate)
+            good = judged is not None
+            log |= judged or {}
+        if good:
+            for optimizer, peak in zip(self.optimizers, self.peak, strict=True):
+                for group, learning_rate in zip(optimizer.param_groups, peak, strict=True):
+                    group["lr"] = rate * learning_rate
+                optimizer.step()
+            self.average.update(step)
+        else:
+            self.bad_steps += 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        return log if good else None
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the run, for a ``with`` block."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything above as whole tensors by name, on the CPU; on the main process, others get nothing.
+
+        All processes must call it together.
+        """
+        tensors = {f"model.{name}": x for name, x in model_state(self.model).items()}
+        with self.average.applied():
+            tensors |= {f"average.{name}": x for name, x in model_state(self.model).items()}
+        tensors |= {f"optimizer.{name}": x for name, x in optimizer_state(self.model, self.optimizers).items()}
+        if (adversary := self.adversary) is not None:
+            tensors |= {f"discriminator.{name}": x for name, x in model_state(adversary.heads).items()}
+            optimizer = optimizer_state(adversary.heads, [adversary.optimizer])
+            tensors |= {f"discriminator_optimizer.{name}": x for name, x in optimizer.items()}
+            tensors["lecam"] = adversary.lecam.averages.cpu()
+        return tensors if self.accelerator.is_main_process else {}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`, with the same tensors on every process.
+
+        Raises:
+            ValueError: they are of another model, optimizer or discriminator.
+        """
+        self.begin_from(tensors)
+        restore_model(self.model, part(tensors, "model."))
+        restore_optimizers(self.model, self.optimizers, part(tensors, "optimizer."))
+        if (adversary := self.adversary) is not None:
+            restore_optimizers(adversary.heads, [adversary.optimizer], part(tensors, "discriminator_optimizer."))
+
+    def begin_from(self, tensors: dict[str, Tensor]) -> None:
+        """Averaged weights and (where both have one) discriminator from the `state` of another run.
+
+        Raises:
+            ValueError: they are of another model or discriminator.
+        """
+        restore_model(self.model, part(tensors, "average."))
+        self.average.restart()
+        heads = part(tensors, "discriminator.")
+        if self.adversary is not None and heads:
+            restore_model(self.adversary.heads, heads)
+            self.adversary.lecam.averages.copy_(tensors["lecam"])
+
+    def _draw(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Frames for the feature losses, the same for all clips, and random numbers (3, batch, NUM_DRAWS) for this
+        process's share of them."""
+        config, rng = self.config, generator(self.config.seed, Purpose.LOSS, step)
+        frames = rng.choice(config.clip_frames, config.feature_frames or config.clip_frames, replace=False)
+        draws = rng.random((3, config.batch_size, NUM_DRAWS), dtype="float32")
+        first = self.accelerator.process_index * batch
+        return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
+
+    def _balance(self, gradient: Tensor, push: Tensor) -> Tensor:
+        """`adaptive_weight` for the whole batch."""
+        at_weights = torch.stack([self.last_layer.gradient(x) for x in (gradient, push)])
+        return adaptive_weight(*self.accelerator.reduce(at_weights, "mean"))
+
+
+def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Whether the run can be made with the FSDP that was asked for, if it was.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ValueError("FSDP must be version 2, got 1: accelerate launch --fsdp_version 2")
+        if config.optimizer == "muon":
+            raise ValueError('optimizer must be "adamw" under FSDP, got "muon", which needs whole matrices')
+
+
+def checkpoint_activations(model: TivTok) -> None:
+    """Make each block forget what lies between its attention and its ends, and compute it again in the backward pass.
+
+    The attention's own tensors are kept: they are the part that is expensive to compute again.
+    """
+
+    def forgetting(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *inputs: checkpoint(function, *inputs, use_reentrant=False)
+
+    for block in (m for m in model.modules() if isinstance(m, Block)):
+        block.qkv, block.finish = forgetting(block.qkv), forgetting(block.finish)  # type: ignore[method-assign]

@@ -1,0 +1,67 @@
+"""CUDA backend: the kernels of csrc/, for 16-bit tensors on NVIDIA GPUs (docs/cuda.md).
+
+Importing this module does not load the extension; the first question about it does.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.cuda import configs
+from tivtok_kernels.problem import Call, Problem
+
+wins = configs.wins
+
+NOT_BUILT = "its extension is not built: TIVTOK_BUILD_CUDA=1 pip install -e . builds it where nvcc is found"
+
+
+def why_not(problem: Problem) -> str | None:
+    device, dtype, head_dim = problem.device, problem.dtype, problem.head_dim
+    if device.type != "cuda":
+        return f"it runs on NVIDIA GPUs, not on {device.type} tensors"
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        return f"it has kernels for bfloat16 and float16, not for {str(dtype).removeprefix('torch.')}"
+    if head_dim is not None and (head_dim % 8 or head_dim > configs.MAX_HEAD_DIM):
+        return f"head_dim must be a multiple of 8 up to {configs.MAX_HEAD_DIM}, got {head_dim}"
+    return _load_error() or _device_limit(device)
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    return _launch("launch").forward(call)
+
+
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
+    return _launch("launch_backward").backward(call, out, lse, dout, dlse)
+
+
+@cache
+def _launch(name: str) -> ModuleType:
+    return import_module(f"tivtok_kernels.cuda.{name}")
+
+
+@cache
+def _load_error() -> str | None:
+    try:
+        import_module("tivtok_kernels.cuda.extension")
+    except ModuleNotFoundError:
+        return NOT_BUILT
+    except ImportError as error:
+        return f"its extension cannot be loaded: {error}"
+    return None
+
+
+@cache
+def _device_limit(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs, not for AMD's"
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU"
+    major, minor = configs.capability(device)
+    if major < 8:
+        return f"it needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} has {major}.{minor}"
+    return None

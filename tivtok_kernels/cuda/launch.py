@@ -1,0 +1,142 @@
+"""From tensors to launches. A call with a layout seen before allocates its results and calls the extension once.
+
+Plans hold everything else: which kernel, its work list on the device, the launch geometry.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.cuda import configs, extension, shares
+from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.problem import Call
+from tivtok_kernels.schedule import WorkList, query_work
+
+UNIT = 8  # elements in 16 bytes, which rows start on
+MAX_ROW_STRIDE = 1 << 30  # elements: kernels count row strides in bytes, as 32-bit integers
+
+# Plans that CUDA graphs were captured with: a replay reads their work lists, so they outlive the cache.
+_captured: dict[int, ForwardPlan] = {}
+
+
+class Heads(NamedTuple):
+    """The shape of a call but for its rows."""
+
+    heads: int
+    group: int  # query heads per key head
+    head_dim: int
+
+
+class ForwardPlan(NamedTuple):
+    """A forward over one layout.
+
+    Attributes:
+        native: the extension's half, which knows the addresses of the lists in ``work`` and ``shares``.
+        part_shape: (slots, H, query rows per tile), of the pieces of split tiles.
+    """
+
+    native: extension.ForwardPlan
+    work: WorkList
+    shares: shares.Shares | None
+    part_shape: tuple[int, int, int]
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    plan = _plan(call)
+    q, k, v, k_tiv, v_tiv = map(aligned, (call.q, call.k, call.v, *call.tiv_or_own))
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    addresses = [*strided(q, k, v, k_tiv, v_tiv), out.data_ptr(), lse.data_ptr()]
+    if plan.work.num_slots:
+        part_out = torch.empty((*plan.part_shape, q.shape[2]), dtype=torch.float32, device=q.device)
+        part_lse = torch.empty(plan.part_shape, dtype=torch.float32, device=q.device)
+        addresses += [part_out.data_ptr(), part_lse.data_ptr()]
+    else:
+        addresses += [0, 0]
+    stream = torch._C._cuda_getCurrentRawStream(q.device.index)  # what torch.cuda.current_stream wraps in an object
+    plan.native.launch(call.scale, stream, addresses)
+    return out, lse
+
+
+def _plan(call: Call) -> ForwardPlan:
+    q = call.q
+    heads = Heads(q.shape[1], q.shape[1] // call.k.shape[1], q.shape[2])
+    plan = _forward_plan(call.layout, call.scope, heads, q.dtype, q.device)
+    if torch.cuda.is_current_stream_capturing():
+        _captured[id(plan)] = plan
+    return plan
+
+
+@lru_cache(maxsize=1024)
+def _forward_plan(
+    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+) -> ForwardPlan:
+    engine = configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER)
+    build = _hopper_forward if engine == "hopper" else _ampere_forward
+    return build(layout, scope, heads, dtype, device)
+
+
+def _ampere_forward(
+    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+) -> ForwardPlan:
+    block, step, per_sm = extension.ampere_forward_tile(heads.head_dim)
+    work = query_work(layout, scope, block, step, heads.heads, configs.multiprocessors(device) * per_sm, device)
+    native = extension.AmpereForward(**native_shape(heads, dtype, device), work=native_work(work, block))
+    return ForwardPlan(native, work, None, (work.num_slots, heads.heads, block))
+
+
+def _hopper_forward(
+    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+) -> ForwardPlan:
+    block, step, per_sm, most_kept = extension.hopper_forward_tile(heads.head_dim)
+    workers = configs.multiprocessors(device) * per_sm
+    work = query_work(layout, scope, block, step, heads.heads, workers, device)
+    blocks = min(workers, work.num_tiles * heads.heads)
+    if scope == "broadcast":  # successive frames of a clip share range A
+        items = shares.by_range_a(work, heads.heads, heads.group, blocks, step, most_kept)
+    else:
+        items = shares.by_length(work, heads.heads, blocks, step)
+    rows = layout.local_tokens if scope == "broadcast" else layout.total_tokens
+    native = extension.HopperForward(
+        **native_shape(heads, dtype, device),
+        work=native_work(work, block),
+        q_rows=rows,
+        k_rows=rows,
+        tiv_rows=layout.tiv_tokens if scope == "broadcast" else rows,
+        order=items.order.data_ptr(),
+        bounds=items.bounds.data_ptr(),
+        blocks=blocks,
+        kept_pairs=items.kept_pairs,
+    )
+    return ForwardPlan(native, work, items, (work.num_slots, heads.heads, block))
+
+
+def native_shape(heads: Heads, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What every plan of the extension is made with."""
+    return {"device": device.index, "dtype": str(dtype).removeprefix("torch."), **heads._asdict()}
+
+
+def native_work(work: WorkList, block: int) -> extension.Work:
+    return extension.Work(work.tiles.data_ptr(), work.num_tiles, work.merges.data_ptr(), work.num_merges, block)
+
+
+def strided(*tensors: Tensor) -> list[int]:
+    """Address, row stride and head stride of each."""
+    return [n for x in tensors for n in (x.data_ptr(), *x.stride()[:2])]
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x (rows, heads, head_dim) itself if the kernels can address it, else a copy.
+
+    They want every row to start on a 16-byte boundary, and strides that TMA can express: none of them 0.
+    """
+    rows, heads, _ = x.shape
+    row, head, element = x.stride()
+    fits = element == 1 and x.data_ptr() % 16 == 0
+    fits &= rows == 1 or (row % UNIT == 0 and 0 < row < MAX_ROW_STRIDE)
+    fits &= heads == 1 or (head % UNIT == 0 and head > 0)
+    return x if fits else x.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,87 @@
+"""The backward from tensors to launches; plans as in `launch`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.cuda import configs, extension
+from tivtok_kernels.cuda.launch import Heads, aligned, native_shape, native_work, strided
+from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.problem import Call
+from tivtok_kernels.schedule import WorkList, key_work, query_work
+
+# Plans that CUDA graphs were captured with: a replay reads their work lists, so they outlive the cache.
+_captured: dict[int, BackwardPlan] = {}
+
+
+class BackwardPlan(NamedTuple):
+    """A backward over one layout.
+
+    Attributes:
+        native: the extension's half, which knows the addresses of both lists.
+        query_parts, key_parts: (slots, heads, rows per tile), of the pieces of split tiles.
+    """
+
+    native: extension.BackwardPlan
+    queries: WorkList
+    keys: WorkList
+    query_parts: tuple[int, int, int]
+    key_parts: tuple[int, int, int]
+
+
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
+    """dq, dk, dv and, with the TIV keys apart, dk_tiv, dv_tiv."""
+    rows, heads, head_dim = call.q.shape
+    plan = _plan(call)
+    q, dout, k, v, k_tiv, v_tiv = map(aligned, (call.q, dout, call.k, call.v, *call.tiv_or_own))
+    dlse = None if dlse is None else dlse.contiguous()
+    stats = torch.empty((heads, rows, 2), dtype=torch.float32, device=q.device)
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, *(call.tiv or ()))]
+    own_or_tiv = grads if call.tiv else [*grads, *grads[1:]]
+    parts = [
+        torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device) if shape[0] else None
+        for shape in (plan.query_parts, plan.key_parts, plan.key_parts)
+    ]
+    addresses = strided(q, dout, k, v, k_tiv, v_tiv)
+    addresses += [0 if x is None else x.data_ptr() for x in (out, lse, dlse, stats, *own_or_tiv, *parts)]
+    stream = torch._C._cuda_getCurrentRawStream(q.device.index)  # what torch.cuda.current_stream wraps in an object
+    plan.native.launch(call.scale, rows, stream, addresses)
+    return grads
+
+
+def _plan(call: Call) -> BackwardPlan:
+    q = call.q
+    heads = Heads(q.shape[1], q.shape[1] // call.k.shape[1], q.shape[2])
+    plan = _backward_plan(call.layout, call.scope, heads, q.dtype, q.device)
+    if torch.cuda.is_current_stream_capturing():
+        _captured[id(plan)] = plan
+    return plan
+
+
+@lru_cache(maxsize=1024)
+def _backward_plan(
+    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+) -> BackwardPlan:
+    tile_of = extension.ampere_gradient_tile
+    native_plan: type[extension.AmpereBackward | extension.HopperBackward] = extension.AmpereBackward
+    if configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER) == "hopper":
+        tile_of, native_plan = extension.hopper_gradient_tile, extension.HopperBackward
+    kv_heads = heads.heads // heads.group
+
+    query_block, step, per_sm = tile_of(False, heads.head_dim)
+    workers = configs.multiprocessors(device) * per_sm
+    queries = query_work(layout, scope, query_block, step, heads.heads, workers, device)
+    key_block, step, per_sm = tile_of(True, heads.head_dim)
+    workers = configs.multiprocessors(device) * per_sm
+    keys = key_work(layout, scope, key_block, step, kv_heads, workers, device)
+    native = native_plan(
+        **native_shape(heads, dtype, device),
+        queries=native_work(queries, query_block),
+        keys=native_work(keys, key_block),
+    )
+    query_parts = (queries.num_slots, heads.heads, query_block)
+    return BackwardPlan(native, queries, keys, query_parts, (keys.num_slots, kv_heads, key_block))
