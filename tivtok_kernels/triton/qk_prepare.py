@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tivtok_kernels.triton.primitives import STRIDE_UNIT
 
-_LAUNCH = {"enable_fp_fusion": True}  # a rotated element is a product and a multiply-add
+# A rotated element is a product and a multiply-add. Left to itself, ptxas spills registers to fit one program more.
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
 ELEMENTS = 1024  # of half a head, per block of rows: in 16 bits, a 16-byte access for each thread of 4 warps
 BACKWARD_BYTES = 2048  # the same for the backward, which holds twice as much and would spill float32 blocks of 1024
 
@@ -185,7 +186,7 @@ def forward(
     q, k = (torch.empty((qk.shape[0], *qk.shape[2:]), dtype=qk.dtype, device=qk.device) for _ in range(2))
     options = constants(qk.shape[-1], ELEMENTS, q_weight is not None, cos is not None)
     tables = _tables(qk, cos, sin, q_weight, k_weight)
-    qk_prepare_kernel[(2 * _blocks(qk, options),)](qk, *tables, q, k, *_sizes(qk, cos), eps, **options, **_LAUNCH)
+    qk_prepare_kernel[(2 * _blocks(qk, options),)](qk, *tables, q, k, *_sizes(qk, cos), eps, **options, **OPTIONS)
     return q, k
 
 
@@ -207,7 +208,7 @@ def backward(
     part = torch.empty((blocks, 2, qk.shape[-1]), dtype=torch.float32, device=qk.device)
     tables = _tables(qk, cos, sin, q_weight, k_weight)
     qk_prepare_backward_kernel[(2 * blocks,)](
-        dq.contiguous(), dk.contiguous(), qk, *tables, dqk, part, *_sizes(qk, cos), eps, **options, **_LAUNCH
+        dq.contiguous(), dk.contiguous(), qk, *tables, dqk, part, *_sizes(qk, cos), eps, **options, **OPTIONS
     )
     if q_weight is None or k_weight is None:
         return [dqk]

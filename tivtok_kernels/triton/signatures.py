@@ -68,9 +68,11 @@ def build(kernel: Kernel, shape: Shape, config: Config) -> Build:
             constants = launch.merge_constants(shape, config.block_q)
         case "qk_prepare":
             constants = {**qk_prepare.constants(shape.head_dim, qk_prepare.ELEMENTS, norm=True, rotate=True)}
+            options |= qk_prepare.OPTIONS
         case "qk_prepare_backward":
             elements = qk_prepare.BACKWARD_BYTES // (2 if shape.math == "half" else 4)
             constants = {**qk_prepare.constants(shape.head_dim, elements, norm=True, rotate=True)}
+            options |= qk_prepare.OPTIONS
     return Build(function, signature, constants, options)
 
 
