@@ -56,6 +56,7 @@ def tiv_sets(
     data: Annotated[Path, typer.Option(help="A folder of clips, one scene each, of 64 frames or more.")],
     model: Annotated[str, typer.Option(help="A bundled checkpoint's name or a checkpoint folder.")] = "tiny",
     results: Annotated[Path, typer.Option(help="Where the numbers and the picture go.")] = Path("docs/results"),
+    seed: Annotated[int, typer.Option(help="Of the draw of scenes and clips.")] = 0,
     note: Annotated[str, typer.Option(help="Kept with the numbers: what the clips are.")] = "",
 ) -> None:
     """PSNR against tokens, seams, and which signal tells best that sharing will hurt. Goes on where it was stopped."""
@@ -66,13 +67,14 @@ def tiv_sets(
         "model": f"{tokenizer.config.name}, id {tokenizer.model_id}",
         "data": note,
         "clips": _fingerprint(data),
+        "seed": seed,
         "size": list(tokenizer.config.native_size),
         "distances": DISTANCES,
         "auto": [CUT_LEVELS, CUT_RATIO, AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS],
         "protocol": PROTOCOL,
     }
     record = _load(path, settings)
-    for video in videos(data, tokenizer):
+    for video in videos(data, tokenizer, seed):
         if video.name not in record["videos"]:
             record["videos"][video.name] = {"kind": video.kind} | measure(tokenizer, video)
             out.print(f"measured {video.name}")
@@ -85,9 +87,9 @@ def tiv_sets(
     out.print(f"wrote {path}, .md and .png", soft_wrap=True)
 
 
-def videos(data: Path, model: TivTok) -> Iterator[Video]:
-    """The same ones every time: scenes in random order cut to random lengths, and clips by themselves."""
-    rng = random.Random(0)
+def videos(data: Path, model: TivTok, seed: int) -> Iterator[Video]:
+    """The same ones for a seed: scenes in random order cut to random lengths, and clips by themselves."""
+    rng = random.Random(seed)
     files = find_videos(data)
     rng.shuffle(files)
     at = iter(files)
