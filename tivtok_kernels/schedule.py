@@ -13,12 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
+
+T = TypeVar("T")
+
+# Plans that CUDA graphs were captured with.
+_captured: dict[int, object] = {}
 
 # Tiles of fewer steps stay whole: the pieces would cost more to merge than they save in waiting.
 MIN_STEPS_TO_SPLIT = 8
@@ -74,6 +79,13 @@ def key_work(
     return _work_list(key_runs(layout, scope), block, step, heads, workers, device)
 
 
+def keep_if_captured(plan: T, device: torch.device) -> T:
+    """``plan``, which holds work lists. A replay of a CUDA graph reads them, so they must outlive the caches."""
+    if _is_capturing(device):
+        _captured[id(plan)] = plan
+    return plan
+
+
 def key_runs(layout: SifLayout, scope: Scope) -> list[Run]:
     """Every run of key rows with the (at most two) ranges of query rows that see it.
 
@@ -103,7 +115,7 @@ def key_runs(layout: SifLayout, scope: Scope) -> list[Run]:
 
 
 def _work_list(runs: Iterable[Run], block: int, step: int, heads: int, workers: int, device: torch.device) -> WorkList:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if _is_capturing(device):
         raise RuntimeError(
             "the first call with a layout uploads its work list, which a CUDA graph cannot capture: "
             "run it once before the capture"
@@ -123,6 +135,10 @@ def _work_list(runs: Iterable[Run], block: int, step: int, heads: int, workers: 
             tiles.append((*rows, *ranges, slots if len(pieces) > 1 else -1, tile.in_tiv))
             slots += len(pieces) > 1
     return WorkList(_upload(tiles, device), _upload(merges, device), len(tiles), len(merges), slots)
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _blocks(run: Run, block: int) -> Iterator[Run]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from tivtok.experiments.record import write_json
 from tivtok.files import replacing
 from tivtok.video import VideoWriter
 
@@ -47,11 +47,10 @@ def memory(
         for length, command in track(jobs, "Measuring", console=Console(stderr=True)):
             peaks.setdefault(command, {})[str(length)] = measure(command, length, model, Path(folder))
     path = results / "long-video-memory.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {"model": model, "size": [HEIGHT, WIDTH], "threads": 1, "peak_bytes": peaks}
-    for file, text in ((path, json.dumps(record, indent=1) + "\n"), (path.with_suffix(".md"), report(record))):
-        with replacing(file) as temporary:
-            temporary.write_text(text)
+    write_json(path, record)
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(report(record))
     out.print(f"wrote {path} and .md", soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import tempfile
@@ -16,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from tivtok.experiments.record import write_json
 from tivtok.files import replacing
 from tivtok.model import TivTok
 from tivtok.streaming import decode_stream
@@ -55,10 +55,9 @@ def random_access(
         "seconds": {name: [round(s, 5) for s in times] for name, times in seconds.items()},
     }
     path = results / "long-video-random-access.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, text in ((path, json.dumps(record, indent=1) + "\n"), (path.with_suffix(".md"), report(record))):
-        with replacing(target) as temporary:
-            temporary.write_text(text)
+    write_json(path, record)
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(report(record))
     out.print(f"wrote {path} and .md", soft_wrap=True)
 
 

@@ -38,9 +38,13 @@ class Record:
     def add(self, key: str, values: Any) -> None:
         """Keep ``values`` and write the file."""
         self.measured[key] = values
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps({"settings": self.settings, "measured": self.measured}, indent=1) + "\n")
+        write_json(self.path, {"settings": self.settings, "measured": self.measured})
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def fingerprint(folder: Path) -> str:

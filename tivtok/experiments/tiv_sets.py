@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from tivtok.experiments.record import fingerprint, write_json
 from tivtok.files import replacing
 from tivtok.metrics import PROTOCOL, frame_changes, psnr
 from tivtok.model import TivTok
@@ -66,7 +66,7 @@ def tiv_sets(
     settings = {
         "model": f"{tokenizer.config.name}, id {tokenizer.model_id}",
         "data": note,
-        "clips": _fingerprint(data),
+        "clips": fingerprint(data),
         "seed": seed,
         "size": list(tokenizer.config.native_size),
         "distances": DISTANCES,
@@ -78,9 +78,9 @@ def tiv_sets(
         if video.name not in record["videos"]:
             record["videos"][video.name] = {"kind": video.kind} | measure(tokenizer, video)
             out.print(f"measured {video.name}")
-            _save(path, record)
+            write_json(path, record)
     record["summary"] = summarise(record["videos"])
-    _save(path, record)
+    write_json(path, record)
     plot(record, path.with_suffix(".png"))
     with replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text(report(record))
@@ -283,12 +283,6 @@ def _frames(path: Path, count: int, size: tuple[int, int]) -> Tensor:
     return torch.cat([fit(chunk, *size) for chunk in VideoReader(path, allow_truncated=True).chunks(64)])[:count]
 
 
-def _fingerprint(data: Path) -> str:
-    """Of the names and sizes of the clips, which with the seed decide what is measured."""
-    listing = [(str(path.relative_to(data)), path.stat().st_size) for path in find_videos(data)]
-    return f"{len(listing)} files, {hashlib.sha256(repr(listing).encode()).hexdigest()[:16]}"
-
-
 def _load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What was measured with the same settings, or nothing yet."""
     if path.exists():
@@ -296,9 +290,3 @@ def _load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if record["settings"] == json.loads(json.dumps(settings)):
             return record
     return {"settings": settings, "columns": COLUMNS, "videos": {}}
-
-
-def _save(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")

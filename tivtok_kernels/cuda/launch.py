@@ -14,13 +14,10 @@ from torch import Tensor
 from tivtok_kernels.cuda import configs, extension, shares
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
-from tivtok_kernels.schedule import WorkList, query_work
+from tivtok_kernels.schedule import WorkList, keep_if_captured, query_work
 
 UNIT = 8  # elements in 16 bytes, which rows start on
 MAX_ROW_STRIDE = 1 << 30  # elements: kernels count row strides in bytes, as 32-bit integers
-
-# Plans that CUDA graphs were captured with: a replay reads their work lists, so they outlive the cache.
-_captured: dict[int, ForwardPlan] = {}
 
 
 class Heads(NamedTuple):
@@ -29,6 +26,10 @@ class Heads(NamedTuple):
     heads: int
     group: int  # query heads per key head
     head_dim: int
+
+    @classmethod
+    def of(cls, call: Call) -> Heads:
+        return cls(call.q.shape[1], call.q.shape[1] // call.k.shape[1], call.q.shape[2])
 
 
 class ForwardPlan(NamedTuple):
@@ -46,7 +47,8 @@ class ForwardPlan(NamedTuple):
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    plan = _plan(call)
+    plan = _forward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
+    keep_if_captured(plan, call.q.device)
     q, k, v, k_tiv, v_tiv = map(aligned, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -60,15 +62,6 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     stream = torch._C._cuda_getCurrentRawStream(q.device.index)  # what torch.cuda.current_stream wraps in an object
     plan.native.launch(call.scale, stream, addresses)
     return out, lse
-
-
-def _plan(call: Call) -> ForwardPlan:
-    q = call.q
-    heads = Heads(q.shape[1], q.shape[1] // call.k.shape[1], q.shape[2])
-    plan = _forward_plan(call.layout, call.scope, heads, q.dtype, q.device)
-    if torch.cuda.is_current_stream_capturing():
-        _captured[id(plan)] = plan
-    return plan
 
 
 @lru_cache(maxsize=1024)

@@ -12,10 +12,7 @@ from tivtok_kernels.cuda import configs, extension
 from tivtok_kernels.cuda.launch import Heads, aligned, native_shape, native_work, strided
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
-from tivtok_kernels.schedule import WorkList, key_work, query_work
-
-# Plans that CUDA graphs were captured with: a replay reads their work lists, so they outlive the cache.
-_captured: dict[int, BackwardPlan] = {}
+from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
 
 
 class BackwardPlan(NamedTuple):
@@ -36,7 +33,8 @@ class BackwardPlan(NamedTuple):
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     """dq, dk, dv and, with the TIV keys apart, dk_tiv, dv_tiv."""
     rows, heads, head_dim = call.q.shape
-    plan = _plan(call)
+    plan = _backward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
+    keep_if_captured(plan, call.q.device)
     q, dout, k, v, k_tiv, v_tiv = map(aligned, (call.q, dout, call.k, call.v, *call.tiv_or_own))
     dlse = None if dlse is None else dlse.contiguous()
     stats = torch.empty((heads, rows, 2), dtype=torch.float32, device=q.device)
@@ -51,15 +49,6 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     stream = torch._C._cuda_getCurrentRawStream(q.device.index)  # what torch.cuda.current_stream wraps in an object
     plan.native.launch(call.scale, rows, stream, addresses)
     return grads
-
-
-def _plan(call: Call) -> BackwardPlan:
-    q = call.q
-    heads = Heads(q.shape[1], q.shape[1] // call.k.shape[1], q.shape[2])
-    plan = _backward_plan(call.layout, call.scope, heads, q.dtype, q.device)
-    if torch.cuda.is_current_stream_capturing():
-        _captured[id(plan)] = plan
-    return plan
 
 
 @lru_cache(maxsize=1024)

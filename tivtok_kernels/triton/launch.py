@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
-from tivtok_kernels.schedule import WorkList, key_work, query_work
+from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
 from tivtok_kernels.triton import configs
 from tivtok_kernels.triton.backward import DELTA_ROWS, delta_kernel, key_gradient_kernel, query_gradient_kernel
 from tivtok_kernels.triton.combine import MERGE_ROWS, merge_outputs_kernel, sum_gradients_kernel
@@ -23,9 +23,6 @@ from tivtok_kernels.triton.forward import forward_kernel
 from tivtok_kernels.triton.primitives import LOG2_E, STRIDE_UNIT
 
 _LAUNCH = {"enable_fp_fusion": True}  # scale and maximum enter exponents as one multiply-add
-
-# Plans that CUDA graphs were captured with: a replay reads their work lists, so they outlive the cache.
-_captured: dict[int, Plan] = {}
 
 
 class Shape(NamedTuple):
@@ -141,9 +138,7 @@ def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
     shape, device = _shape(call), call.q.device
     config = configs.select(kernel, configs.architecture(device), configs.padded(shape.head_dim), shape.math)
     plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, configs.workers(device, config), device)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured[id(plan)] = plan
-    return plan
+    return keep_if_captured(plan, device)
 
 
 @lru_cache(maxsize=1024)
