@@ -82,7 +82,7 @@ def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> Train
     """The paper's recipe in small: every term of the loss, two chunks to a clip, the discriminator from step 2 on."""
     return replace(
         config,
-        model=MODEL.replace(native_size=(32, 32), groups_per_chunk=1),
+        model=MODEL.replace(native_size=(32, 32), groups_per_chunk=1, quantizer="softvq", codebook_size=16),
         chunks=2,
         short_sides=(32,),
         batch_size=4,
@@ -91,6 +91,7 @@ def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> Train
         perceptual=PerceptualConfig("alex", lpips_weights),
         adversarial=AdversarialConfig(dinov2, start=2, image_size=28),
         feature_frames=3,
+        entropy=0.01,
     )
 
 

@@ -12,8 +12,10 @@ import safetensors.torch
 import torch
 
 from tivtok import TivTok
+from tivtok.quantizer import SoftVQ
 from tivtok.training import TrainConfig, TrainingError, train
 from tivtok.training.journal import read_log
+from tivtok.training.losses import EntropyPenalty
 from tivtok.training.trainer import Trainer, checkpoint_activations
 
 
@@ -73,7 +75,7 @@ def test_bad_steps_change_nothing_and_too_many_end_the_run(config: TrainConfig, 
 def test_the_whole_recipe_runs_and_logs_every_term(full_config: TrainConfig) -> None:
     train(full_config)
     early, late = read_log(full_config.output)[0], read_log(full_config.output)[-1]
-    always = {"step", "reconstruction", "perceptual", "gradient_norm", "bad_steps", "seconds"}
+    always = {"step", "reconstruction", "perceptual", "entropy", "gradient_norm", "bad_steps", "seconds"}
     assert early.keys() == always
     assert late.keys() == always | {"adversarial", "adaptive_weight", "logits_real", "logits_fake", "discriminator"} | {
         "lecam",
@@ -81,6 +83,34 @@ def test_the_whole_recipe_runs_and_logs_every_term(full_config: TrainConfig) -> 
         "held_out_psnr",
     }
     assert late["bad_steps"] == 0 and 0 < late["adaptive_weight"] < 1e4
+
+
+def test_the_entropy_penalty_is_of_the_last_steps_tokens_and_reaches_encoder_and_codebook(
+    full_config: TrainConfig,
+) -> None:
+    torch.manual_seed(0)
+    model = TivTok(full_config.model)
+    assert isinstance(model.quantizer, SoftVQ)
+    penalty = EntropyPenalty(model.quantizer)
+    video = torch.rand(2, 3, 4, 32, 32) * 2 - 1
+    model.eval()(video)
+    model.train()(-video)
+    got = penalty.take()
+    tokens = torch.cat([x.flatten(0, -2) for x in model.encoder(-video)])
+    torch.testing.assert_close(got, model.quantizer.entropy_penalty(tokens))
+    got.backward()
+    for weight in (model.encoder.to_latent.weight, model.quantizer.codebook):
+        assert weight.grad is not None and weight.grad.abs().max() > 0
+
+
+def test_the_entropy_penalty_changes_the_run(full_config: TrainConfig) -> None:
+    config = replace(full_config, steps=2, adversarial=None)
+    for run in (config, replace(config, output=config.output / "without", entropy=0.0)):
+        train(run)
+    with_it, without = (read_log(folder) for folder in (config.output, config.output / "without"))
+    assert with_it[0]["reconstruction"] == without[0]["reconstruction"]
+    assert with_it[1]["reconstruction"] != without[1]["reconstruction"]
+    assert "entropy" not in without[0]
 
 
 def test_the_long_video_stage_begins_with_the_first_ones_weights(full_config: TrainConfig, tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ class TrainConfig:
         reconstruction: "l1" (the paper's) or "mse" (maximises PSNR).
         perceptual: LPIPS term, none by default.
         adversarial: discriminator and adversarial term, none by default.
+        entropy: weight of SoftVQ's entropy penalty, which keeps the codebook in use (0.01 in arXiv 2412.10958; TivTok's
+            paper names none).
         feature_frames: how many frames of a clip, picked at random, go through LPIPS and the discriminator; all by
             default.
         optimizer: "adamw" (the paper's), or "muon" for the matrices inside the blocks with AdamW for the rest.
@@ -119,6 +121,7 @@ class TrainConfig:
     reconstruction: Literal["l1", "mse"] = "l1"
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
+    entropy: float = 0.0
     feature_frames: int | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
@@ -147,6 +150,10 @@ class TrainConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
+        if self.entropy and self.model.quantizer != "softvq":
+            raise ValueError(
+                f'entropy is for model.quantizer "softvq", got {self.entropy} with {self.model.quantizer!r}'
+            )
         if self.feature_frames is not None and not 1 <= self.feature_frames <= self.clip_frames:
             raise ValueError(
                 f"feature_frames must be between 1 and the clip's {self.clip_frames}, got {self.feature_frames}"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tivtok.metrics.lpips import LPIPS
 from tivtok.model import TivTok
 from tivtok.patchify import patchify
+from tivtok.quantizer import SoftVQ
 from tivtok.training.config import TrainConfig
 from tivtok.weights import find_weights
 
@@ -50,6 +52,25 @@ def reconstruction_terms(
         images = (x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (reconstruction, video))
         terms["perceptual"] = config.perceptual.weight * perceptual(*images).mean()
     return terms
+
+
+class EntropyPenalty:
+    """SoftVQ's penalty on the tokens of the model's last forward pass in training, TIV and TV together."""
+
+    def __init__(self, quantizer: SoftVQ) -> None:
+        self.quantizer = quantizer
+        self._tokens: list[Tensor] = []
+        quantizer.register_forward_hook(self._keep_input)
+
+    def take(self) -> Tensor:
+        """The penalty, differentiable with respect to encoder and codebook; forgets the tokens."""
+        tokens = torch.cat([x.flatten(0, -2) for x in self._tokens]).float()
+        self._tokens.clear()
+        return self.quantizer.entropy_penalty(tokens)
+
+    def _keep_input(self, quantizer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if quantizer.training:
+            self._tokens.append(inputs[0])
 
 
 class LastLayer:

@@ -20,7 +20,14 @@ from tivtok.training.average import WeightAverage
 from tivtok.training.config import TrainConfig
 from tivtok.training.diffaug import NUM_DRAWS
 from tivtok.training.discriminator import DinoFeatures
-from tivtok.training.losses import LastLayer, Perceptual, adaptive_weight, load_perceptual, reconstruction_terms
+from tivtok.training.losses import (
+    EntropyPenalty,
+    LastLayer,
+    Perceptual,
+    adaptive_weight,
+    load_perceptual,
+    reconstruction_terms,
+)
 from tivtok.training.optim import build_optimizers, schedule
 from tivtok.training.randomness import Purpose, generator
 from tivtok.training.state import model_state, optimizer_state, part, restore_model, restore_optimizers
@@ -48,6 +55,7 @@ class Trainer:
         self.accelerator = accelerator
         model = TivTok(config.model).to(accelerator.device)
         self.last_layer = LastLayer(model)
+        self.entropy = EntropyPenalty(model.quantizer) if config.entropy else None
         if config.activation_checkpointing:
             checkpoint_activations(model)
         if config.compile:
@@ -92,8 +100,12 @@ class Trainer:
             (push,) = torch.autograd.grad(terms["adversarial"], output)
             terms["adaptive_weight"] = self._balance(gradient, push)
             gradient = gradient + adversary.config.weight * terms["adaptive_weight"] * push
+        loss = (reconstruction * gradient).sum()
+        if self.entropy is not None:
+            terms["entropy"] = config.entropy * self.entropy.take()
+            loss = loss + terms["entropy"]
 
-        self.accelerator.backward((reconstruction * gradient).sum())
+        self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         stats = self.accelerator.reduce(torch.stack([x.detach() for x in terms.values()]), "mean")
         good = bool(torch.isfinite(stats.sum() + norm))
