@@ -28,6 +28,9 @@ class TivTokConfig:
         codebook_size, softvq_temperature: of SoftVQ.
         qk_norm: RMS-normalise queries and keys per head.
         rope_theta: base of the 3D rotary frequencies.
+        latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
+            spread evenly over the frame, so that each can find what is near it, and positions are counted in patches
+            of ``native_size`` at any size.
     """
 
     name: str = "t128-base"
@@ -48,6 +51,7 @@ class TivTokConfig:
     softvq_temperature: float = 0.07
     qk_norm: bool = False
     rope_theta: float = 10_000.0
+    latent_positions: Literal["none", "grid"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
@@ -63,6 +67,8 @@ class TivTokConfig:
             raise ValueError(f'decoder must be "shared" or "per_frame", got {self.decoder!r}')
         if self.quantizer not in ("none", "softvq"):
             raise ValueError(f'quantizer must be "none" or "softvq", got {self.quantizer!r}')
+        if self.latent_positions not in ("none", "grid"):
+            raise ValueError(f'latent_positions must be "none" or "grid", got {self.latent_positions!r}')
 
     @classmethod
     def preset(cls, name: str, size: str = "base") -> TivTokConfig:
@@ -114,6 +120,13 @@ class TivTokConfig:
         return self.width // self.heads
 
     @property
+    def latent_grid(self) -> tuple[int, int] | None:
+        """Rows and columns that latent tokens are spread over, in patches; None where they have no position."""
+        if self.latent_positions == "none":
+            return None
+        return -(-self.native_size[0] // self.patch[1]), -(-self.native_size[1] // self.patch[2])
+
+    @property
     def patch_values(self) -> int:
         """Numbers in one RGB patch."""
         return 3 * prod(self.patch)
@@ -155,4 +168,7 @@ _TINY = TivTokConfig(
     encoder_layers=3,
     decoder_layers=3,
     native_size=(64, 64),
+    qk_norm=True,
+    rope_theta=20.0,
+    latent_positions="grid",
 )

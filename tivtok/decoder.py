@@ -55,6 +55,13 @@ class Decoder(nn.Module):
         tv = self.from_latent(tv) + self.tv_embedding
         return torch.cat([tv, self.patch_query.expand(*tv.shape[:2], num_patches, -1)], dim=2)
 
+    def _rotary(self, grid: tuple[int, int, int], like: Tensor, tokens_before: int = 0) -> Rotary:
+        # Every group sits at time 0: a decoder that never compares frames has no use for their order.
+        config = self.config
+        return rotary_table(
+            config.head_dim, config.num_tv, grid, config.rope_theta, tokens_before, config.latent_grid, like.device
+        )
+
     def _pixels(self, x: Tensor) -> Tensor:
         return self.to_pixels(self.norm(x))
 
@@ -65,9 +72,10 @@ class SharedDecoder(Decoder):
     def prepare(self, tiv: Tensor) -> Prepared:
         x = self.from_latent(tiv) + self.tiv_embedding
         layout = SifLayout.uniform(x.shape[0], x.shape[1], 0, 0)
+        rotary = self._rotary((0, 1, 1), tiv, self.config.num_tiv) if self.config.latent_grid else None
         prepared: Prepared = []
         for block in self.blocks:
-            q, k, v = block.qkv(x)
+            q, k, v = block.qkv(x, rotary)
             prepared.append((k, v))
             x = block.finish(x, sif_attention(q, k, v, layout, tiv_scope="tiv"))
         return prepared
@@ -75,7 +83,7 @@ class SharedDecoder(Decoder):
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
         config = self.config
         x = self._frame_rows(tv, rows * columns)  # (B, T, L, width)
-        rotary = self._rotary(rows, columns, tv)
+        rotary = self._rotary((1, rows, columns), tv)
         layout = SifLayout.from_lengths(
             num_tiv=[config.num_tiv] * (len(frames_of_set) * tv.shape[0]),
             frame_tokens=[[x.shape[2]] * frames for frames in frames_of_set] * tv.shape[0],
@@ -84,12 +92,6 @@ class SharedDecoder(Decoder):
             packed = [t.flatten(0, 2) for t in block.qkv(x, rotary)] + [t.flatten(0, 1) for t in tiv]
             x = block.finish(x, broadcast_attention(*packed, layout=layout).unflatten(0, x.shape[:3]))
         return self._pixels(x[:, :, config.num_tv :])
-
-    def _rotary(self, rows: int, columns: int, like: Tensor) -> Rotary:
-        # Every group sits at time 0: a decoder that never compares frames has no use for their order.
-        return rotary_table(
-            self.config.head_dim, self.config.num_tv, (1, rows, columns), self.config.rope_theta, device=like.device
-        )
 
 
 class PerFrameDecoder(Decoder):
@@ -106,9 +108,7 @@ class PerFrameDecoder(Decoder):
         tiv = tiv.unflatten(0, (batch, -1)).repeat_interleave(counts, dim=1, output_size=frames)
         x = torch.cat([tiv, self._frame_rows(tv, rows * columns)], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
         layout = SifLayout.uniform(batch * frames, config.num_tiv, 1, x.shape[1] - config.num_tiv)
-        rotary = rotary_table(
-            config.head_dim, config.num_tv, (1, rows, columns), config.rope_theta, config.num_tiv, tv.device
-        )
+        rotary = self._rotary((1, rows, columns), tv, config.num_tiv)
         for block in self.blocks:
             q, k, v = block.qkv(x, rotary)
             x = block.finish(x, sif_attention(q, k, v, layout))

@@ -62,4 +62,6 @@ class Encoder(nn.Module):
 
     def _rotary(self, grid: tuple[int, int, int], like: Tensor) -> Rotary:
         config = self.config
-        return rotary_table(config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, like.device)
+        return rotary_table(
+            config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, config.latent_grid, like.device
+        )

@@ -23,17 +23,31 @@ def rotary_table(
     grid: tuple[int, int, int],
     theta: float,
     tokens_before: int = 0,
+    latent_grid: tuple[int, int] | None = None,
     device: torch.device | None = None,
 ) -> Rotary:
     """cos and sin, each float32 (rows, head_dim / 2), for rows ``[before | (latents, patches) of group 1 | ...]``.
 
     Args:
-        num_latents: latent tokens at the head of each group; like those before the first group, they are not rotated.
-        grid: frame groups, patch rows and patch columns; positions are the integer grid coordinates.
-        tokens_before: rows ahead of the first group.
+        num_latents: latent tokens at the head of each group.
+        grid: frame groups, patch rows and patch columns.
+        tokens_before: latent tokens ahead of the first group.
+        latent_grid: None: patches are at their integer coordinates and latents are not rotated. Otherwise the rows and
+            columns of a frame in units of position: the patches of any ``grid`` fill it, and so do `places` of latents,
+            those of a group at its time and those before at time 0.
     """
     with torch.inference_mode(False):  # a cached table outlives the mode it was made in
-        return _table(head_dim, num_latents, grid, theta, tokens_before, device)
+        return _table(head_dim, num_latents, grid, theta, tokens_before, latent_grid, device)
+
+
+def places(count: int) -> Tensor:
+    """float64 (count, 2): points spread evenly over the unit square, in rows from top to bottom."""
+    rows = max(1, round(count**0.5))
+    points = []
+    for row in range(rows):
+        columns = count * (row + 1) // rows - count * row // rows
+        points += [((row + 0.5) / rows, (column + 0.5) / columns) for column in range(columns)]
+    return torch.tensor(points, dtype=torch.float64).view(-1, 2)
 
 
 @lru_cache(maxsize=64)
@@ -43,10 +57,15 @@ def _table(
     grid: tuple[int, int, int],
     theta: float,
     tokens_before: int,
+    latent_grid: tuple[int, int] | None,
     device: torch.device | None,
 ) -> Rotary:
-    groups, rows, columns = grid
-    coordinates = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in grid)).view(-1, 3)
+    groups, *size = grid
+    centres = torch.cartesian_prod(*((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in size)).view(-1, 2)
+    in_frame = torch.cat([places(num_latents), centres])
+    in_time = torch.arange(groups, dtype=torch.float64).repeat_interleave(len(in_frame))
+    points = torch.cat([places(tokens_before), in_frame.repeat(groups, 1)]) * torch.tensor(latent_grid or size) - 0.5
+    coordinates = torch.cat([torch.nn.functional.pad(in_time, (tokens_before, 0))[:, None], points], dim=1)
     angles = torch.cat(
         [
             coordinates[:, axis, None] * theta ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
@@ -54,6 +73,7 @@ def _table(
         ],
         dim=1,
     )
-    angles = torch.nn.functional.pad(angles.view(groups, rows * columns, -1), (0, 0, num_latents, 0)).flatten(0, 1)
-    angles = torch.nn.functional.pad(angles, (0, 0, tokens_before, 0))
+    if latent_grid is None:
+        angles[:tokens_before] = 0
+        angles[tokens_before:].unflatten(0, (groups, -1))[:, :num_latents] = 0
     return angles.cos().float().to(device), angles.sin().float().to(device)

@@ -16,11 +16,13 @@ MINIMAL = TivTokConfig(
 )
 
 
-@pytest.fixture(params=["shared", "per_frame"])
+@pytest.fixture(params=["shared", "per_frame", "shared, placed latents", "per_frame, placed latents"])
 def model(request) -> TivTok:
     """A small random model in float64, where equal means equal."""
     torch.manual_seed(0)
-    model = TivTok(MINIMAL.replace(decoder=request.param)).double().eval()
+    decoder, placed, _ = request.param.partition(", ")
+    config = MINIMAL.replace(decoder=decoder, latent_positions="grid" if placed else "none")
+    model = TivTok(config).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():  # away from the near-zero initialisation, so that differences show
             parameter.normal_(std=0.3)

@@ -105,11 +105,8 @@ def test_shared_decoder_equals_a_dense_masked_decoder(model):
     layout = SifLayout.uniform(1, config.num_tiv, groups, config.num_tv + num_patches)
     visible = layout.visibility("tiv")
 
-    cos, sin = decoder._rotary(2, 2, x)
-    tiled = [
-        torch.cat([torch.full((config.num_tiv, t.shape[1]), fill), t.repeat(groups, 1)])
-        for t, fill in ((cos, 1.0), (sin, 0.0))
-    ]
+    of_one_frame = decoder._rotary((1, 2, 2), x, config.num_tiv)
+    tiled = [torch.cat([t[: config.num_tiv], t[config.num_tiv :].repeat(groups, 1)]) for t in of_one_frame]
     for block in decoder.blocks:
         out, _ = masked_attention(*block.qkv(x, tuple(tiled)), visible, config.head_dim**-0.5)
         x = block.finish(x, out)

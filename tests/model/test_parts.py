@@ -9,7 +9,7 @@ from tivtok import TivTok, TivTokConfig
 from tivtok.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.pretrained import CheckpointError
 from tivtok.quantizer import SoftVQ
-from tivtok.rope import rotary_table, split_pairs
+from tivtok.rope import places, rotary_table, split_pairs
 from tivtok_kernels.qk_prepare import prepare_qk
 
 PATCH = (4, 8, 8)
@@ -55,6 +55,33 @@ def test_rotary_scores_depend_on_the_offset_between_patches_only():
 
     torch.testing.assert_close(score((0, 1, 2), (1, 2, 0)), score((1, 2, 3), (2, 3, 1)))
     assert abs(score((0, 0, 0), (0, 0, 1)) - score((0, 0, 1), (0, 0, 0))) > 1e-3
+
+
+def test_placed_latents_turn_like_the_patches_at_their_places():
+    cos, sin = rotary_table(32, 4, (3, 2, 2), 20.0, tokens_before=4, latent_grid=(2, 2))
+    for table in (cos, sin):
+        frames = table[4:].view(3, 8, 16)
+        torch.testing.assert_close(frames[:, :4], frames[:, 4:])  # four places are the four patches of a 2x2 grid
+        torch.testing.assert_close(table[:4], frames[0, 4:])
+    assert not torch.equal(cos[4:8], cos[12:16])  # nor are those of another frame at the same time
+
+
+def test_placed_latents_do_not_move_with_the_size_of_the_video():
+    small, large = (rotary_table(32, 3, (1, *size), 20.0, 5, latent_grid=(8, 6))[0] for size in ((8, 6), (16, 30)))
+    assert torch.equal(small[:8], large[:8])
+    # Three rows of patches for each row of positions: the middle ones are where those were.
+    tall = rotary_table(32, 3, (1, 24, 6), 20.0, 5, latent_grid=(8, 6))[0]
+    torch.testing.assert_close(tall[8:].view(8, 3, 6, 16)[:, 1], small[8:].view(8, 6, 16))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 24, 96, 97])
+def test_places_are_spread_evenly(count):
+    points = places(count)
+    assert points.shape == (count, 2) and (points > 0).all() and (points < 1).all()
+    torch.testing.assert_close(points.sum(0), torch.full((2,), count / 2, dtype=torch.float64), atol=0.6, rtol=0)
+    if count > 1:
+        nearest = (torch.cdist(points, points) + torch.eye(count) * 9).amin(1)
+        assert nearest.min() > 0.7 / count**0.5
 
 
 def test_softvq_is_a_convex_mixture_of_unit_codes():

@@ -19,8 +19,16 @@ from tivtok.model import TivTok
 from tivtok.rope import Rotary, rotary_table
 
 # 3:1 TIV to TV tokens in a chunk of four frame groups, as in T128.
-FULL = TivTokConfig.preset("tiny").replace(
-    name="ablation", num_tiv=24, num_tv=2, width=96, heads=3, encoder_layers=2, decoder_layers=2
+FULL = TivTokConfig(
+    name="ablation",
+    num_tiv=24,
+    num_tv=2,
+    latent_dim=32,
+    width=96,
+    heads=3,
+    encoder_layers=2,
+    decoder_layers=2,
+    native_size=(64, 64),
 )
 
 
@@ -74,7 +82,9 @@ def _timed_rotary(config: TivTokConfig, grid: tuple[int, int, int], like: Tensor
     """The encoder's table, with TV tokens at the time of their group: where all see all, nothing else tells the TV
     tokens of one group from those of another, and all groups would get the same ones."""
     groups = grid[0]
-    tables = rotary_table(config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, like.device)
+    tables = rotary_table(
+        config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, config.latent_grid, like.device
+    )
     times = rotary_table(config.head_dim, 0, (groups, 1, 1), config.rope_theta, device=like.device)
     cos, sin = (table.clone() for table in tables)
     for table, time in zip((cos, sin), times, strict=True):

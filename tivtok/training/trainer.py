@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tivtok.blocks import Block
 from tivtok.model import TivTok
+from tivtok.quantizer import SoftVQ
 from tivtok.training.adversary import Adversary
 from tivtok.training.average import WeightAverage
 from tivtok.training.config import TrainConfig
@@ -55,7 +56,8 @@ class Trainer:
         self.accelerator = accelerator
         model = TivTok(config.model).to(accelerator.device)
         self.last_layer = LastLayer(model)
-        self.entropy = EntropyPenalty(model.quantizer) if config.entropy else None
+        softvq = model.quantizer if isinstance(model.quantizer, SoftVQ) else None
+        self.entropy = EntropyPenalty(softvq) if softvq is not None and config.entropy else None
         if config.activation_checkpointing:
             checkpoint_activations(model)
         if config.compile:
