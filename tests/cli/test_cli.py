@@ -184,6 +184,8 @@ def test_eval_takes_files_and_folders(files: Files, tmp_path: Path, capsys: pyte
     out = capsys.readouterr().out
     assert "clip.mp4" in out and "b.mp4" in out and "mean of 2" in out and "data range 255" in out
     assert "seams" in out and "across chunk borders" in out
+    assert main(["eval", files.clip, "--model", files.model, "--tiv-sets", "auto"]) == 0
+    assert "auto TIV set(s)" in capsys.readouterr().out
     (tmp_path / "b.mp4").unlink()
     assert "there are no videos" in fails(capsys, ["eval", str(tmp_path), "--model", files.model])
 

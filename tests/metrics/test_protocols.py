@@ -70,10 +70,10 @@ def test_streamed_scores_equal_those_of_whole_videos(random_weights: Path) -> No
     def features(video: torch.Tensor) -> torch.Tensor:
         return video.mean(dim=(3, 4)).flatten(1)
 
-    evaluation = Evaluation(PROTOCOLS["whole"], 12, {"lpips-alex": network}, features)
+    evaluation = Evaluation(PROTOCOLS["whole"], {"lpips-alex": network}, features)
     pairs = [(frames(n), frames(n + 10)) for n in range(2)]
     for a, b in pairs:
-        scores = evaluation.add(zip(a.split(12), b.split(12), strict=True))
+        scores = evaluation.add(zip(a.split(12), b.split(12), strict=True), 12)
         assert scores["psnr"] == pytest.approx(float(psnr(b, a).mean()), rel=1e-6)
         assert scores["ssim"] == pytest.approx(float(ssim(b, a).mean()), rel=1e-6)
         x, y = (frames_to_video(v).transpose(0, 1) for v in (a, b))
@@ -96,8 +96,8 @@ def test_psnr_of_clips_is_of_their_mean_error() -> None:
     original = torch.full((4, 16, 16, 3), 100, dtype=torch.uint8)
     reconstruction = original.clone()
     reconstruction[2:] += 10
-    evaluation = Evaluation(PROTOCOLS["larp"], 16, {}, None)
-    scores = evaluation.add([(original, reconstruction)])
+    evaluation = Evaluation(PROTOCOLS["larp"], {}, None)
+    scores = evaluation.add([(original, reconstruction)], 16)
     assert scores["psnr"] == pytest.approx(float(10 * torch.tensor(255**2 / 50).log10()), rel=1e-5)
 
 

@@ -68,6 +68,7 @@ def test_seams_are_changes_across_chunk_borders() -> None:
     border, inside = seams(changes[:3], 4)
     assert math.isnan(border) and inside == 1
     assert math.isnan(seams(changes[:0], 4)[1])
+    assert seams(changes, [4, 6]) == (10.0, 1.5)
 
 
 def test_side_by_side_is_even_and_keeps_every_pixel() -> None:

@@ -26,9 +26,11 @@ from tivtok.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tivtok.config import TivTokConfig
     from tivtok.metrics.evaluation import Evaluation
     from tivtok.metrics.protocols import Protocol
     from tivtok.model import TivTok
+    from tivtok.tiv_sets import TivSets
 
 METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
 # Scores of each video, and their titles.
@@ -90,7 +92,8 @@ def evaluate(
         source = Source(file, size, tokenizer)
         chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
         tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
-        scores = evaluation.add(zip(chunks("decoding"), decode_stream(tokenizer, tokens), strict=True))
+        pairs = zip(chunks("decoding"), decode_stream(tokenizer, tokens), strict=True)
+        scores = evaluation.add(pairs, _chunk_frames(chunks, tokenizer.config, sets))
         videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
         out.print(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}", soft_wrap=True)
     means = evaluation.means()
@@ -157,7 +160,16 @@ def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Pa
     i3d = None
     if "rfvd" in wanted:
         i3d = load_i3d(find_weights("i3d" if rules.features == "logits" else "i3d-torchscript", folder), device)
-    return Evaluation(rules, tokenizer.config.chunk_frames, lpips, i3d)
+    return Evaluation(rules, lpips, i3d)
+
+
+def _chunk_frames(chunks: Callable[[str], Iterator[Tensor]], config: TivTokConfig, sets: TivSets) -> int | list[int]:
+    """The frames of each chunk, as `seams` takes them."""
+    from tivtok.shots import end_at_cuts
+
+    if sets != "auto":
+        return config.chunk_frames
+    return [len(chunk) for chunk in end_at_cuts(chunks("finding cuts"), config.chunk_frames, config.frames_per_group)]
 
 
 def _clip(source: Source, rules: Protocol) -> Callable[[str], Iterator[Tensor]]:

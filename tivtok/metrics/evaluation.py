@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,14 +24,12 @@ class Evaluation:
 
     Attributes:
         protocol: what the numbers mean.
-        chunk_frames: frames that the model encodes together, whose borders may show as seams.
         lpips: networks by the name their score gets.
         features: for rFVD, by `load_i3d`; None without.
         videos: the scores of each video so far.
     """
 
     protocol: Protocol
-    chunk_frames: int
     lpips: dict[str, LPIPS]
     features: Callable[[Tensor], Tensor] | None
     videos: list[dict[str, float]] = field(default_factory=list)
@@ -40,8 +38,13 @@ class Evaluation:
         self._originals, self._reconstructions = FeatureStatistics(), FeatureStatistics()
 
     @torch.no_grad()
-    def add(self, pairs: Iterable[Pair]) -> dict[str, float]:
-        """Score the next video: means over its frames by metric (NaN where there is none)."""
+    def add(self, pairs: Iterable[Pair], chunk_frames: int | Sequence[int]) -> dict[str, float]:
+        """Score the next video: means over its frames by metric (NaN where there is none).
+
+        Args:
+            pairs: of all its frames, in order.
+            chunk_frames: the frames that the model encoded together, whose borders may show, as in `seams`.
+        """
         frame_scores: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *self.lpips)}
         changes: list[Tensor] = []
         before: Tensor | None = None  # the last frames of the chunk before, so that the change between chunks is seen
@@ -61,7 +64,7 @@ class Evaluation:
             errors = 10 ** (-torch.cat(frame_scores["psnr"]) / 10)
             scores["psnr"] = float(-10 * errors.mean().log10())
         for name, change in zip(("seams", "seams_original"), torch.cat(changes, dim=1), strict=True):
-            border, inside = seams(change, self.chunk_frames)
+            border, inside = seams(change, chunk_frames)
             scores[name] = border / inside if inside else float("nan")
         self.videos.append(scores)
         return scores

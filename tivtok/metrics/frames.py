@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -47,7 +48,7 @@ def frame_changes(frames: Tensor) -> Tensor:
     return (frames[1:].float() - frames[:-1].float()).abs().mean((1, 2, 3))
 
 
-def seams(changes: Tensor, chunk_frames: int) -> tuple[float, float]:
+def seams(changes: Tensor, chunk_frames: int | Sequence[int]) -> tuple[float, float]:
     """Boundary flicker: the mean change across chunk borders, and inside chunks.
 
     Their ratio is about 1 where chunks join invisibly. A reconstruction has seams as far as its ratio exceeds the
@@ -55,11 +56,16 @@ def seams(changes: Tensor, chunk_frames: int) -> tuple[float, float]:
 
     Args:
         changes: (F - 1,) of a whole video, by `frame_changes`.
+        chunk_frames: the length of all chunks but the last, or of each.
 
     Returns:
         Levels of 8 bits; NaN where there is no border, or nothing inside.
     """
-    at_border = torch.arange(1, len(changes) + 1) % chunk_frames == 0
+    starts = torch.arange(1, len(changes) + 1)
+    if isinstance(chunk_frames, int):
+        at_border = starts % chunk_frames == 0
+    else:
+        at_border = torch.isin(starts, torch.tensor(chunk_frames).cumsum(0))
     return float(changes[at_border].mean()), float(changes[~at_border].mean())
 
 
