@@ -65,7 +65,7 @@ def test_only_the_dense_encoder_lets_tv_tokens_see_other_frames() -> None:
 
 @torch.no_grad()
 def test_dense_tv_tokens_differ_between_groups_of_the_same_content() -> None:
-    """By the time they are given; without, all see all alike."""
+    """By their positions in time; without, all see all alike."""
     still = video(4).repeat(1, 1, 4, 1, 1)
     _, tv = randomised("no-sif").encoder(still)
     assert (tv[:, 0] - tv[:, 1]).abs().max() > 1e-3

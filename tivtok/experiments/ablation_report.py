@@ -141,8 +141,9 @@ Difference: PSNR at 32 frames (two chunks, one TIV set) minus that of the full m
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-- "No SIF" and "no broadcasting" let every token see every other of the chunk. Their TV tokens are given the time of \
-their frame group; without it, tokens that see the same things in the same way are the same in every group.
+- "No SIF" and "no broadcasting" let every token see every other of the chunk. TV tokens have the position of their \
+frame group in time (`latent_positions = "grid"`, in all variants); without it, tokens that see the same things in the \
+same way would be the same in every group.
 - "No split" and "no reuse" have as many tokens as the full model at 32 frames; the ratios 1:1 and 1:3 as many per \
 chunk.
 

@@ -16,7 +16,6 @@ from tivtok.config import TivTokConfig
 from tivtok.decoder import Decoder, Prepared
 from tivtok.encoder import Encoder
 from tivtok.model import TivTok
-from tivtok.rope import Rotary, rotary_table
 
 # 3:1 TIV to TV tokens in a chunk of four frame groups, as in T128.
 FULL = TivTokConfig(
@@ -28,7 +27,10 @@ FULL = TivTokConfig(
     heads=3,
     encoder_layers=2,
     decoder_layers=2,
-    native_size=(64, 64),
+    native_size=(32, 32),
+    qk_norm=True,
+    rope_theta=20.0,
+    latent_positions="grid",
 )
 
 
@@ -37,9 +39,6 @@ class DenseEncoder(Encoder):
 
     def _layout(self, batch: int, groups: int, frame_tokens: int) -> SifLayout:
         return _dense(batch, self.config.num_tiv + groups * frame_tokens)
-
-    def _rotary(self, grid: tuple[int, int, int], like: Tensor) -> Rotary:
-        return _timed_rotary(self.config, grid, like)
 
 
 class JointDecoder(Decoder):
@@ -65,7 +64,7 @@ class JointDecoder(Decoder):
     def _chunk(self, tiv: Tensor, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
         x = torch.cat([tiv, frames.flatten(1, 2)], dim=1)
         layout = _dense(x.shape[0], x.shape[1])
-        rotary = _timed_rotary(self.config, grid, x)
+        rotary = self._rotary(grid, x, self.config.num_tiv)
         for block in self.blocks:
             q, k, v = block.qkv(x, rotary)
             x = block.finish(x, sif_attention(q, k, v, layout))
@@ -76,20 +75,6 @@ class JointDecoder(Decoder):
 def _dense(batch: int, rows: int) -> SifLayout:
     """All rows are TIV rows, so that each sees all."""
     return SifLayout.uniform(batch, rows, 0, 0)
-
-
-def _timed_rotary(config: TivTokConfig, grid: tuple[int, int, int], like: Tensor) -> Rotary:
-    """The encoder's table, with TV tokens at the time of their group: where all see all, nothing else tells the TV
-    tokens of one group from those of another, and all groups would get the same ones."""
-    groups = grid[0]
-    tables = rotary_table(
-        config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, config.latent_grid, like.device
-    )
-    times = rotary_table(config.head_dim, 0, (groups, 1, 1), config.rope_theta, device=like.device)
-    cos, sin = (table.clone() for table in tables)
-    for table, time in zip((cos, sin), times, strict=True):
-        table[config.num_tiv :].unflatten(0, (groups, -1))[:, : config.num_tv] = time[:, None]
-    return cos, sin
 
 
 @dataclass(frozen=True)
