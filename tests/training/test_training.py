@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
@@ -13,7 +15,7 @@ import torch
 
 from tivtok import TivTok
 from tivtok.quantizer import SoftVQ
-from tivtok.training import TrainConfig, TrainingError, train
+from tivtok.training import TrainConfig, TrainingError, TrainingStopped, train
 from tivtok.training.journal import read_log
 from tivtok.training.losses import EntropyPenalty
 from tivtok.training.trainer import Trainer, checkpoint_activations
@@ -42,6 +44,26 @@ def test_killed_and_resumed_is_the_same_run(
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert curve(twice.output) == curve(config.output)
     assert [record["step"] for record in curve(twice.output)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_saves_and_the_same_run_goes_on(config: TrainConfig, tmp_path: Path, monkeypatch) -> None:
+    train(config)
+    twice = replace(config, output=tmp_path / "twice", save_every=100)
+    step = Trainer.step
+
+    def terminated(self: Trainer, video: torch.Tensor, number: int):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, video, number)
+
+    with monkeypatch.context() as patched, pytest.raises(TrainingStopped, match="SIGTERM after step 4: the state is"):
+        patched.setattr(Trainer, "step", terminated)
+        train(twice)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(twice)
+    expected, got = files(config.output), files(twice.output)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert curve(twice.output) == curve(config.output)
 
 
 def test_the_loss_falls_and_the_checkpoint_loads(config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ def train(
     Example: tivtok train configs/tiny.toml
     """
     try:
-        from tivtok.training import TrainConfig, TrainingError
+        from tivtok.training import TrainConfig, TrainingError, TrainingStopped
         from tivtok.training import train as run
     except ModuleNotFoundError as error:
         raise CommandError(f"training needs {error.name}: pip install 'tivtok[train]'") from None
@@ -27,4 +28,7 @@ def train(
         checkpoint = run(TrainConfig.load(config))
     except TrainingError as error:
         raise CommandError(str(error)) from None
+    except TrainingStopped as stopped:
+        out.print(str(stopped), soft_wrap=True)
+        raise typer.Exit(128 + signal.SIGTERM) from None
     out.print(f"wrote {checkpoint}", soft_wrap=True)

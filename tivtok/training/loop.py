@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +29,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why."""
 
 
+class TrainingStopped(RuntimeError):
+    """Somebody asked for it with SIGTERM, and the state is saved."""
+
+
 def train(config: TrainConfig) -> Path:
     """Train a tokenizer, or resume the run in ``config.output`` if one was interrupted there.
 
@@ -37,6 +44,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError: the data, the state found or the processes do not fit the config, or weights are missing.
         TrainingError: too many steps in a row had a loss or gradient that is not finite.
+        TrainingStopped: one of the processes got SIGTERM.
     """
     # Precision is the config's; "no" also overrides what accelerate's own configuration might say.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
@@ -48,7 +56,8 @@ def train(config: TrainConfig) -> Path:
     evaluation = Evaluation(trainer, held_out)
 
     means, bad_in_a_row, started = _Means(), 0, time.monotonic()
-    with Journal(config.output, first_step, config.steps, accelerator.is_main_process) as journal:
+    main = accelerator.is_main_process
+    with Journal(config.output, first_step, config.steps, main) as journal, _sigterm_as_trigger(accelerator):
         for done, video in enumerate(batches, first_step + 1):
             stats = trainer.step(video.to(accelerator.device, non_blocking=True), done - 1)
             bad_in_a_row = 0 if stats else bad_in_a_row + 1
@@ -66,10 +75,23 @@ def train(config: TrainConfig) -> Path:
                     record["held_out_psnr"] = evaluation.psnr()
                     journal.show(done, evaluation.shown)
                 journal.record(done, record)
-            if last or done % config.save_every == 0:
+            stopping = accelerator.check_trigger()  # on any process, so that all of them save together
+            if last or stopping or done % config.save_every == 0:
                 _save(trainer, config, done)
+            if stopping and not last:
+                raise TrainingStopped(f"SIGTERM after step {done}: the state is saved, the same command goes on")
     accelerator.wait_for_everyone()
     return config.output / CHECKPOINT_FOLDER
+
+
+@contextmanager
+def _sigterm_as_trigger(accelerator: Accelerator) -> Iterator[None]:
+    """SIGTERM, by which clusters say that they take the machine back, sets accelerate's trigger."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: accelerator.set_trigger())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _restore(trainer: Trainer, config: TrainConfig) -> int:
