@@ -16,7 +16,7 @@ def train(
 ) -> None:
     """Train a tokenizer, or go on with a run that was interrupted.
 
-    Example: tivtok train configs/tiny.toml
+    Example: tivtok train configs/tiny-groups.toml
     """
     try:
         from tivtok.training import TrainConfig, TrainingError, TrainingStopped

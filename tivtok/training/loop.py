@@ -103,7 +103,12 @@ def _restore(trainer: Trainer, config: TrainConfig) -> int:
         trainer.bad_steps = counts["bad_steps"]
         return counts["step"]
     if config.start_from is not None:
-        trainer.begin_from(load_state(config.start_from / STATE_FILE)[0])
+        path = config.start_from / STATE_FILE
+        if not path.exists():
+            raise ValueError(
+                f"start_from must be the output of a run that has saved its state, got {config.start_from}"
+            )
+        trainer.begin_from(load_state(path)[0])
     return 0
 
 
