@@ -139,7 +139,7 @@ def test_the_long_video_stage_begins_with_the_first_ones_weights(full_config: Tr
     first = replace(full_config, steps=3, chunks=1)
     train(first)
     second = replace(full_config, output=tmp_path / "long", start_from=first.output, steps=1, learning_rate=0.0)
-    with pytest.raises(ValueError, match="start_from must be the output of a run that has saved its state"):
+    with pytest.raises(ValueError, match="start_from must be the output of a run with a saved state"):
         train(replace(second, start_from=tmp_path / "nowhere"))
     second = replace(second, adversarial=replace(second.adversarial, start=1))
     train(second)

@@ -106,7 +106,7 @@ def _restore(trainer: Trainer, config: TrainConfig) -> int:
         path = config.start_from / STATE_FILE
         if not path.exists():
             raise ValueError(
-                f"start_from must be the output of a run that has saved its state, got {config.start_from}"
+                f"start_from must be the output of a run with a saved state, got {config.start_from}"
             )
         trainer.begin_from(load_state(path)[0])
     return 0
