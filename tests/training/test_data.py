@@ -59,7 +59,7 @@ def test_every_epoch_has_every_video_once_in_another_order(config: TrainConfig) 
             seen.append(video)
             return torch.zeros(count, 20, 20, 3, dtype=torch.uint8)
 
-    clips = TrainingClips(Recorder(), config)
+    clips = TrainingClips(Recorder(), replace(config, augmentation="flip"))
     for number in range(20):
         clips[number]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
@@ -72,6 +72,35 @@ def test_flip_takes_centre_crops_and_only_mirrors_them(config: TrainConfig, on_d
     assert any(mirrored)
     strong = TrainingClips(on_disk.videos, replace(config, short_sides=(16,)))
     assert len({strong[number].numpy().tobytes() for number in range(16)}) == 16
+
+
+def test_strong_turns_recolours_and_mixes(config: TrainConfig) -> None:
+    """Videos whose red grows to the right, by as many levels a pixel as their number says."""
+
+    class Ramps:
+        def __len__(self) -> int:
+            return 2
+
+        def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> torch.Tensor:
+            frames = torch.zeros(count, 20, 20, 3, dtype=torch.uint8)
+            frames[..., 0] = 60 + (2 + 2 * video) * torch.arange(20, dtype=torch.uint8)
+            return frames
+
+    clips = TrainingClips(Ramps(), config)
+    slopes, channels, downwards, of_one = set(), set(), set(), 0
+    for number in range(64):
+        clip = clips[number]
+        lit = clip.amax((1, 2, 3)) > clip.amax((1, 2, 3)).min() + 1e-3
+        if int(lit.sum()) != 1:
+            continue  # two clips whose red went to different channels
+        of_one += 1
+        (channel,) = clip[lit]
+        across, down = (float((channel.roll(-1, axis) - channel)[0, 2, 2]) for axis in (2, 1))
+        channels.add(int(lit.nonzero()))
+        downwards.add(abs(down) > abs(across))
+        slopes.add((across > 1e-4) - (across < -1e-4))
+    assert channels == {0, 1, 2} and downwards == {False, True} and slopes == {-1, 0, 1}
+    assert of_one < 64
 
 
 def test_unreadable_videos_are_reported_and_replaced(

@@ -83,7 +83,7 @@ class TrainConfig:
             random one of these, so larger means closer views. By default that of ``native_size``.
         strides: video frames from one training frame to the next, one picked at random per clip.
         augmentation: "flip": centre crops, mirrored or not (the paper's). "strong": also random crops, reversed time,
-            contrast and brightness (for few videos).
+            contrast, brightness, swapped colours and axes, and mixtures of two clips (for few videos).
         reconstruction: "l1" (the paper's) or "mse" (maximises PSNR).
         perceptual: LPIPS term, none by default.
         adversarial: discriminator and adversarial term, none by default.

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 # So many unreadable videos one after another are no accident.
 MAX_UNREADABLE = 20
 
+# Probability that "strong" augmentation mixes another clip into one: twice the content to tell apart.
+BLENDED = 0.5
+
 
 class Videos(Protocol):
     """Where clips come from."""
@@ -85,15 +88,20 @@ class TrainingClips(Dataset[Tensor]):
         """
         epoch, place = divmod(number, len(self.videos))
         order = _order(self.config.seed, epoch, len(self.videos))
+        rng = generator(self.config.seed, Purpose.CLIP, number)
         for attempt in range(MAX_UNREADABLE):
             try:
-                return self._clip(int(order[(place + attempt) % len(order)]), number)
+                clip = self._clip(int(order[(place + attempt) % len(order)]), rng)
+                if self.config.augmentation == "strong" and rng.random() < BLENDED:
+                    other = self._clip(int(rng.integers(len(order))), rng)
+                    clip = torch.lerp(clip, other, float(rng.uniform(0, 0.5)))
+                return clip
             except VideoError as error:
                 log.warning("%s", error)
         raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
 
-    def _clip(self, video: int, number: int) -> Tensor:
-        config, rng = self.config, generator(self.config.seed, Purpose.CLIP, number)
+    def _clip(self, video: int, rng: np.random.Generator) -> Tensor:
+        config = self.config
         side, stride = int(rng.choice(config.short_sides)), int(rng.choice(config.strides))
         frames = self.videos.clip(video, side, config.clip_frames, stride, position=rng.random())
         if config.augmentation == "flip":
@@ -102,6 +110,9 @@ class TrainingClips(Dataset[Tensor]):
             frames = frames.flip(0) if rng.random() < 0.5 else frames
             clip = frames_to_video(_crop(frames, config.model.native_size, (rng.random(), rng.random())))
             clip = (clip * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)).clamp(-1, 1)
+            clip = clip[torch.from_numpy(rng.permutation(3))]
+            clip = clip.flip(-2) if rng.random() < 0.5 else clip
+            clip = clip.mT if clip.shape[-2] == clip.shape[-1] and rng.random() < 0.5 else clip
         return clip.flip(-1) if rng.random() < 0.5 else clip
 
 

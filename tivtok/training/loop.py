@@ -105,9 +105,7 @@ def _restore(trainer: Trainer, config: TrainConfig) -> int:
     if config.start_from is not None:
         path = config.start_from / STATE_FILE
         if not path.exists():
-            raise ValueError(
-                f"start_from must be the output of a run with a saved state, got {config.start_from}"
-            )
+            raise ValueError(f"start_from must be the output of a run with a saved state, got {config.start_from}")
         trainer.begin_from(load_state(path)[0])
     return 0
 
