@@ -98,7 +98,7 @@ class TivTok(nn.Module):
             lengths = chunk_lengths(video, config.chunk_frames, config.frames_per_group)
         tiv, tv = self.encode_chunks(video, lengths)
         groups_of_chunk = torch.tensor([config.num_groups(length) for length in lengths])
-        set_of_chunk = assign_chunks(tiv, tiv_sets, (groups_of_chunk == config.groups_per_chunk).tolist())
+        set_of_chunk = assign_chunks(tiv, tiv_sets, (groups_of_chunk / config.groups_per_chunk).tolist())
         return Tokens(
             tiv=merge_tiv(tiv, set_of_chunk),
             tv=tv,

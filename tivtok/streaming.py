@@ -67,7 +67,7 @@ def encode_to_file(
             video = frames_to_video(chunk.to(_device(model)))[None]
             tiv, tv = model.encode_chunks(video)
             out.add_tv(tv[0])
-            runs.add(tiv[0, 0].cpu(), tv.shape[1], whole=tv.shape[1] == config.groups_per_chunk)
+            runs.add(tiv[0, 0].cpu(), tv.shape[1], tv.shape[1] / config.groups_per_chunk)
             num_frames += len(chunk)
             height, width = chunk.shape[1:3]
         out.close(

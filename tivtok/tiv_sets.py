@@ -10,9 +10,10 @@ from torch import Tensor
 
 TivSets = int | Literal["auto"]
 
-# "auto" starts a new set above this `tiv_distance`: a small one as long as a video has no cuts, so that sharing loses
-# nothing, a larger one afterwards, since ending chunks at cuts has gained more than it loses (docs/long-video.md).
-AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS = 0.001, 0.02
+# "auto" starts a new set above this `tiv_distance`: a small one, at which sharing loses nothing, and a larger one while
+# cuts have cost sets that sharing has not yet saved: ending chunks there has gained more than it loses
+# (docs/long-video.md).
+AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.001, 0.1
 
 
 class TivRuns:
@@ -25,36 +26,36 @@ class TivRuns:
     Args:
         tiv_sets: how many TIV sets the video gets.
         hand_on: called with the mean of each run and the number of its frame groups, in order.
-        auto_distances: the `tiv_distance` above which "auto" starts a new set, before and after the first cut.
+        auto_distances: the `tiv_distance` above which "auto" starts a new set, without and with sets to be saved.
     """
 
     def __init__(
         self,
         tiv_sets: TivSets,
         hand_on: Callable[[Tensor, int], None],
-        auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS),
+        auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT),
     ) -> None:
         self.tiv_sets = tiv_sets
         self.num_runs = 0
-        self._auto_distance, self._distance_after_cuts = auto_distances
+        self._auto_distances = auto_distances
+        self._debt = 0.0  # sets more than chunks of even length would have had
         self._hand_on = hand_on
         self._mean: Tensor | None = None
         self._chunks = 0
         self._groups = 0
 
-    def add(self, tiv: Tensor, groups: int, *, whole: bool = True) -> None:
-        """The next chunk: its TIV tokens (..., N_TIV, D) and the number of its frame groups.
-
-        ``whole``: it ended neither at a cut nor with the video.
-        """
+    def add(self, tiv: Tensor, groups: int, length: float = 1.0) -> None:
+        """The next chunk: its TIV tokens (..., N_TIV, D), the number of its frame groups, and its length over that of
+        a chunk that no cut ends."""
         if self._mean is None or self._is_new(tiv, self._mean):
             self._end_run()
             self._mean = torch.zeros_like(tiv)
+        elif self._debt > 0:
+            self._debt -= 1
         self._chunks += 1
         self._groups += groups
         self._mean += (tiv - self._mean) / self._chunks
-        if not whole:
-            self._auto_distance = self._distance_after_cuts
+        self._debt += 1 - length
 
     def close(self) -> Tensor:
         """After the last chunk: int64 (runs,), the TIV set that each run belongs to.
@@ -67,7 +68,7 @@ class TivRuns:
 
     def _is_new(self, tiv: Tensor, mean: Tensor) -> bool:
         if self.tiv_sets == "auto":
-            return tiv_distance(tiv, mean) > self._auto_distance
+            return tiv_distance(tiv, mean) > self._auto_distances[self._debt > 0]
         return self.tiv_sets > 1
 
     def _end_run(self) -> None:
@@ -86,24 +87,24 @@ def tiv_distance(a: Tensor, b: Tensor) -> float:
 def assign_chunks(
     tiv: Tensor,
     tiv_sets: TivSets,
-    whole: Sequence[bool] | None = None,
-    auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS),
+    lengths: Sequence[float] | None = None,
+    auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT),
 ) -> Tensor:
     """The TIV set of each chunk, int64 (K,), from the chunks' TIV tokens (B, K, N_TIV, D); a batch shares them.
 
     Args:
-        whole, auto_distances: as in `TivRuns`; all chunks are whole by default.
+        lengths, auto_distances: as in `TivRuns`; no cut ends a chunk by default.
 
     Raises:
         ValueError: there are fewer chunks than TIV sets.
     """
     if tiv_sets != "auto":
         return share_tiv_sets(tiv.shape[1], tiv_sets)
-    lengths: list[int] = []
-    runs = TivRuns(tiv_sets, lambda mean, chunks: lengths.append(chunks), auto_distances)
+    chunks_of_run: list[int] = []
+    runs = TivRuns(tiv_sets, lambda mean, chunks: chunks_of_run.append(chunks), auto_distances)
     for k, chunk in enumerate(tiv.detach().unbind(dim=1)):
-        runs.add(chunk, 1, whole=whole is None or whole[k])
-    return runs.close().repeat_interleave(torch.tensor(lengths))
+        runs.add(chunk, 1, 1.0 if lengths is None else lengths[k])
+    return runs.close().repeat_interleave(torch.tensor(chunks_of_run))
 
 
 def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:

@@ -22,7 +22,7 @@ from tivtok.model import TivTok
 from tivtok.shots import CUT_LEVELS, CUT_RATIO, chunk_lengths
 from tivtok.tiv_sets import (
     AUTO_DISTANCE,
-    AUTO_DISTANCE_AFTER_CUTS,
+    AUTO_DISTANCE_IN_DEBT,
     assign_chunks,
     merge_tiv,
     share_tiv_sets,
@@ -72,7 +72,7 @@ def tiv_sets(
         "seed": seed,
         "size": list(tokenizer.config.native_size),
         "distances": DISTANCES,
-        "auto": [CUT_LEVELS, CUT_RATIO, AUTO_DISTANCE, AUTO_DISTANCE_AFTER_CUTS],
+        "auto": [CUT_LEVELS, CUT_RATIO, AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT],
         "protocol": PROTOCOL,
     }
     record = _load(path, settings)
@@ -124,7 +124,7 @@ def measure(model: TivTok, video: Video) -> dict[str, Any]:
         tiv, tv = model.encode_chunks(whole, lengths)
         sets = {d: assign_chunks(tiv, "auto", auto_distances=(d, d)) for d in DISTANCES}
         result[family] = {str(d): _score(model, video, tiv, tv, s, lengths) for d, s in sets.items()}
-    chosen = assign_chunks(tiv, "auto", [length == model.config.chunk_frames for length in at_cuts])
+    chosen = assign_chunks(tiv, "auto", [length / model.config.chunk_frames for length in at_cuts])
     return result | {"auto": _score(model, video, tiv, tv, chosen, at_cuts)}
 
 

@@ -35,7 +35,7 @@ void prepare_gradients(int head_dim, ElementType type) {
     for (Owner owner : {Owner::queries, Owner::keys}) {
         with_config(owner, head_dim, type, []<class C>(C) {
             check(cudaFuncSetAttribute(gradients<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                  "shared memory of an Hopper gradient kernel");
+                  "shared memory of a Hopper gradient kernel");
         });
     }
 }
@@ -45,7 +45,7 @@ void launch_gradients(Owner owner, const GradientParams& params, ElementType typ
     with_config(owner, params.head_dim, type, [&]<class C>(C) {
         gradients<C><<<params.num_tiles * heads, C::kThreads, C::kSharedBytes, stream>>>(params);
     });
-    check(cudaGetLastError(), "launch of an Hopper gradient kernel");
+    check(cudaGetLastError(), "launch of a Hopper gradient kernel");
 }
 
 }  // namespace hopper
