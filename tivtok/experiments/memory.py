@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,10 @@ failed = main(sys.argv[1:])
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 sys.exit(failed)
 """
+
+# glibc keeps freed memory of its heap, in holes that differ from run to run by 100 MiB and more. Blocks from this size
+# on go back to the system when they are freed, so that what is measured is what is held.
+_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
 
 out = Console(highlight=False, markup=False)
 
@@ -69,7 +74,7 @@ def measure(command: str, length: int, model: str | Path, folder: Path) -> int:
 def peak_bytes(*arguments: object) -> int:
     """The most memory that ``tivtok ARGUMENTS`` has had resident, Python and PyTorch included."""
     program = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    done = subprocess.run(program, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=True)
     return 1024 * int(done.stdout.split()[-1])
 
 
@@ -90,6 +95,9 @@ def report(record: dict) -> str:
         "",
         "Peak resident memory, Python and PyTorch included. "
         f"Model {record['model']}, {width}x{height}, H.264, one thread.",
+        "",
+        "glibc gives blocks of 128 KiB and more back to the system (`MALLOC_MMAP_THRESHOLD_`), so that this is what is "
+        "held; without it, holes in the heap come on top.",
         "",
         "Written by `python -m tivtok.experiments memory`.",
         "",
