@@ -108,7 +108,8 @@ def videos(data: Path, model: TivTok, seed: int) -> Iterator[Video]:
 
 def measure(model: TivTok, video: Video) -> dict[str, Any]:
     """Every strategy on the same chunk tokens; the numbers of `COLUMNS` for each."""
-    tiv, tv = model.encode_chunks(frames_to_video(video.frames)[None])
+    whole = frames_to_video(video.frames)[None]
+    tiv, tv = model.encode_chunks(whole)
     chunks = tiv.shape[1]
     even = [len(part) for part in video.frames.split(model.config.chunk_frames)]
     fixed = {n: share_tiv_sets(chunks, n) for n in sorted({1, 2, 4, SCENES, 11, 16, chunks}) if n <= chunks}
@@ -118,14 +119,13 @@ def measure(model: TivTok, video: Video) -> dict[str, Any]:
         "fixed": {str(n): _score(model, video, tiv, tv, sets, even) for n, sets in fixed.items()},
         "signals": _signals(model, video, tiv, tv),
     }
-    whole = frames_to_video(video.frames)[None]
     at_cuts = chunk_lengths(whole, model.config.chunk_frames, model.config.frames_per_group)
-    for family, lengths in (("even chunks", even), ("cuts", at_cuts)):
-        tiv, tv = model.encode_chunks(whole, lengths)
-        sets = {d: assign_chunks(tiv, "auto", auto_distances=(d, d)) for d in DISTANCES}
-        result[family] = {str(d): _score(model, video, tiv, tv, s, lengths) for d, s in sets.items()}
-    chosen = assign_chunks(tiv, "auto", [length / model.config.chunk_frames for length in at_cuts])
-    return result | {"auto": _score(model, video, tiv, tv, chosen, at_cuts)}
+    cut_tiv, cut_tv = model.encode_chunks(whole, at_cuts)
+    for family, own_tiv, own_tv, lengths in (("even chunks", tiv, tv, even), ("cuts", cut_tiv, cut_tv, at_cuts)):
+        sets = {d: assign_chunks(own_tiv, "auto", auto_distances=(d, d)) for d in DISTANCES}
+        result[family] = {str(d): _score(model, video, own_tiv, own_tv, s, lengths) for d, s in sets.items()}
+    chosen = assign_chunks(cut_tiv, "auto", [length / model.config.chunk_frames for length in at_cuts])
+    return result | {"auto": _score(model, video, cut_tiv, cut_tv, chosen, at_cuts)}
 
 
 def _score(

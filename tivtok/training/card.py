@@ -102,8 +102,7 @@ def write_card(
             for at, ref in enumerate(held_out)
         },
     }
-    # By step: the log of an interrupted run that was made before logs were cut on resuming may repeat some.
-    log = list({record["step"]: record for record in read_log(config.output) if "held_out_psnr" in record}.values())
+    log = [record for record in read_log(config.output) if "held_out_psnr" in record]
     with replacing(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics | {"curve": log}, indent=1) + "\n")
     _draw_curve(folder / "curve.png", log, metrics)
