@@ -21,6 +21,7 @@ data = "{data}"
 held_out = ["test*"]
 steps = 5
 batch_size = 4
+accumulate = {accumulate}
 chunks = 2
 feature_frames = 3
 augmentation = "flip"
@@ -48,17 +49,22 @@ weights = "{lpips}"
 [adversarial]
 dinov2 = "{dinov2}"
 image_size = 28
-start = 2
+start = {start}
 """
+
+DDP = ("-m", "tivtok", "train")
+FSDP = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
 
 
 @pytest.fixture
-def write(config: TrainConfig, tmp_path: Path, dinov2: Path, lpips_weights: Path) -> Callable[[str], Path]:
-    """A config file for a run of the given name."""
+def write(config: TrainConfig, tmp_path: Path, dinov2: Path, lpips_weights: Path) -> Callable[[str, int], Path]:
+    """A config file for a run of the given name, each process's batch in so many parts."""
 
-    def write(name: str) -> Path:
+    def write(name: str, accumulate: int) -> Path:
         path = tmp_path / f"{name}.toml"
-        path.write_text(CONFIG.format(output=tmp_path / name, data=config.data, lpips=lpips_weights, dinov2=dinov2))
+        start = 2 if accumulate == 1 else 5  # each part balances its adversarial term, and parts differ: leave it out
+        values = {"output": tmp_path / name, "data": config.data, "lpips": lpips_weights, "dinov2": dinov2}
+        path.write_text(CONFIG.format(**values, accumulate=accumulate, start=start))
         return path
 
     return write
@@ -72,21 +78,22 @@ def torchrun(*arguments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "alone_for"),
-    [(("-m", "tivtok", "train"), 0), ((str(Path(__file__).with_name("fsdp_on_cpu.py")),), 3)],
-    ids=["DDP", "FSDP, resuming what one process began"],
+    ("program", "alone_for", "accumulate"),
+    [(DDP, 0, 1), (FSDP, 3, 1), (DDP, 0, 2), (FSDP, 0, 2)],
+    ids=["DDP", "FSDP, resuming what one process began", "DDP in parts", "FSDP in parts"],
 )
 def test_two_processes_are_one_with_the_same_batch(
-    write: Callable[[str], Path],
+    write: Callable[[str, int], Path],
     train_and_kill: Callable[[TrainConfig, int], None],
     program: tuple[str, ...],
     alone_for: int,
+    accumulate: int,
 ) -> None:
-    alone, together = (TrainConfig.load(write(name)) for name in ("alone", "together"))
+    alone, together = (TrainConfig.load(write(name, accumulate)) for name in ("alone", "together"))
     train(alone)
     if alone_for:
         train_and_kill(together, alone_for)
-    torchrun(*program, str(write("together")))
+    torchrun(*program, str(write("together", accumulate)))
     for expected, got in zip(read_log(alone.output), read_log(together.output), strict=True):
         assert {k: v for k, v in got.items() if k != "seconds"} == pytest.approx(
             {k: v for k, v in expected.items() if k != "seconds"}, rel=1e-4

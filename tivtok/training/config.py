@@ -71,6 +71,8 @@ class TrainConfig:
         model: the tokenizer, from the table ``[model]``: ``preset``, ``size`` and any field of `TivTokConfig`.
         steps: optimizer steps of the whole run.
         batch_size: clips per step over all processes.
+        accumulate: in how many parts, one after another, a process's share of the batch goes through the model: less
+            memory for the same gradient (SoftVQ's entropy and the adversarial term's balance are each part's own).
         start_from: the ``output`` of another run, whose averaged weights and discriminator this one begins with (the
             long-video stage begins with the first one's).
         held_out: name patterns (fnmatch) of the videos in ``data`` that are never trained on, only measured on.
@@ -81,7 +83,7 @@ class TrainConfig:
         workers: processes that read clips ahead, per training process; 0 reads in between the steps.
         short_sides: the videos' short side in pixels once loaded; crops of ``model.native_size`` are cut from a
             random one of these, so larger means closer views. By default that of ``native_size``.
-        strides: video frames from one training frame to the next, one picked at random per clip.
+        strides: video frames from one training frame to the next, one picked at random per clip; 0 for stills.
         augmentation: "flip": centre crops, mirrored or not (the paper's). "strong": also random crops, reversed time,
             contrast, brightness, swapped colours and axes, and mixtures of two clips (for few videos).
         reconstruction: "l1" (the paper's) or "mse" (maximises PSNR).
@@ -108,6 +110,7 @@ class TrainConfig:
     model: TivTokConfig
     steps: int
     batch_size: int = 16
+    accumulate: int = 1
     start_from: Path | None = None
     held_out: tuple[str, ...] = ()
     validation: Path | None = None
@@ -141,7 +144,7 @@ class TrainConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "held_out_clips", "chunks", "max_bad_steps")
+        counts = ("steps", "batch_size", "accumulate", "held_out_clips", "chunks", "max_bad_steps")
         for name in (*counts, "log_every", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -125,8 +125,11 @@ def training_batches(
         ValueError: the batch cannot be shared evenly.
         VideoError: with ``in_memory``, a video cannot be read.
     """
-    if config.batch_size % num_processes:
-        raise ValueError(f"batch_size must be a multiple of the {num_processes} processes, got {config.batch_size}")
+    if config.batch_size % (num_processes * config.accumulate):
+        raise ValueError(
+            f"batch_size must be a multiple of the {num_processes} processes times accumulate = {config.accumulate}, "
+            f"got {config.batch_size}"
+        )
     size = config.model.native_size
     videos = VideosInMemory(refs, config.short_sides, size) if config.in_memory else VideosOnDisk(refs, size)
     return DataLoader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -90,31 +91,22 @@ class Trainer:
         rate = schedule(step, config)
         adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
 
-        with self.autocast():
-            reconstruction = self.model(video).float()
-            output = reconstruction.detach().requires_grad_()
-            terms = reconstruction_terms(output, video, frames, self.perceptual, config)
-        total = torch.stack(list(terms.values())).sum()
-        (gradient,) = torch.autograd.grad(total, output)
-        if adversary is not None:
-            with self.autocast():
-                terms["adversarial"] = adversary.loss(output[:, :, frames], draws[0])
-            (push,) = torch.autograd.grad(terms["adversarial"], output)
-            terms["adaptive_weight"] = self._balance(gradient, push)
-            gradient = gradient + adversary.config.weight * terms["adaptive_weight"] * push
-        loss = (reconstruction * gradient).sum()
-        if self.entropy is not None:
-            terms["entropy"] = config.entropy * self.entropy.take()
-            loss = loss + terms["entropy"]
-
-        self.accelerator.backward(loss)
+        outputs, terms = [], []
+        parts = list(zip(video.chunk(config.accumulate), draws[0].chunk(config.accumulate), strict=True))
+        for number, (clips, clip_draws) in enumerate(parts, 1):
+            with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
+                output, its_terms = self._backward(clips, frames, clip_draws, adversary, share=1 / len(parts))
+            outputs.append(output)
+            terms.append(its_terms)
+        means = {name: torch.stack([x[name] for x in terms]).mean() for name in terms[0]}
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        stats = self.accelerator.reduce(torch.stack([x.detach() for x in terms.values()]), "mean")
+        stats = self.accelerator.reduce(torch.stack(list(means.values())), "mean")
         good = bool(torch.isfinite(stats.sum() + norm))
-        log = dict(zip(terms, stats.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+        log = dict(zip(means, stats.tolist(), strict=True)) | {"gradient_norm": float(norm)}
         if good and adversary is not None:
             # Before the model's own update, so that a step changes both or nothing.
-            judged = adversary.step(video[:, :, frames], output.detach()[:, :, frames], draws[1:].flatten(0, 1), rate)
+            fake = torch.cat(outputs)[:, :, frames]
+            judged = adversary.step(video[:, :, frames], fake, draws[1:].flatten(0, 1), rate)
             good = judged is not None
             log |= judged or {}
         if good:
@@ -183,8 +175,32 @@ class Trainer:
         first = self.accelerator.process_index * batch
         return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
 
+    def _backward(
+        self, video: Tensor, frames: Tensor, draws: Tensor, adversary: Adversary | None, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add ``share`` of the gradient for some clips to the model's; their reconstruction and the terms, detached."""
+        config = self.config
+        with self.autocast():
+            reconstruction = self.model(video).float()
+            output = reconstruction.detach().requires_grad_()
+            terms = reconstruction_terms(output, video, frames, self.perceptual, config)
+        total = torch.stack(list(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(total, output)
+        if adversary is not None:
+            with self.autocast():
+                terms["adversarial"] = adversary.loss(output[:, :, frames], draws)
+            (push,) = torch.autograd.grad(terms["adversarial"], output)
+            terms["adaptive_weight"] = self._balance(gradient, push)
+            gradient = gradient + adversary.config.weight * terms["adaptive_weight"] * push
+        loss = (reconstruction * gradient).sum()
+        if self.entropy is not None:
+            terms["entropy"] = config.entropy * self.entropy.take()
+            loss = loss + terms["entropy"]
+        self.accelerator.backward(share * loss)
+        return output.detach(), {name: x.detach() for name, x in terms.items()}
+
     def _balance(self, gradient: Tensor, push: Tensor) -> Tensor:
-        """`adaptive_weight` for the whole batch."""
+        """`adaptive_weight` for these clips of all processes."""
         at_weights = torch.stack([self.last_layer.gradient(x) for x in (gradient, push)])
         return adaptive_weight(*self.accelerator.reduce(at_weights, "mean"))
 
