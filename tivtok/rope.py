@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from tivtok_kernels.caching import traceable_cache
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -50,7 +50,7 @@ def places(count: int) -> Tensor:
     return torch.tensor(points, dtype=torch.float64).view(-1, 2)
 
 
-@lru_cache(maxsize=64)
+@traceable_cache(maxsize=64)
 def _table(
     head_dim: int,
     num_latents: int,

@@ -27,6 +27,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from tivtok_kernels.caching import traceable_cache
+
 Scope = Literal["clip", "tiv", "broadcast"]
 
 
@@ -182,7 +184,7 @@ def _as_lengths(name: str, values: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(f"{name} must hold integers, got {values!r}") from None
 
 
-@lru_cache(maxsize=256)
+@traceable_cache(maxsize=256)
 def _uniform(batch: int, num_tiv: int, num_frames: int, frame_tokens: int) -> SifLayout:
     return SifLayout((num_tiv,) * batch, ((frame_tokens,) * num_frames,) * batch)
 

@@ -163,6 +163,7 @@ def test_clips_of_several_chunks_share_the_mean_of_their_tiv_tokens(full_config:
     torch.testing.assert_close(model(video), model.decode(tokens))
 
 
+@pytest.mark.filterwarnings("error:.*lru_cache")
 @pytest.mark.parametrize(
     "change", [{"activation_checkpointing": True}, {"compile": True}, {"accumulate": 2}], ids=lambda c: next(iter(c))
 )

@@ -1,0 +1,27 @@
+"""`functools.lru_cache` for functions that are also called inside compiled models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def traceable_cache(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """An `lru_cache` of a pure function. torch.compile traces the function itself: of a cache it would warn."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        cached = cast("Callable[P, T]", lru_cache(maxsize)(function))
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            return function(*args, **kwargs) if torch.compiler.is_compiling() else cached(*args, **kwargs)
+
+        return call
+
+    return decorate
