@@ -103,6 +103,27 @@ def test_strong_turns_recolours_and_mixes(config: TrainConfig) -> None:
     assert of_one < 64
 
 
+def test_a_collage_is_made_of_five_and_a_half_clips(config: TrainConfig) -> None:
+    """Itself, 0 to 8 pieces, and every second time one that shines through."""
+    read = 0
+
+    class Counter:
+        def __len__(self) -> int:
+            return 3
+
+        def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> torch.Tensor:
+            nonlocal read
+            read += 1
+            return torch.full((count, 20, 20, 3), 80 * video, dtype=torch.uint8)
+
+    clips = TrainingClips(Counter(), replace(config, augmentation="collage"))
+    edges = [len(clips[number][:, 0].flatten(1).unique(dim=1).T) > 1 for number in range(200)]
+    assert 5 < read / 200 < 6
+    assert 0.75 < sum(edges) / 200 < 1  # of one colour are those without pieces, or whose pieces cover nothing
+    again = TrainingClips(Counter(), replace(config, augmentation="collage"))
+    assert torch.equal(clips[7], again[7])
+
+
 def test_unreadable_videos_are_reported_and_replaced(
     config: TrainConfig, on_disk: TrainingClips, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,7 +85,8 @@ class TrainConfig:
             random one of these, so larger means closer views. By default that of ``native_size``.
         strides: video frames from one training frame to the next, one picked at random per clip; 0 for stills.
         augmentation: "flip": centre crops, mirrored or not (the paper's). "strong": also random crops, reversed time,
-            contrast, brightness, swapped colours and axes, and mixtures of two clips (for few videos).
+            contrast, brightness, swapped colours and axes, and mixtures of two clips (for few videos). "collage": also
+            moving pieces of others over each clip (for very few, ``in_memory``: a clip is made of 5.5 on average).
         reconstruction: "l1" (the paper's) or "mse" (maximises PSNR).
         perceptual: LPIPS term, none by default.
         adversarial: discriminator and adversarial term, none by default.
@@ -120,7 +121,7 @@ class TrainConfig:
     workers: int = 2
     short_sides: tuple[int, ...] = ()
     strides: tuple[int, ...] = (1,)
-    augmentation: Literal["flip", "strong"] = "strong"
+    augmentation: Literal["flip", "strong", "collage"] = "strong"
     reconstruction: Literal["l1", "mse"] = "l1"
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
@@ -201,7 +202,7 @@ class TrainConfig:
 
 
 _CHOICES = {
-    "augmentation": ("flip", "strong"),
+    "augmentation": ("flip", "strong", "collage"),
     "reconstruction": ("l1", "mse"),
     "optimizer": ("adamw", "muon"),
     "precision": ("float32", "bfloat16"),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tivtok.training.clips import frame_indices, read_clip, read_video
+from tivtok.training.collage import MAX_PIECES, lay_over
 from tivtok.training.config import TrainConfig
 from tivtok.training.randomness import Purpose, generator
 from tivtok.training.sources import VideoRef
@@ -92,13 +93,21 @@ class TrainingClips(Dataset[Tensor]):
         for attempt in range(MAX_UNREADABLE):
             try:
                 clip = self._clip(int(order[(place + attempt) % len(order)]), rng)
-                if self.config.augmentation == "strong" and rng.random() < BLENDED:
-                    other = self._clip(int(rng.integers(len(order))), rng)
-                    clip = torch.lerp(clip, other, float(rng.uniform(0, 0.5)))
-                return clip
+                return clip if self.config.augmentation == "flip" else self._mixed(clip, rng)
             except VideoError as error:
                 log.warning("%s", error)
         raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
+
+    def _mixed(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
+        """With pieces of others over it, if that is wanted, and maybe another shining through."""
+        for _ in range(rng.integers(MAX_PIECES + 1) if self.config.augmentation == "collage" else 0):
+            clip = lay_over(clip, self._other(rng), rng)
+        if rng.random() < BLENDED:
+            clip = torch.lerp(clip, self._other(rng), float(rng.uniform(0, 0.5)))
+        return clip
+
+    def _other(self, rng: np.random.Generator) -> Tensor:
+        return self._clip(int(rng.integers(len(self.videos))), rng)
 
     def _clip(self, video: int, rng: np.random.Generator) -> Tensor:
         config = self.config
