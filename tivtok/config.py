@@ -160,8 +160,8 @@ _SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
 
 _TINY = TivTokConfig(
     name="tiny",
-    num_tiv=24,
-    num_tv=4,
+    num_tiv=32,
+    num_tv=2,
     latent_dim=32,
     width=192,
     heads=6,

@@ -69,7 +69,7 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 
 def test_encode_then_decode_gives_all_frames_back(files: Files, tmp_path: Path) -> None:
     tokens = Tokens.load(files.tokens)
     assert (tokens.num_frames, tokens.height, tokens.width, tokens.fps) == (37, 40, 48, 30000 / 1001)
-    assert (tokens.preset, tokens.num_tokens) == ("mini", 24 + 10 * 4)
+    assert (tokens.preset, tokens.num_tokens) == ("mini", 32 + 10 * 2)
     assert main(["decode", files.tokens, str(tmp_path / "out.mp4"), "--model", files.model]) == 0
     got, source = VideoReader(tmp_path / "out.mp4"), VideoReader(files.clip)
     assert len(list(got)) == 37
@@ -117,16 +117,34 @@ def test_one_frame(files: Files, tmp_path: Path) -> None:
 def test_reconstruct(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone, beside = str(tmp_path / "alone.mp4"), str(tmp_path / "beside.mp4")
     assert main(["reconstruct", files.clip, alone, "--model", files.model]) == 0
-    assert "64 tokens, PSNR" in capsys.readouterr().out
+    assert "52 tokens, PSNR" in capsys.readouterr().out
     assert main(["reconstruct", files.clip, beside, "--model", files.model, "--side-by-side"]) == 0
     assert (VideoReader(alone).height, VideoReader(alone).width, len(list(VideoReader(alone)))) == (40, 48, 37)
     assert VideoReader(beside).width > 2 * 48 and len(list(VideoReader(beside))) == 37
 
 
+def test_sets_that_change_inside_a_chunk(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cut after 20 frames, where "auto" ends a chunk and begins a TIV set."""
+    clip = str(tmp_path / "cut.mp4")
+    with VideoWriter(clip, 25.0, 48, 40) as writer:
+        for index in range(37):
+            writer.write(torch.full((40, 48, 3), 40 + index if index < 20 else 200, dtype=torch.uint8))
+    options = ["--model", files.model, "--tiv-sets", "auto"]
+    assert main(["encode", clip, str(tmp_path / "cut.tivtok"), *options]) == 0
+    groups = Tokens.load(tmp_path / "cut.tivtok").sets_of(torch.arange(10)).tolist()
+    assert groups[4] != groups[5]
+    capsys.readouterr()
+    assert main(["reconstruct", clip, str(tmp_path / "out.mp4"), *options]) == 0
+    assert len(list(VideoReader(tmp_path / "out.mp4"))) == 37
+    assert main(["eval", clip, *options, "--size", "source", "--json", str(tmp_path / "scores.json")]) == 0
+    video = json.loads((tmp_path / "scores.json").read_text())["videos"][clip]
+    assert f"PSNR {video['psnr']:.2f} dB" in capsys.readouterr().out
+
+
 def test_info_on_tokens_and_videos(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", files.tokens]) == 0
     out = capsys.readouterr().out
-    for text in ("37 frames of 48x40", "1 set of 24 = 24", "10 frame groups of 4 = 40", "64, of 32 values", "mini"):
+    for text in ("37 frames of 48x40", "1 set of 32 = 32", "10 frame groups of 2 = 20", "52, of 32 values", "mini"):
         assert text in out
     assert f"{os.path.getsize(files.tokens):,} in the file" in out
     assert main(["info", files.clip]) == 0
@@ -197,7 +215,7 @@ def test_demo(
     monkeypatch.setattr("tivtok.cli.demo.load_model", lambda name, device: load_model(files.model, device))
     assert main(["demo", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
-    assert "48 frames of 32x32" in out and "1 set of 24 = 24" in out and "PSNR" in out and "SSIM" in out
+    assert "48 frames of 32x32" in out and " of 32 = " in out and "PSNR" in out and "SSIM" in out
     assert sorted(os.listdir(tmp_path / "new")) == ["bikes.tivtok", "contact_sheet.png", "side_by_side.mp4"]
     assert len(list(VideoReader(tmp_path / "new" / "side_by_side.mp4"))) == 48
 

@@ -152,7 +152,7 @@ def write_reconstruction(
     height, width = picture(nothing, nothing).shape[1:3]
     psnrs, ssims = [], []
     with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
-        for original, reconstruction in compare(tokenizer, tokens, source):
+        for original, reconstruction in compare(tokenizer, tokens, source.chunks("decoding")):
             writer.write(picture(original, reconstruction))
             psnrs.append(psnr(reconstruction, original))
             ssims.append(ssim(reconstruction, original))

@@ -115,11 +115,20 @@ def encode_source(model: TivTok, source: Source, tiv_sets: TivSets) -> Tokens:
     return encode_stream(model, source.chunks("encoding"), tiv_sets, source.fps)
 
 
-def compare(model: TivTok, tokens: Tokens, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
-    """(original, reconstruction), uint8 (f, H, W, 3) each, chunk after chunk."""
+def compare(model: TivTok, tokens: Tokens, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(original, reconstruction), uint8 (f, H, W, 3) each: the whole video, in pieces of one chunk and one TIV set.
+
+    Args:
+        chunks: of the original, as they were encoded.
+    """
     from tivtok.streaming import decode_stream
 
-    return zip(source.chunks("decoding"), decode_stream(model, tokens), strict=True)
+    reconstructions = decode_stream(model, tokens)
+    for original in chunks:
+        while len(original):
+            reconstruction = next(reconstructions)
+            yield original[: len(reconstruction)], reconstruction
+            original = original[len(reconstruction) :]
 
 
 def track(

@@ -26,7 +26,7 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
     tokenizer = load_model("tiny", "auto")
     source = Source(CLIP, "native", tokenizer)
     stored = folder / f"{CLIP.stem}.tivtok"
-    encode_to_file(tokenizer, source.chunks("encoding"), stored, fps=source.fps, dtype="float16")
+    encode_to_file(tokenizer, source.chunks("encoding"), stored, "auto", fps=source.fps, dtype="float16")
     tokens = Tokens.open(stored)
     rate = known_rate(source.fps, CLIP)
     together = folder / "side_by_side.mp4"

@@ -18,6 +18,7 @@ from tivtok.cli.common import (
     Source,
     TivSetsOption,
     check_output,
+    compare,
     load_model,
     out,
     parse_tiv_sets,
@@ -73,7 +74,7 @@ def evaluate(
 
     Example: tivtok eval clips/ --model runs/mine --protocol larp --metrics all --json scores.json
     """
-    from tivtok.streaming import decode_stream, encode_stream
+    from tivtok.streaming import encode_stream
 
     if json_file is not None:
         check_output(json_file)
@@ -92,7 +93,7 @@ def evaluate(
         source = Source(file, size, tokenizer)
         chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
         tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
-        pairs = zip(chunks("decoding"), decode_stream(tokenizer, tokens), strict=True)
+        pairs = compare(tokenizer, tokens, chunks("decoding"))
         scores = evaluation.add(pairs, _chunk_frames(chunks, tokenizer.config, sets))
         videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
         out.print(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}", soft_wrap=True)
