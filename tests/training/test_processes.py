@@ -96,7 +96,7 @@ def test_two_processes_are_one_with_the_same_batch(
     torchrun(*program, str(write("together", accumulate)))
     for expected, got in zip(read_log(alone.output), read_log(together.output), strict=True):
         assert {k: v for k, v in got.items() if k != "seconds"} == pytest.approx(
-            {k: v for k, v in expected.items() if k != "seconds"}, rel=1e-4
+            {k: v for k, v in expected.items() if k != "seconds"}, rel=1e-3
         )
     expected, got = (safetensors.torch.load_file(c.output / "state.safetensors") for c in (alone, together))
     assert expected.keys() == got.keys()
