@@ -215,7 +215,7 @@ def test_demo(
     monkeypatch.setattr("tivtok.cli.demo.load_model", lambda name, device: load_model(files.model, device))
     assert main(["demo", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
-    assert "48 frames of 32x32" in out and " of 32 = " in out and "PSNR" in out and "SSIM" in out
+    assert "48 frames of 32x32" in out and "3 sets of 32 = 96" in out and "PSNR" in out and "SSIM" in out
     assert sorted(os.listdir(tmp_path / "new")) == ["bikes.tivtok", "contact_sheet.png", "side_by_side.mp4"]
     assert len(list(VideoReader(tmp_path / "new" / "side_by_side.mp4"))) == 48
 

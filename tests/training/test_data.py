@@ -44,7 +44,8 @@ def test_any_number_of_processes_and_workers_sees_the_same_batches(config: Train
     assert [len(share) for share in shares] == [2, 2]
     for step, batches in enumerate(zip(*shares, strict=True), 1):
         assert torch.equal(torch.cat(batches), whole[step])
-    with pytest.raises(ValueError, match="a multiple of the 3 processes times accumulate = 1, got 4"):
+    message = "batch_size must be a multiple of the 3 processes times accumulate = 1, got 4"
+    with pytest.raises(ValueError, match=message):
         training_batches(refs, config, 0, rank=0, num_processes=3)
 
 
