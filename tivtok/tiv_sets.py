@@ -13,7 +13,7 @@ TivSets = int | Literal["auto"]
 # "auto" starts a new set above this `tiv_distance`: a small one, at which sharing loses nothing, and a larger one while
 # cuts have cost sets that sharing has not yet saved: ending chunks there has gained more than it loses
 # (docs/long-video.md).
-AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.001, 0.1
+AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.003, 0.07
 
 
 class TivRuns:

@@ -79,7 +79,7 @@ def train_and_kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainConfig, in
 
 @pytest.fixture
 def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> TrainConfig:
-    """The paper's recipe in small: every term of the loss, two chunks to a clip, the discriminator from step 2 on."""
+    """The paper's recipe in small: all terms of the loss, clips of two chunks or one, the discriminator from step 2."""
     return replace(
         config,
         model=MODEL.replace(native_size=(32, 32), groups_per_chunk=1, quantizer="softvq", codebook_size=16),
@@ -90,7 +90,8 @@ def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> Train
         augmentation="flip",
         perceptual=PerceptualConfig("alex", lpips_weights),
         adversarial=AdversarialConfig(dinov2, start=2, image_size=28),
-        feature_frames=3,
+        feature_frames=6,
+        short_clips=0.5,
         entropy=0.01,
     )
 

@@ -49,6 +49,19 @@ def test_any_number_of_processes_and_workers_sees_the_same_batches(config: Train
         training_batches(refs, config, 0, rank=0, num_processes=3)
 
 
+def test_the_clips_of_a_step_are_short_together(config: TrainConfig) -> None:
+    model = config.model.replace(groups_per_chunk=3)
+    config = replace(config, model=model, steps=60, batch_size=2, short_clips=0.5)
+    refs = split_sources(config)[0]
+    whole, short = (list(training_batches(refs, c, 0, 0, 1)) for c in (replace(config, short_clips=0.0), config))
+    groups = [batch.shape[2] / config.model.frames_per_group for batch in short]
+    assert 20 < groups.count(3) < 40 and groups.count(1) > 5 and groups.count(2) > 5 and set(groups) == {1, 2, 3}
+    assert {batch.shape[2] for batch in whole} == {config.clip_frames}
+    assert all(torch.equal(a, b[:, :, : a.shape[2]]) for a, b in zip(short, whole, strict=True))
+    with pytest.raises(ValueError, match="short_clips must be between 0 and 1, got 2"):
+        replace(config, short_clips=2)
+
+
 def test_every_epoch_has_every_video_once_in_another_order(config: TrainConfig) -> None:
     seen: list[int] = []
 

@@ -94,7 +94,7 @@ def test_two_processes_are_one_with_the_same_batch(
     if alone_for:
         train_and_kill(together, alone_for)
     torchrun(*program, str(write("together", accumulate)))
-    # AdamW enlarges rounding, and halves of a share round otherwise than the share: 4e-4 has been seen after four steps.
+    # AdamW enlarges rounding, and halves of a share round otherwise than the share: 4e-4 has been seen after 4 steps.
     rel = 1e-4 if accumulate == 1 else 1e-3
     for expected, got in zip(read_log(alone.output), read_log(together.output), strict=True):
         assert {k: v for k, v in got.items() if k != "seconds"} == pytest.approx(

@@ -137,7 +137,7 @@ def test_the_entropy_penalty_changes_the_run(full_config: TrainConfig) -> None:
 
 
 def test_the_long_video_stage_begins_with_the_first_ones_weights(full_config: TrainConfig, tmp_path: Path) -> None:
-    first = replace(full_config, steps=3, chunks=1)
+    first = replace(full_config, steps=3, chunks=1, feature_frames=3)
     train(first)
     second = replace(full_config, output=tmp_path / "long", start_from=first.output, steps=1, learning_rate=0.0)
     with pytest.raises(ValueError, match="start_from must be the output of a run with a saved state"):

@@ -48,10 +48,14 @@ def test_auto_follows_a_slow_drift() -> None:
 
 
 def test_auto_shares_more_until_it_has_saved_what_cuts_have_cost() -> None:
-    tiv = scenes(6, drift=0.06)
-    assert assign_chunks(tiv, "auto").tolist() == [0, 1, 2, 3, 4, 5]
-    assert assign_chunks(tiv, "auto", [1, 0.5, 1, 1, 1, 1]).tolist() == [0, 1, 1, 2, 3, 4]
-    assert assign_chunks(tiv, "auto", [1, 0.25, 0.25, 1, 1, 1]).tolist() == [0, 1, 1, 1, 2, 3]
+    tiv, distances = scenes(6, drift=0.06), (0.001, 0.1)
+
+    def sets(*lengths: float) -> list[int]:
+        return assign_chunks(tiv, "auto", lengths, distances).tolist()
+
+    assert sets(1, 1, 1, 1, 1, 1) == [0, 1, 2, 3, 4, 5]
+    assert sets(1, 0.5, 1, 1, 1, 1) == [0, 1, 1, 2, 3, 4]
+    assert sets(1, 0.25, 0.25, 1, 1, 1) == [0, 1, 1, 1, 2, 3]
 
 
 def test_runs_hand_on_means_as_soon_as_they_end() -> None:

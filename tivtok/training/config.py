@@ -79,6 +79,8 @@ class TrainConfig:
         validation: videos to measure on from elsewhere, in any of the forms of ``data``.
         held_out_clips: how many videos are measured on at most, evenly picked.
         chunks: clips are this many chunks long and share the mean of their TIV tokens (paper Alg. 1).
+        short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
+            chunks that end at a cut or with the video.
         in_memory: decode all videos once and keep them; for data of a few GB.
         workers: processes that read clips ahead, per training process; 0 reads in between the steps.
         short_sides: the videos' short side in pixels once loaded; crops of ``model.native_size`` are cut from a
@@ -117,6 +119,7 @@ class TrainConfig:
     validation: Path | None = None
     held_out_clips: int = 64
     chunks: int = 1
+    short_clips: float = 0.0
     in_memory: bool = False
     workers: int = 2
     short_sides: tuple[int, ...] = ()
@@ -154,6 +157,8 @@ class TrainConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
+        if not 0 <= self.short_clips <= 1:
+            raise ValueError(f"short_clips must be between 0 and 1, got {self.short_clips}")
         if self.entropy and self.model.quantizer != "softvq":
             raise ValueError(
                 f'entropy is for model.quantizer "softvq", got {self.entropy} with {self.model.quantizer!r}'
@@ -172,7 +177,7 @@ class TrainConfig:
 
     @property
     def clip_frames(self) -> int:
-        """Video frames of a training clip."""
+        """Video frames of a training clip, but for those that `short_clips` cuts."""
         return self.chunks * self.model.chunk_frames
 
     @classmethod

@@ -73,7 +73,9 @@ class VideosInMemory:
 
 
 class TrainingClips(Dataset[Tensor]):
-    """Clip number i, (3, clip_frames, *native_size) in [-1, 1], for any i: each epoch has every video once.
+    """Clip number i, (3, F, *native_size) in [-1, 1], for any i: each epoch has every video once.
+
+    F is ``clip_frames``, or for all clips of a step some frame groups less if `short_clips` wants it.
 
     A video that cannot be read is reported in the log, and the next one of the epoch's order takes its place.
     """
@@ -93,10 +95,19 @@ class TrainingClips(Dataset[Tensor]):
         for attempt in range(MAX_UNREADABLE):
             try:
                 clip = self._clip(int(order[(place + attempt) % len(order)]), rng)
-                return clip if self.config.augmentation == "flip" else self._mixed(clip, rng)
+                mixed = clip if self.config.augmentation == "flip" else self._mixed(clip, rng)
+                return mixed[:, : self._length(number // self.config.batch_size)]
             except VideoError as error:
                 log.warning("%s", error)
         raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
+
+    def _length(self, step: int) -> int:
+        """The frames of this step's clips."""
+        config, rng = self.config, generator(self.config.seed, Purpose.LENGTH, step)
+        groups = config.model.num_groups(config.clip_frames)
+        if groups > 1 and rng.random() < config.short_clips:
+            groups = int(rng.integers(1, groups))
+        return groups * config.model.frames_per_group
 
     def _mixed(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
         """With pieces of others over it, if that is wanted, and maybe another shining through."""

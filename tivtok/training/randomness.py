@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     CLIP = 1  # which part of a video and how it is augmented, by clip
     LOSS = 2  # which frames the feature losses see and how the discriminator's are augmented, by step
     MODEL = 3  # torch's own generator during a step, should a module draw from it (none does now)
+    LENGTH = 4  # how many frame groups the clips have, by step
 
 
 def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

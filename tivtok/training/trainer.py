@@ -87,7 +87,7 @@ class Trainer:
         """
         config = self.config
         torch.manual_seed(int(generator(config.seed, Purpose.MODEL, step).integers(2**62)))
-        frames, draws = self._draw(step, video.shape[0])
+        frames, draws = self._draw(step, video)
         rate = schedule(step, config)
         adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
 
@@ -166,11 +166,12 @@ class Trainer:
             restore_model(self.adversary.heads, heads)
             self.adversary.lecam.averages.copy_(tensors["lecam"])
 
-    def _draw(self, step: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Frames for the feature losses, the same for all clips, and random numbers (3, batch, NUM_DRAWS) for this
-        process's share of them."""
+    def _draw(self, step: int, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames for the feature losses, the same for all clips, and random numbers (3, B, NUM_DRAWS) for this
+        process's share of them, ``video``."""
         config, rng = self.config, generator(self.config.seed, Purpose.LOSS, step)
-        frames = rng.choice(config.clip_frames, config.feature_frames or config.clip_frames, replace=False)
+        batch, _, length = video.shape[:3]
+        frames = rng.choice(length, min(config.feature_frames or length, length), replace=False)
         draws = rng.random((3, config.batch_size, NUM_DRAWS), dtype="float32")
         first = self.accelerator.process_index * batch
         return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
