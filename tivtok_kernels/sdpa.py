@@ -1,16 +1,18 @@
-"""Attention per scope on torch's own fused kernels: no dense mask, no copy of the shared TIV keys.
+"""Attention per scope on torch's own fused kernels, without a dense mask.
 
-Segments of equal lengths at equal distances are strided views of the packed tensors and go into one call, the TIV keys
-of their clip with batch stride 0. Each key range is a call of its own and the two are merged by their LSE. The backward
-stays exact that way: given the merged output and LSE, every range can be differentiated alone.
+Segments of equal lengths at equal distances are strided views of the packed tensors and go into one call. The TIV keys
+of their clip are such a view too, with stride 0, and each key range is a call of its own: the two are merged by their
+LSE. On a CPU, where a second call and a merge can cost more than copying keys, both ranges of a step are copied into
+one block instead; steps are small, so copies are too. The backward is exact either way: given the merged output and
+LSE, every range can be differentiated alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +22,19 @@ from tivtok_kernels.layout import Scope, Segment, SifLayout
 from tivtok_kernels.problem import Call, Problem
 from tivtok_kernels.reference import accumulation_dtype
 
-# Runs with fewer (query, key) pairs than this are gathered into one call: there a call costs more than copying its
+# Segments with fewer (query, key) pairs than this are gathered into one call: there a call costs more than copying its
 # rows (forward of 16 clips of 4 frames, 4 heads of 32, 2 threads: even at 2^13, views 1.6 times faster at 2^17).
 _GATHER_BELOW = 1 << 13
 
-# And a CPU step has about this many per thread at most: larger ones were 12 % slower, their results fall out of the
-# cache before they are merged (T128 clip, 2 threads).
+# On a CPU, segments with at most this many TIV keys per query have their two key ranges copied into one block: 64
+# clips of 4 frames of 64 tokens and 16 TIV tokens are 1.5 times faster for it; with 8 TIV keys per query some sizes are
+# slower. Never in "broadcast", which promises not to copy TIV keys.
+_JOIN_UP_TO = 4
+
+# (query, key) pairs per thread that a CPU step has at most, unless it is one segment: the results of larger ones fall
+# out of the cache before they are merged, and copied keys before they are read.
 _PAIRS_PER_THREAD = 1 << 20
+_JOINED_PAIRS_PER_THREAD = 1 << 17
 
 
 def why_not(problem: Problem) -> str | None:
@@ -51,17 +59,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     k_tiv, v_tiv = call.tiv_or_own
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
-    plan = _plan(call.layout, call.scope, q.device, _largest_step(q.device))
+    plan = _plan(call.layout, call.scope, q.device, torch.get_num_threads())
     for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
         for step in plan:
             query = step.q.read(q_g)
-            parts = [
-                _attend(query, rows.read(keys), rows.read(values), scale)
-                for rows, keys, values in ((step.a, k_tiv, v_tiv), (step.b, k, v))
-                if rows.length
-            ]
+            ranges = zip(step.read_ranges(k_tiv, k), step.read_ranges(v_tiv, v), strict=True)
             rows_out, rows_lse = step.q.read(out_g), step.q.read(lse_g)
-            _merge(parts, rows_out, rows_lse)
+            _merge([_attend(query, keys, values, scale) for keys, values in ranges], rows_out, rows_lse)
             step.q.write_back(out_g, rows_out)
             step.q.write_back(lse_g, rows_lse)
     return out, lse
@@ -75,47 +79,53 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
-    plan = _plan(call.layout, call.scope, q.device, _largest_step(q.device))
+    plan = _plan(call.layout, call.scope, q.device, torch.get_num_threads())
     for dq_g, q_g, dout_g, out_g, lse_g in _per_query_group(k.shape[1], dq, q, dout, out, lse):
         for step in plan:
             dout_s, q_s, out_s, lse_s = (step.q.read(x) for x in (dout_g, q_g, out_g, lse_g))
-            for rows, keys, values, dkeys, dvalues in ((step.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (step.b, k, v, dk, dv)):
-                if rows.length:
-                    grads = _attend_backward(dout_s, q_s, out_s, lse_s, rows.read(keys), rows.read(values), scale)
-                    for target, where, grad in zip((dq_g, dkeys, dvalues), (step.q, rows, rows), grads, strict=True):
-                        where.add(target, grad)
+            ranges = zip(step.read_ranges(k_tiv, k), step.read_ranges(v_tiv, v), strict=True)
+            grads = [_attend_backward(dout_s, q_s, out_s, lse_s, keys, values, scale) for keys, values in ranges]
+            for grad in grads:
+                step.q.add(dq_g, grad.dq)
+            step.add_to_ranges(dk_tiv, dk, [grad.dk for grad in grads])
+            step.add_to_ranges(dv_tiv, dv, [grad.dv for grad in grads])
     return [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
 
 
 class Rows(NamedTuple):
-    """Equally long blocks of rows of a packed tensor, a view where they lie at equal distances.
+    """Equally long blocks of rows of a packed tensor: a grid with equal distances, which is a view, or a list.
 
     Attributes:
-        first, blocks, length: first row of the first block, number of blocks, rows per block.
-        distance: rows from one block to the next (0: the same block for all).
-        listed: the rows (blocks, length) where distances vary, else None.
+        first, length: first row of the first block, rows per block.
+        counts: blocks of the grid, (outer, inner).
+        distances: rows from one block to the next along both (0: the same block for all).
+        listed: the rows (1, blocks, length) where distances vary, else None.
     """
 
     first: int
-    blocks: int
     length: int
-    distance: int
+    counts: tuple[int, int]
+    distances: tuple[int, int]
     listed: Tensor | None
 
     @classmethod
-    def of(cls, starts: list[int], length: int, device: torch.device) -> Rows:
-        distances = {b - a for a, b in pairwise(starts)}
-        if len(distances) <= 1:
-            return cls(starts[0], len(starts), length, next(iter(distances), 0), None)
+    def of(cls, starts: list[list[int]], length: int, device: torch.device) -> Rows:
+        """Blocks that start at these rows, outer by inner."""
         with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
-            listed = (torch.tensor(starts)[:, None] + torch.arange(length)).to(device)
-        return cls(starts[0], len(starts), length, 0, listed)
+            grid = torch.tensor(starts)
+            outer, inner = (grid.diff(dim=dim).unique().tolist() for dim in (0, 1))
+            if len(outer) <= 1 and len(inner) <= 1:
+                counts = (len(starts), len(starts[0]))
+                return cls(starts[0][0], length, counts, (sum(outer), sum(inner)), None)
+            listed = (grid.view(1, -1, 1) + torch.arange(length)).to(device)
+        return cls(starts[0][0], length, (1, grid.numel()), (0, 0), listed)
 
     def read(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (blocks, length, ...)."""
+        """(rows, ...) -> (outer, inner, length, ...)."""
         if self.listed is not None:
             return x[self.listed]
-        size, stride = (self.blocks, self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
+        size = (*self.counts, self.length, *x.shape[1:])
+        stride = (*(distance * x.stride(0) for distance in self.distances), *x.stride())
         return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
 
     def write_back(self, x: Tensor, blocks: Tensor) -> None:
@@ -124,66 +134,114 @@ class Rows(NamedTuple):
             x[self.listed] = blocks
 
     def add(self, x: Tensor, blocks: Tensor) -> None:
-        """Add to x; rows that are listed more than once receive the sum."""
+        """Add to x; rows that are there more than once receive the sum."""
         if self.listed is not None:
-            x.index_add_(0, self.listed.flatten(), blocks.flatten(0, 1))
-        elif self.distance == 0:
-            x[self.first : self.first + self.length] += blocks.sum(0)
-        else:
-            self.read(x).add_(blocks)
+            x.index_add_(0, self.listed.flatten(), blocks.flatten(0, 2))
+            return
+        repeated = [dim for dim in (0, 1) if self.distances[dim] == 0 and self.counts[dim] > 1]
+        outer, inner = (1 if dim in repeated else self.counts[dim] for dim in (0, 1))
+        view = self._replace(counts=(outer, inner)).read(x)
+        view += blocks.sum(repeated, keepdim=True) if repeated else blocks
 
 
 class Step(NamedTuple):
-    """Segments of equal lengths that go into one call per range."""
+    """Segments of equal lengths that go into one call per range, or one for both if these are joined."""
 
     q: Rows
     a: Rows
     b: Rows
+    joined: bool
+
+    def read_ranges(self, tiv: Tensor, own: Tensor) -> list[Tensor]:
+        """The rows of the ranges that are not empty: A of the TIV keys (or values), B of the own ones."""
+        ranges = [rows.read(x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
+        return [torch.cat(ranges, dim=2)] if self.joined else ranges
+
+    def add_to_ranges(self, tiv: Tensor, own: Tensor, ranges: list[Tensor]) -> None:
+        """Add to the rows that `read_ranges` reads."""
+        targets = [(rows, x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
+        parts = ranges[0].split([self.a.length, self.b.length], dim=2) if self.joined else ranges
+        for (rows, x), part in zip(targets, parts, strict=True):
+            rows.add(x, part)
 
 
-def _largest_step(device: torch.device) -> int | None:
-    """(query, key) pairs that a step may have, None for any number."""
-    return _PAIRS_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else None
+Grid = list[list[Segment]]
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=256)
-def _plan(layout: SifLayout, scope: Scope, device: torch.device, largest_step: int | None) -> tuple[Step, ...]:
+def _plan(layout: SifLayout, scope: Scope, device: torch.device, threads: int) -> tuple[Step, ...]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
     for s in layout.segments(scope):
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
+    cpu = device.type == "cpu"
     steps = []
     for (q_len, a_len, b_len), segments in by_lengths.items():
+        joined = cpu and scope != "broadcast" and 0 < a_len <= _JOIN_UP_TO * q_len and b_len > 0
         pairs = q_len * (a_len + b_len)
-        most = len(segments) if largest_step is None else max(1, largest_step // pairs)
+        largest = threads * (_JOINED_PAIRS_PER_THREAD if joined else _PAIRS_PER_THREAD)
+        most = max(1, largest // pairs) if cpu else len(segments)
         gathered: list[Segment] = []
-        for run in _even_runs(segments):
-            if len(run) * pairs < _GATHER_BELOW:
-                gathered += run
+        for grid in _even_grids(segments, two_levels=joined):
+            if len(grid) * len(grid[0]) * pairs < _GATHER_BELOW:
+                gathered += chain.from_iterable(grid)
             else:
-                steps += [_step(run[i : i + most], device) for i in range(0, len(run), most)]
-        steps += [_step(gathered[i : i + most], device) for i in range(0, len(gathered), most)]
+                steps += [_step(part, joined, device) for part in _parts(grid, most)]
+        if gathered:
+            steps += [_step(part, joined, device) for part in _parts([gathered], most)]
     return tuple(steps)
 
 
-def _even_runs(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Split into maximal runs in which all three starts advance by constant distances."""
-    run: list[Segment] = []
-    for s in segments:
-        if len(run) >= 2 and _distances(run[-1], s) != _distances(run[0], run[1]):
-            yield run
-            run = []
-        run.append(s)
-    yield run
+def _even_grids(segments: list[Segment], two_levels: bool) -> Iterator[Grid]:
+    """Split into runs in which all three starts advance by constant distances, and these likewise into grids.
+
+    With one level every grid is one run. Attention wants one level: it copies the rows of a grid of several runs.
+    """
+    runs = [list(chain.from_iterable(items)) for items in _even([[s] for s in segments])]
+    if not two_levels:
+        yield from ([run] for run in runs)
+        return
+    alike: dict[tuple[int, tuple[int, ...]], Grid] = {}
+    for run in runs:
+        alike.setdefault((len(run), _distances(run[0], run[-1])), []).append(run)
+    for grid in alike.values():
+        yield from _even(grid)
 
 
-def _distances(s: Segment, t: Segment) -> tuple[int, int, int]:
+def _even(runs: Grid) -> Iterator[Grid]:
+    """Split into maximal stretches in which the first segments' starts advance by constant distances."""
+    stretch: Grid = []
+    for run in runs:
+        if len(stretch) >= 2 and _distances(stretch[-1][0], run[0]) != _distances(stretch[0][0], stretch[1][0]):
+            yield stretch
+            stretch = []
+        stretch.append(run)
+    yield stretch
+
+
+def _distances(s: Segment, t: Segment) -> tuple[int, ...]:
     return t.q_start - s.q_start, t.a_start - s.a_start, t.b_start - s.b_start
 
 
-def _step(segments: list[Segment], device: torch.device) -> Step:
-    q, a, b = ([getattr(s, name) for s in segments] for name in ("q_start", "a_start", "b_start"))
-    one = segments[0]
-    return Step(Rows.of(q, one.q_len, device), Rows.of(a, one.a_len, device), Rows.of(b, one.b_len, device))
+def _parts(grid: Grid, most: int) -> Iterator[Grid]:
+    """Grids of at most this many segments, about equally large: of whole runs if they are short enough."""
+    runs = most // len(grid[0])
+    if runs:
+        yield from _chunks(grid, runs)
+    else:
+        yield from ([part] for run in grid for part in _chunks(run, most))
+
+
+def _chunks(items: list[T], most: int) -> Iterator[list[T]]:
+    count = -(-len(items) // most)
+    size = -(-len(items) // count)
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _step(grid: Grid, joined: bool, device: torch.device) -> Step:
+    q, a, b = ([[getattr(s, start) for s in run] for run in grid] for start in ("q_start", "a_start", "b_start"))
+    one = grid[0][0]
+    return Step(Rows.of(q, one.q_len, device), Rows.of(a, one.a_len, device), Rows.of(b, one.b_len, device), joined)
 
 
 def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
@@ -222,23 +280,31 @@ def _carry_dlse(
     return call._replace(q=q, k=k, v=v, tiv=(tiv[0], tiv[1]) if tiv else None), out, lse, dout
 
 
-# From here on: torch's fused kernels, tensors as (blocks, rows, heads, head_dim), LSE as (blocks, rows, heads).
+# From here on: torch's fused kernels. Tensors are (outer, inner, rows, heads, head_dim), LSEs lack the last dimension.
+
+
+class Gradients(NamedTuple):
+    dq: Tensor
+    dk: Tensor
+    dv: Tensor
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    blocks = q.shape[:2]
+    q, k, v = (_batch(x) for x in (q, k, v))
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
     else:
         out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
         lse = lse[..., : q.shape[2]]
-    return out.transpose(1, 2), lse.transpose(1, 2)
+    return _unbatch(out, blocks), _unbatch(lse, blocks)
 
 
 def _attend_backward(
     dout: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, scale: float
-) -> tuple[Tensor, ...]:
-    dout, q, out, lse, k, v = (x.transpose(1, 2) for x in (dout, q, out, lse, k, v))
+) -> Gradients:
+    blocks = q.shape[:2]
+    dout, q, out, lse, k, v = (_batch(x) for x in (dout, q, out, lse, k, v))
     if q.device.type == "cpu":
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             dout, q, k, v, out, lse, 0.0, False, scale=scale
@@ -249,4 +315,13 @@ def _attend_backward(
         grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             dout, q, k, v, None, out, lse, unused, unused, 0.0, [True, True, True, False], scale=scale
         )[:3]
-    return tuple(g.transpose(1, 2) for g in grads)
+    return Gradients(*(_unbatch(grad, blocks) for grad in grads))
+
+
+def _batch(x: Tensor) -> Tensor:
+    """(outer, inner, rows, heads, ...) -> (outer * inner, heads, rows, ...)."""
+    return x.reshape(-1, *x.shape[2:]).transpose(1, 2)
+
+
+def _unbatch(x: Tensor, blocks: torch.Size) -> Tensor:
+    return x.transpose(1, 2).view(*blocks, *x.shape[2:0:-1], *x.shape[3:])
