@@ -64,10 +64,12 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
         for step in plan:
             query = step.q.read(q_g)
             ranges = zip(step.read_ranges(k_tiv, k), step.read_ranges(v_tiv, v), strict=True)
-            rows_out, rows_lse = step.q.read(out_g), step.q.read(lse_g)
-            _merge([_attend(query, keys, values, scale) for keys, values in ranges], rows_out, rows_lse)
-            step.q.write_back(out_g, rows_out)
-            step.q.write_back(lse_g, rows_lse)
+            parts = [_attend(query, keys, values, scale) for keys, values in ranges]
+            rows_out, rows_lse = parts[0]
+            if len(parts) == 2:
+                rows_out, rows_lse = _merge(parts[0], parts[1], out=step.q.read(out_g), lse=step.q.read(lse_g))
+            step.q.write(out_g, rows_out)
+            step.q.write(lse_g, rows_lse)
     return out, lse
 
 
@@ -97,15 +99,15 @@ class Rows(NamedTuple):
 
     Attributes:
         first, length: first row of the first block, rows per block.
-        counts: blocks of the grid, (outer, inner).
-        distances: rows from one block to the next along both (0: the same block for all).
-        listed: the rows (1, blocks, length) where distances vary, else None.
+        counts: blocks along the one or two dimensions of the grid.
+        distances: rows from one block to the next along each (0: the same block for all).
+        listed: the rows (blocks, length) where distances vary, else None.
     """
 
     first: int
     length: int
-    counts: tuple[int, int]
-    distances: tuple[int, int]
+    counts: tuple[int, ...]
+    distances: tuple[int, ...]
     listed: Tensor | None
 
     @classmethod
@@ -113,35 +115,50 @@ class Rows(NamedTuple):
         """Blocks that start at these rows, outer by inner."""
         with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
             grid = torch.tensor(starts)
-            outer, inner = (grid.diff(dim=dim).unique().tolist() for dim in (0, 1))
-            if len(outer) <= 1 and len(inner) <= 1:
-                counts = (len(starts), len(starts[0]))
-                return cls(starts[0][0], length, counts, (sum(outer), sum(inner)), None)
-            listed = (grid.view(1, -1, 1) + torch.arange(length)).to(device)
-        return cls(starts[0][0], length, (1, grid.numel()), (0, 0), listed)
+            grid = grid[0] if len(grid) == 1 else grid
+            distances = [grid.diff(dim=dim).unique().tolist() for dim in range(grid.ndim)]
+            if all(len(different) <= 1 for different in distances):
+                return cls(starts[0][0], length, tuple(grid.shape), tuple(sum(d) for d in distances), None)
+            listed = (grid.view(-1, 1) + torch.arange(length)).to(device)
+        return cls(starts[0][0], length, (len(listed),), (0,), listed)
 
-    def read(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (outer, inner, length, ...)."""
+    def grid(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> (*counts, length, ...), a view unless the rows are listed."""
         if self.listed is not None:
             return x[self.listed]
         size = (*self.counts, self.length, *x.shape[1:])
         stride = (*(distance * x.stride(0) for distance in self.distances), *x.stride())
         return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
 
-    def write_back(self, x: Tensor, blocks: Tensor) -> None:
-        """Store what `read` returned and the caller has filled; a view is in its place already."""
+    def read(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> (blocks, length, ...), a view if the grid has one dimension."""
+        return self.flat(self.grid(x))
+
+    def flat(self, grid: Tensor) -> Tensor:
+        """(*counts, ...) -> (blocks, ...)."""
+        return grid if len(self.counts) == 1 else grid.flatten(0, 1)
+
+    def unflat(self, blocks: Tensor) -> Tensor:
+        """(blocks, ...) -> (*counts, ...)."""
+        return blocks if len(self.counts) == 1 else blocks.unflatten(0, self.counts)
+
+    def write(self, x: Tensor, blocks: Tensor) -> None:
+        """Store (blocks, length, ...) in rows of their own; what is a view that `read` gave is in its place already."""
         if self.listed is not None:
             x[self.listed] = blocks
+        else:
+            self.grid(x).copy_(self.unflat(blocks))
 
     def add(self, x: Tensor, blocks: Tensor) -> None:
-        """Add to x; rows that are there more than once receive the sum."""
+        """Add (blocks, length, ...); rows that are there more than once receive the sum."""
         if self.listed is not None:
-            x.index_add_(0, self.listed.flatten(), blocks.flatten(0, 2))
+            x.index_add_(0, self.listed.flatten(), blocks.flatten(0, 1))
             return
-        repeated = [dim for dim in (0, 1) if self.distances[dim] == 0 and self.counts[dim] > 1]
-        outer, inner = (1 if dim in repeated else self.counts[dim] for dim in (0, 1))
-        view = self._replace(counts=(outer, inner)).read(x)
-        view += blocks.sum(repeated, keepdim=True) if repeated else blocks
+        repeated = [dim for dim, distance in enumerate(self.distances) if distance == 0 and self.counts[dim] > 1]
+        counts = tuple(1 if dim in repeated else count for dim, count in enumerate(self.counts))
+        grid = self.unflat(blocks)
+        target = self._replace(counts=counts).grid(x)
+        target += grid.sum(repeated, keepdim=True) if repeated else grid
 
 
 class Step(NamedTuple):
@@ -154,13 +171,15 @@ class Step(NamedTuple):
 
     def read_ranges(self, tiv: Tensor, own: Tensor) -> list[Tensor]:
         """The rows of the ranges that are not empty: A of the TIV keys (or values), B of the own ones."""
-        ranges = [rows.read(x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
-        return [torch.cat(ranges, dim=2)] if self.joined else ranges
+        ranges = [(rows, x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
+        if self.joined:
+            return [self.a.flat(torch.cat([rows.grid(x) for rows, x in ranges], dim=-3))]
+        return [rows.read(x) for rows, x in ranges]
 
     def add_to_ranges(self, tiv: Tensor, own: Tensor, ranges: list[Tensor]) -> None:
         """Add to the rows that `read_ranges` reads."""
         targets = [(rows, x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
-        parts = ranges[0].split([self.a.length, self.b.length], dim=2) if self.joined else ranges
+        parts = ranges[0].split([self.a.length, self.b.length], dim=1) if self.joined else ranges
         for (rows, x), part in zip(targets, parts, strict=True):
             rows.add(x, part)
 
@@ -251,19 +270,16 @@ def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
         yield [x[:, :, j] for x in split]
 
 
-def _merge(parts: list[tuple[Tensor, Tensor]], out: Tensor, lse: Tensor) -> None:
-    """Fill out and lse with the softmax over the union of disjoint key ranges, given (output, LSE) of each."""
-    if len(parts) == 1:
-        out.copy_(parts[0][0])
-        lse.copy_(parts[0][1])
-        return
-    (out_a, lse_a), (out_b, lse_b) = parts
+def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill out and lse with the softmax over the union of two disjoint key ranges, given (output, LSE) of each."""
+    (out_a, lse_a), (out_b, lse_b) = a, b
     weight = torch.sigmoid(lse_a - lse_b)[..., None]
     torch.logaddexp(lse_a, lse_b, out=lse)
     if out.dtype == weight.dtype:
         torch.lerp(out_b, out_a, weight, out=out)
     else:
         out.copy_(torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight))
+    return out, lse
 
 
 def _carry_dlse(
@@ -280,7 +296,7 @@ def _carry_dlse(
     return call._replace(q=q, k=k, v=v, tiv=(tiv[0], tiv[1]) if tiv else None), out, lse, dout
 
 
-# From here on: torch's fused kernels. Tensors are (outer, inner, rows, heads, head_dim), LSEs lack the last dimension.
+# From here on: torch's fused kernels, tensors as (blocks, rows, heads, head_dim), LSE as (blocks, rows, heads).
 
 
 class Gradients(NamedTuple):
@@ -290,21 +306,19 @@ class Gradients(NamedTuple):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    blocks = q.shape[:2]
-    q, k, v = (_batch(x) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
     else:
         out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
         lse = lse[..., : q.shape[2]]
-    return _unbatch(out, blocks), _unbatch(lse, blocks)
+    return out.transpose(1, 2), lse.transpose(1, 2)
 
 
 def _attend_backward(
     dout: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, scale: float
 ) -> Gradients:
-    blocks = q.shape[:2]
-    dout, q, out, lse, k, v = (_batch(x) for x in (dout, q, out, lse, k, v))
+    dout, q, out, lse, k, v = (x.transpose(1, 2) for x in (dout, q, out, lse, k, v))
     if q.device.type == "cpu":
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             dout, q, k, v, out, lse, 0.0, False, scale=scale
@@ -315,13 +329,4 @@ def _attend_backward(
         grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             dout, q, k, v, None, out, lse, unused, unused, 0.0, [True, True, True, False], scale=scale
         )[:3]
-    return Gradients(*(_unbatch(grad, blocks) for grad in grads))
-
-
-def _batch(x: Tensor) -> Tensor:
-    """(outer, inner, rows, heads, ...) -> (outer * inner, heads, rows, ...)."""
-    return x.reshape(-1, *x.shape[2:]).transpose(1, 2)
-
-
-def _unbatch(x: Tensor, blocks: torch.Size) -> Tensor:
-    return x.transpose(1, 2).view(*blocks, *x.shape[2:0:-1], *x.shape[3:])
+    return Gradients(*(grad.transpose(1, 2) for grad in grads))
