@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import method
-from benchmarks.cases import Case, Inputs, make_inputs
-from benchmarks.libraries import library_peers
-from benchmarks.peers import Attention, Peer, default_peer, own_peers, torch_peers
+from benchmarks.attention.cases import Case, Inputs, make_inputs
+from benchmarks.attention.libraries import library_peers
+from benchmarks.attention.peers import Attention, Peer, default_peer, own_peers, torch_peers
 from tivtok_kernels import broadcast_attention, sif_attention
 
 CEILING = "matmul ceiling"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.attention.peers import DENSE
 from benchmarks.compare import Record
-from benchmarks.peers import DENSE
 from benchmarks.results import Run
 from tivtok.files import replacing
 

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import method, results
-from benchmarks.cases import cases
+from benchmarks.attention.cases import cases
+from benchmarks.attention.instructions import measure_instructions
+from benchmarks.attention.scaling import SWEEPS, measure_sweep
 from benchmarks.compare import Measurement, Record, measure
-from benchmarks.instructions import measure_instructions
-from benchmarks.models import measure_model, model_cases
+from benchmarks.model.models import measure_model, model_cases
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.render import performance_table, replace_table, write_page
-from benchmarks.scaling import SWEEPS, measure_sweep
 from tivtok.files import replacing
 from tivtok_kernels import SifLayout, sif_attention
 

@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tivtok.config import TivTokConfig
-    from tivtok.model import TivTok
+    from tivtok.model.config import TivTokConfig
+    from tivtok.tokenizer import TivTok
     from tivtok.tokens import Tokens
 
 __all__ = ["TivTok", "TivTokConfig", "Tokens"]
 
-_MODULES = {"TivTok": "tivtok.model", "TivTokConfig": "tivtok.config", "Tokens": "tivtok.tokens"}
+_MODULES = {"TivTok": "tivtok.tokenizer", "TivTokConfig": "tivtok.model.config", "Tokens": "tivtok.tokens"}
 
 
 def __getattr__(name: str) -> object:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from tivtok.model import TivTok
+from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens, TokensError
 
 

@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tivtok.model import TivTok
-from tivtok.shots import end_at_cuts
-from tivtok.tiv_sets import TivRuns, TivSets
-from tivtok.token_format import check_finite
-from tivtok.token_writer import TokenWriter
+from tivtok.chunks.cuts import end_at_cuts
+from tivtok.chunks.sharing import TivRuns, TivSets
+from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens, TokensError
+from tivtok.tokens.format import check_finite
+from tivtok.tokens.writer import TokenWriter
 from tivtok.video import frames_to_video, video_to_frames
 
 KEPT_SETS = 8  # TIV sets whose keys and values a decoder holds on to

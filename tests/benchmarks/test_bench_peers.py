@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import libraries, peers
-from benchmarks.cases import Case, Inputs, make_inputs
+from benchmarks.attention import libraries, peers
+from benchmarks.attention.cases import Case, Inputs, make_inputs
 from benchmarks.compare import all_peers, disagreement, measure, run, truth
 from tivtok_kernels import Scope, SifLayout
 

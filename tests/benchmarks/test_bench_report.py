@@ -12,10 +12,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import instructions, method, provenance, render, report, results, scaling
-from benchmarks.cases import Case
+from benchmarks import method, provenance, render, report, results
+from benchmarks.attention import instructions, scaling
+from benchmarks.attention.cases import Case
+from benchmarks.attention.peers import own_peers, torch_peers
 from benchmarks.compare import measure
-from benchmarks.peers import own_peers, torch_peers
 from tivtok_kernels import SifLayout
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from PIL import Image
 import tivtok
 from tivtok.cli import main
 from tivtok.cli.common import load_model
-from tivtok.config import TivTokConfig
-from tivtok.model import TivTok
+from tivtok.model.config import TivTokConfig
+from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import VideoReader, VideoWriter
 

@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from tivtok.cli import main
-from tivtok.config import TivTokConfig
-from tivtok.dataset import TokenDataset
-from tivtok.model import TivTok
+from tivtok.model.config import TivTokConfig
 from tivtok.streaming import encode_stream
+from tivtok.tokenizer import TivTok
 from tivtok.tokens import TokensError
+from tivtok.tokens.dataset import TokenDataset
 from tivtok.video import VideoReader, VideoWriter
 
 LENGTHS = {"a.mp4": 5, "b.mp4": 20, "deep/c.mp4": 1, "deep/d.mkv": 33, "e.mp4": 16}

@@ -14,9 +14,9 @@ import torch
 from oracle import make_case
 from typer.testing import CliRunner
 
+from benchmarks.machine_code import cuda as report
 from tivtok_kernels import BackendUnavailable, SifLayout, backends, sif_attention
 from tivtok_kernels.cuda import backend, configs
-from tivtok_kernels.inspect import cuda as report
 from tivtok_kernels.problem import Call, Problem
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,10 +17,10 @@ from hopper_forward_faults import FAULTS
 from oracle import Case, make_case
 from planted_faults import build_with_faults, switch_on
 
+from benchmarks.machine_code import sass
+from benchmarks.machine_code.cuda import cuobjdump
 from tivtok_kernels import SifLayout
 from tivtok_kernels.cuda import shares
-from tivtok_kernels.inspect import sass
-from tivtok_kernels.inspect.cuda import cuobjdump
 from tivtok_kernels.schedule import WorkList, query_work
 
 pytestmark = pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tivtok.metrics.i3d import I3D
-from tivtok.weights import WeightsError, find_weights
+from tivtok.metrics.weights import WeightsError, find_weights
 
 # A folder beside the checkout, as an extra where there is one.
 SHARED = Path(__file__).parents[3] / "shared" / "weights"

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tivtok.metrics import i3d
 from tivtok.metrics.i3d import I3D, Mixed, Unit3D, load_i3d
+from tivtok.metrics.weights import WeightsError
 from tivtok.video import VideoReader, fit, frames_to_video
-from tivtok.weights import WeightsError
 
 CLIPS = Path(__file__).parents[3] / "shared" / "clips" / "free"
 

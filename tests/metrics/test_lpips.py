@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from tivtok.metrics.lpips import LPIPS, Net
-from tivtok.weights import WeightsError
+from tivtok.metrics.weights import WeightsError
 
 
 def plain(net: str, tensors: dict[str, torch.Tensor], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

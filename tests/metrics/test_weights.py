@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tivtok import weights as module
 from tivtok.cli import main
+from tivtok.metrics import weights as module
 from tivtok.metrics.lpips import LPIPS
-from tivtok.weights import (
+from tivtok.metrics.weights import (
     WEIGHTS,
     WeightsError,
     convert_package,

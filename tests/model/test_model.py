@@ -5,8 +5,8 @@ import torch
 
 from tivtok import TivTok
 from tivtok.attention import SifLayout
-from tivtok.blocks import Block
-from tivtok.tiv_sets import merge_tiv, share_tiv_sets
+from tivtok.chunks.sharing import merge_tiv, share_tiv_sets
+from tivtok.model.blocks import Block
 from tivtok.tokens import TokensError
 from tivtok_kernels.reference import masked_attention
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tivtok import TivTok, TivTokConfig
-from tivtok.patchify import pad_to_patches, patch_grid, patchify, unpatchify
-from tivtok.pretrained import CheckpointError
-from tivtok.quantizer import SoftVQ
-from tivtok.rope import places, rotary_table, split_pairs
+from tivtok.checkpoints import CheckpointError
+from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
+from tivtok.model.quantizer import SoftVQ
+from tivtok.model.rope import places, rotary_table, split_pairs
 from tivtok_kernels.qk_prepare import prepare_qk
 
 PATCH = (4, 8, 8)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.cards.card import Networks, write_card
 from tivtok import TivTok
 from tivtok.metrics.lpips import LPIPS
 from tivtok.training import train
-from tivtok.training.card import Networks, write_card
 
 
 def test_card_of_a_small_run(config, lpips_weights):

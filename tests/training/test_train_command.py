@@ -12,11 +12,11 @@ from accelerate.utils import DistributedType
 
 from tivtok.cli.common import CommandError
 from tivtok.cli.train import train
+from tivtok.metrics.weights import WeightsError
 from tivtok.training import TrainConfig
 from tivtok.training.losses import load_perceptual
 from tivtok.training.state import load_state
 from tivtok.training.trainer import check_sharding
-from tivtok.weights import WeightsError
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

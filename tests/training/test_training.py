@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from tivtok import TivTok
-from tivtok.quantizer import SoftVQ
+from tivtok.model.quantizer import SoftVQ
 from tivtok.training import TrainConfig, TrainingError, TrainingStopped, train
 from tivtok.training.journal import read_log
 from tivtok.training.losses import EntropyPenalty

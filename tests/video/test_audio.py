@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from tivtok.audio import AudioError
 from tivtok.video import VideoError, VideoReader, VideoWriter
+from tivtok.video.audio import AudioError
 
 RATE = 8000
 

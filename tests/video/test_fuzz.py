@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tivtok.config import TivTokConfig
-from tivtok.model import TivTok
+from tivtok.model.config import TivTokConfig
 from tivtok.streaming import decode_stream, encode_stream, encode_to_file
+from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens, TokensError
 from tivtok.video import VideoError, VideoReader, VideoWriter
 

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 
 import typer
 
-from tivtok.cli import codec, demo, doctor, encode_dir, inspect, measure, swap, train, weights
+from tivtok.cli import codec, demo, doctor, encode_dir, evaluate, inspect, stats, swap, train, weights
 
 # What typer raises for a command line that does not parse; it has no public name in every version.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -22,21 +22,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    codec.encode,
-    codec.decode,
-    codec.reconstruct,
-    swap.swap,
-    encode_dir.encode_dir,
-    inspect.info,
-    inspect.inspect,
-    measure.evaluate,
-    weights.weights,
-    train.train,
-    doctor.doctor,
-    demo.demo,
-):
-    app.command("eval" if command is measure.evaluate else command.__name__.replace("_", "-"))(command)
+app.command("encode")(codec.encode)
+app.command("decode")(codec.decode)
+app.command("reconstruct")(codec.reconstruct)
+app.command("swap")(swap.swap)
+app.command("encode-dir")(encode_dir.encode_dir)
+app.command("info")(inspect.info)
+app.command("inspect")(inspect.inspect)
+app.command("eval")(evaluate.evaluate)
+app.command("weights")(weights.weights)
+app.command("train")(train.train)
+app.command("stats")(stats.stats)
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
 
 
 @app.callback()

@@ -32,7 +32,7 @@ from tivtok.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tivtok.model import TivTok
+    from tivtok.tokenizer import TivTok
     from tivtok.tokens import Tokens
 
 VideoIn = Annotated[Path, typer.Argument(metavar="IN", help="A video that FFmpeg can read.")]
@@ -140,8 +140,8 @@ def write_reconstruction(
     import torch
 
     from tivtok.metrics import psnr, ssim
-    from tivtok.pictures import scale_to_see, side_by_side
     from tivtok.video import VideoWriter
+    from tivtok.views.pictures import scale_to_see, side_by_side
 
     scale = scale_to_see(source.height, source.width)
 

@@ -17,8 +17,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tivtok.model import TivTok
-    from tivtok.tiv_sets import TivSets
+    from tivtok.chunks.sharing import TivSets
+    from tivtok.tokenizer import TivTok
     from tivtok.tokens import Tokens
 
 Item = TypeVar("Item")
@@ -85,7 +85,7 @@ class Source:
 def load_model(path_or_name: str, device: str) -> TivTok:
     import torch
 
-    from tivtok.model import TivTok
+    from tivtok.tokenizer import TivTok
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

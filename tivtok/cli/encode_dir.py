@@ -54,11 +54,11 @@ def encode_dir(
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
     device: DeviceOption = "auto",
 ) -> None:
-    """All videos of a folder to token shards that `tivtok.dataset.TokenDataset` reads; goes on where it was stopped.
+    """Encode all videos of a folder to token shards for `tivtok.tokens.dataset.TokenDataset`; go on where it stopped.
 
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
-    from tivtok.dataset import shard_name, write_index
+    from tivtok.tokens.dataset import shard_name, write_index
     from tivtok.video import find_videos
 
     parse_tiv_sets(tiv_sets)
@@ -85,9 +85,9 @@ def encode_dir(
 def encode_shard(job: Job) -> None:
     """Encode the videos of one shard; those that cannot be read are noted in it."""
     from tivtok.cli.common import Source
-    from tivtok.dataset import write_shard
     from tivtok.streaming import encode_stream
     from tivtok.tokens import Tokens
+    from tivtok.tokens.dataset import write_shard
 
     tokenizer = load_model(job.model, job.device)
     done: list[tuple[str, Tokens]] = []

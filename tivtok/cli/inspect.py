@@ -30,7 +30,7 @@ from tivtok.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tivtok.model import TivTok
+    from tivtok.tokenizer import TivTok
     from tivtok.tokens import Tokens
 
 LARGEST_SHOWN = 256  # pixels of a picture's height in a contact sheet
@@ -84,8 +84,8 @@ def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path
     import torch
 
     from tivtok.metrics import psnr, ssim
-    from tivtok.page import write_page
-    from tivtok.pictures import contact_sheet, enlarge, scale_to_see
+    from tivtok.views.page import write_page
+    from tivtok.views.pictures import contact_sheet, enlarge, scale_to_see
 
     shown = torch.linspace(0, tokens.num_frames - 1, min(columns, tokens.num_frames)).round().int().tolist()
     rows = _rows(tokenizer, tokens, _pick(source, shown), shown)
@@ -110,8 +110,8 @@ def _rows(tokenizer: TivTok, tokens: Tokens, original: Tensor, shown: list[int])
     import torch
 
     from tivtok.editing import grey_tokens, tiv_only, tv_only
-    from tivtok.pictures import DIFFERENCE_GAIN, difference
     from tivtok.streaming import decode_stream
+    from tivtok.views.pictures import DIFFERENCE_GAIN, difference
 
     def decode(some: Tokens) -> Tensor:
         return torch.cat(list(decode_stream(tokenizer, some, shown)))
@@ -129,8 +129,8 @@ def _rows(tokenizer: TivTok, tokens: Tokens, original: Tensor, shown: list[int])
 
 def _scopes(tokenizer: TivTok, source: Source) -> dict[str, Tensor]:
     """The masks of one chunk of a video of this size; large ones with one token of several."""
-    from tivtok.patchify import patch_grid
-    from tivtok.pictures import scope_picture
+    from tivtok.model.patchify import patch_grid
+    from tivtok.views.pictures import scope_picture
 
     config = tokenizer.config
     groups, rows, columns = patch_grid(config.chunk_frames, source.height, source.width, config.patch)

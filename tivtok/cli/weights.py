@@ -22,7 +22,7 @@ def weights(
 
     Example: tivtok weights lpips-vgg
     """
-    from tivtok.weights import WEIGHTS, fetch_weights
+    from tivtok.metrics.weights import WEIGHTS, fetch_weights
 
     wanted = names or list(WEIGHTS)
     for name in wanted:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tivtok.weights import WeightsError, read_tensors
+from tivtok.metrics.weights import WeightsError, read_tensors
 
 Triple = tuple[int, int, int]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchmetrics.functional.image
 from torch import Tensor, nn
 
-from tivtok.weights import WeightsError, read_tensors
+from tivtok.metrics.weights import WeightsError, read_tensors
 
 Net = Literal["vgg", "alex"]
 

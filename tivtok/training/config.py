@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from tivtok.config import TivTokConfig
+from tivtok.model.config import TivTokConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from tivtok.pretrained import save_checkpoint
+from tivtok.checkpoints import save_checkpoint
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
 from tivtok.training.evaluation import Evaluation

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tivtok.metrics.lpips import LPIPS
-from tivtok.model import TivTok
-from tivtok.patchify import patchify
-from tivtok.quantizer import SoftVQ
+from tivtok.metrics.weights import find_weights
+from tivtok.model.patchify import patchify
+from tivtok.model.quantizer import SoftVQ
+from tivtok.tokenizer import TivTok
 from tivtok.training.config import TrainConfig
-from tivtok.weights import find_weights
 
 # Distance of images: a, b (N, 3, H, W) in [-1, 1] -> (N,).
 Perceptual = Callable[[Tensor, Tensor], Tensor]

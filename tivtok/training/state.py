@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from tivtok.pretrained import write_tensors
+from tivtok.checkpoints import write_tensors
 
 _GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SHARE = StateDictOptions(full_state_dict=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
-from tivtok.blocks import Block
-from tivtok.model import TivTok
-from tivtok.quantizer import SoftVQ
+from tivtok.model.blocks import Block
+from tivtok.model.quantizer import SoftVQ
+from tivtok.tokenizer import TivTok
 from tivtok.training.adversary import Adversary
 from tivtok.training.average import WeightAverage
 from tivtok.training.config import TrainConfig

@@ -1,7 +1,7 @@
 """Tile choices of the Triton kernels: one table, one row per (architecture, head_dim, math, pass), reasons beside.
 
 No row was ever timed. They were chosen from what the compiler makes of them (registers, spills, shared memory,
-asynchronous copies, tensor-core instructions), by the pipe model of ``python -m tivtok_kernels.inspect``, and by the
+asynchronous copies, tensor-core instructions), by the pipe model of ``python -m benchmarks.machine_code``, and by the
 rows that tiles waste or read again.
 """
 

@@ -1,0 +1,1 @@
+"""Attention against its peers and the machine's ceiling."""

@@ -1,0 +1,1 @@
+"""The tokenizer, encode and decode."""

@@ -1,0 +1,23 @@
+"""``python -m benchmarks.studies``."""
+
+import typer
+
+from benchmarks.studies.ablations import ablations
+from benchmarks.studies.memory import memory
+from benchmarks.studies.random_access import random_access
+from benchmarks.studies.tiv_sets import tiv_sets
+
+app = typer.Typer(help="Measurements behind decisions.", add_completion=False, pretty_exceptions_enable=False)
+app.command("tiv-sets")(tiv_sets)
+app.command("memory")(memory)
+app.command("random-access")(random_access)
+app.command("ablations")(ablations)
+
+
+@app.callback()
+def experiments() -> None:
+    """Measurements behind decisions; needs the `bench` extra (matplotlib)."""
+
+
+if __name__ == "__main__":
+    app()

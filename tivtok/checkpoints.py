@@ -1,0 +1,93 @@
+"""Checkpoints on disk: ``config.json`` + ``model.safetensors``, the file format of ``PyTorchModelHubMixin``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from tivtok.files import replacing
+from tivtok.model.config import TivTokConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found or used; the message says what came and what was expected."""
+
+
+def bundled_checkpoints() -> list[str]:
+    """Names that ``TivTok.from_pretrained`` finds inside the package."""
+    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{CONFIG_FILE}"))
+
+
+def find_checkpoint(path_or_name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: a folder, a file in one, a bundled name, or a Hugging Face repository ("owner/name").
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        path = path.parent
+    elif str(path_or_name) in bundled_checkpoints():
+        path = _BUNDLED / str(path_or_name)
+    elif not path.exists() and str(path_or_name).count("/") == 1:
+        path = _download(str(path_or_name), revision)
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"no checkpoint at {path_or_name}: expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
+            f"or one of the bundled {bundled_checkpoints()}"
+        )
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[TivTokConfig, dict[str, Tensor]]:
+    """Config and weights of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is damaged, or the config is not that of a TivTok model.
+    """
+    try:
+        config = TivTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+        weights = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    except (ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {folder} cannot be read: {error}") from None
+    return config, weights
+
+
+def save_checkpoint(folder: str | Path, config: TivTokConfig, weights: dict[str, Tensor]) -> None:
+    """Write both files, each under a temporary name first. Creates the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    write_tensors(folder / WEIGHTS_FILE, weights, {"format": "pt"})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """One safetensors file, complete or not at all, with the permissions that any new file gets (``save_file``'s are
+    for the owner alone)."""
+    data = safetensors.torch.save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"no checkpoint at {repository}: no such folder, and it could not be fetched from Hugging Face ({reason})"
+        ) from None

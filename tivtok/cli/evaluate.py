@@ -1,0 +1,214 @@
+"""``tivtok eval``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+
+from tivtok.cli.common import (
+    CommandError,
+    DeviceOption,
+    ModelOption,
+    Source,
+    TivSetsOption,
+    check_output,
+    compare,
+    load_model,
+    out,
+    parse_tiv_sets,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tivtok.chunks.sharing import TivSets
+    from tivtok.metrics.evaluation import Evaluation
+    from tivtok.metrics.protocols import Protocol
+    from tivtok.model.config import TivTokConfig
+    from tivtok.tokenizer import TivTok
+
+METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
+# Scores of each video, and their titles.
+COLUMNS = {
+    "psnr": "PSNR dB",
+    "ssim": "SSIM",
+    "lpips-vgg": "LPIPS-VGG",
+    "lpips-alex": "LPIPS-Alex",
+    "seams": "seams",
+    "seams_original": "in original",
+}
+SEAMS = "mean |change| from frame to frame across chunk borders over that inside chunks, nan where there is none"
+
+
+def evaluate(
+    paths: Annotated[list[Path], typer.Argument(metavar="VIDEO|FOLDER...", help="Videos, or folders of them.")],
+    model: ModelOption = "tiny",
+    protocol: Annotated[
+        str,
+        typer.Option(help='"whole" (every frame), or a published one: "larp", "adaptok", "omnitokenizer", "paper".'),
+    ] = "whole",
+    metrics: Annotated[
+        str, typer.Option(help='"all", or some of psnr, ssim, lpips-vgg, lpips-alex, rfvd, with commas.')
+    ] = "psnr,ssim",
+    size: Annotated[
+        str,
+        typer.Option(help='"protocol", "source", "native" (what the model was trained at) or WIDTHxHEIGHT.'),
+    ] = "protocol",
+    features: Annotated[str, typer.Option(help='Of rFVD: "protocol", "logits" or "torchscript".')] = "protocol",
+    weights: Annotated[
+        Path | None, typer.Option(help="The folder of the metrics' weights, instead of that of `tivtok weights`.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write protocol and scores.")] = None,
+    tiv_sets: TivSetsOption = "1",
+    device: DeviceOption = "auto",
+) -> None:
+    """PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams: change across chunk borders over change inside chunks.
+
+    LPIPS and rFVD need weights: run `tivtok weights` once. Scores of different protocols do not compare.
+
+    Example: tivtok eval clips/ --model runs/mine --protocol larp --metrics all --json scores.json
+    """
+    from tivtok.streaming import encode_stream
+
+    if json_file is not None:
+        check_output(json_file)
+    files, sets = _files(paths), parse_tiv_sets(tiv_sets)
+    wanted, rules = _parse_metrics(metrics), _parse_protocol(protocol, features)
+    tokenizer = load_model(model, device)
+    evaluation = _evaluation(rules, wanted, tokenizer, weights)
+    if size == "protocol":
+        size = "native" if rules.size is None else f"{rules.size[1]}x{rules.size[0]}"
+
+    shown = wanted | ({"seams", "seams_original"} if rules.clip == "all" else set())
+    columns = {name: title for name, title in COLUMNS.items() if name in shown}
+    out.print("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video", soft_wrap=True)
+    videos = {}
+    for file in files:
+        source = Source(file, size, tokenizer)
+        chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
+        tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
+        pairs = compare(tokenizer, tokens, chunks("decoding"))
+        scores = evaluation.add(pairs, _chunk_frames(chunks, tokenizer.config, sets))
+        videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
+        out.print(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}", soft_wrap=True)
+    means = evaluation.means()
+    out.print(f"{_row(means, columns)}                  mean of {len(files)}", soft_wrap=True)
+    if "rfvd" in means:
+        out.print(f"rFVD {means['rfvd']:.2f} of {evaluation.clips} clips (few clips bias it upwards)")
+    _print_protocol(rules, size, protocol)
+    out.print(
+        f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)", soft_wrap=True
+    )
+    if json_file is not None:
+        settings = {
+            "protocol": asdict(rules) | {"size": size},
+            "model": {"name": tokenizer.config.name, "id": tokenizer.model_id},
+            "tiv_sets": tiv_sets,
+            "rfvd_clips": evaluation.clips,
+        }
+        _write_json(json_file, settings | {"scores": means, "videos": videos})
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    from tivtok.video import find_videos
+
+    files: list[Path] = []
+    for path in paths:
+        found = find_videos(path) if path.is_dir() else [path]
+        if not found:
+            raise CommandError(f"there are no videos in {path}")
+        files += found
+    return files
+
+
+def _parse_metrics(text: str) -> set[str]:
+    wanted = set(METRICS if text == "all" else text.split(","))
+    if unknown := wanted - set(METRICS):
+        raise CommandError(f'--metrics must be "all" or some of {", ".join(METRICS)}, got "{min(unknown)}"')
+    return wanted
+
+
+def _parse_protocol(name: str, features: str) -> Protocol:
+    from tivtok.metrics.protocols import PROTOCOLS, Features
+
+    if name not in PROTOCOLS:
+        raise CommandError(f'--protocol must be one of {", ".join(PROTOCOLS)}, got "{name}"')
+    if features == "protocol":
+        return PROTOCOLS[name]
+    if features not in get_args(Features):
+        raise CommandError(f'--features must be "protocol", "logits" or "torchscript", got "{features}"')
+    return replace(PROTOCOLS[name], features=cast("Features", features))
+
+
+def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Path | None) -> Evaluation:
+    """With the networks that the metrics need."""
+    from tivtok.metrics.evaluation import Evaluation
+    from tivtok.metrics.i3d import load_i3d
+    from tivtok.metrics.lpips import LPIPS, Net
+    from tivtok.metrics.weights import find_weights
+
+    device = next(tokenizer.parameters()).device
+    nets: dict[str, Net] = {"lpips-vgg": "vgg", "lpips-alex": "alex"}
+    lpips = {
+        name: LPIPS(net, weights=find_weights(name, folder)).to(device) for name, net in nets.items() if name in wanted
+    }
+    i3d = None
+    if "rfvd" in wanted:
+        i3d = load_i3d(find_weights("i3d" if rules.features == "logits" else "i3d-torchscript", folder), device)
+    return Evaluation(rules, lpips, i3d)
+
+
+def _chunk_frames(chunks: Callable[[str], Iterator[Tensor]], config: TivTokConfig, sets: TivSets) -> int | list[int]:
+    """The frames of each chunk, as `seams` takes them."""
+    from tivtok.chunks.cuts import end_at_cuts
+
+    if sets != "auto":
+        return config.chunk_frames
+    return [len(chunk) for chunk in end_at_cuts(chunks("finding cuts"), config.chunk_frames, config.frames_per_group)]
+
+
+def _clip(source: Source, rules: Protocol) -> Callable[[str], Iterator[Tensor]]:
+    """The frames of a video's clip, in chunks as `Source.chunks` gives them. The video is read twice: files' own counts
+    of their frames can be wrong."""
+    from tivtok.metrics.protocols import clip_frames, pick_frames
+
+    num_frames = sum(len(chunk) for chunk in source.chunks("counting"))
+    indices = clip_frames(rules, num_frames, source.fps, source.path.name)
+    clip = pick_frames(source.chunks("reading"), indices)
+    return lambda doing: iter(clip.split(source.chunk_frames))
+
+
+def _row(scores: dict[str, float], columns: dict[str, str]) -> str:
+    digits = {"psnr": 2, "seams": 2, "seams_original": 2}
+    return "".join(f"{scores[name]:13.{digits.get(name, 4)}f}" for name in columns)
+
+
+def _print_protocol(rules: Protocol, size: str, name: str) -> None:
+    from tivtok.metrics import PROTOCOL
+    from tivtok.metrics.protocols import PROTOCOLS
+
+    published = PROTOCOLS[name]
+    changed = ["features"] * (rules.features != published.features)
+    changed += ["size"] * (published.size is not None and size != f"{published.size[1]}x{published.size[0]}")
+    note = f" (CHANGED: {', '.join(changed)})" if changed else ""
+    out.print(f"protocol {rules}{note}", soft_wrap=True)
+    seams = f"; seams: {SEAMS}" if rules.clip == "all" else ""
+    out.print(f"scores: {PROTOCOL}{seams}; mean of the videos' means", soft_wrap=True)
+
+
+def _write_json(path: Path, record: dict) -> None:
+    from tivtok.files import replacing
+
+    def plain(value: object) -> object:  # JSON has no NaN
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain(record), indent=1) + "\n")

@@ -1,0 +1,49 @@
+"""`tivtok stats`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tivtok.cli.common import load_model, out, track
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tivtok.tokenizer import TivTok
+
+
+def stats(
+    data: Annotated[Path, typer.Argument(help="Folder of videos like those the model is for.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="Checkpoint folder; the numbers are written into it.")],
+) -> None:
+    """Mean and standard deviation of a checkpoint's tokens, written beside it for `tivtok.tokens.LatentStats`.
+
+    Example: tivtok stats clips/ --model runs/mine
+    """
+    from tivtok.tokens.statistics import STATS_FILE, LatentStats
+    from tivtok.video import find_videos
+
+    tokenizer = load_model(str(model), "cpu")
+    files = find_videos(data)
+    tracked = track(files, "encoding", len(files), "videos", count=lambda path: 1)
+    statistics = LatentStats.of((pair for path in tracked for pair in _tokens(tokenizer, path)), tokenizer.model_id)
+    statistics.save(model)
+    for name in ("tiv", "tv"):
+        mean, std = getattr(statistics, f"{name}_mean"), getattr(statistics, f"{name}_std")
+        out.print(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {len(files)} videos")
+    out.print(f"wrote {model / STATS_FILE}", soft_wrap=True)
+
+
+def _tokens(model: TivTok, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """The TIV set of every chunk, as the encoder gives it, and the chunk's TV tokens."""
+    import torch
+
+    from tivtok.video import VideoReader, fit, frames_to_video
+
+    with torch.no_grad():
+        for chunk in VideoReader(path, allow_truncated=True).chunks(model.config.chunk_frames):
+            yield model.encode_chunks(frames_to_video(fit(chunk, *model.config.native_size))[None])

@@ -1,0 +1,1 @@
+"""The network: encoder, decoder and what they are built of."""

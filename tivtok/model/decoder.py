@@ -1,0 +1,118 @@
+"""Invariant Broadcasting (paper Sec. 3.3, Eq. 5): a frame group is decoded from the TIV tokens and its own TV tokens.
+
+Both modes have the same weights and the same two calls: `prepare` what depends on the TIV tokens alone, once, then
+decode any frame `groups` with it. No frame group sees another, so any subset can be decoded, in any order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tivtok.attention import SifLayout, broadcast_attention, sif_attention
+from tivtok.model.blocks import Blocks, learned_tokens
+from tivtok.model.config import TivTokConfig
+from tivtok.model.rope import Rotary, rotary_table
+
+# What depends on the TIV tokens alone: per layer, tensors of (TIV sets of the batch, N_TIV, ...).
+Prepared = list[tuple[Tensor, ...]]
+
+
+class Decoder(nn.Module):
+    """What the two modes share: latent and pixel projections, patch queries, blocks."""
+
+    def __init__(self, config: TivTokConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.from_latent = nn.Linear(config.latent_dim, config.width)
+        self.tiv_embedding = learned_tokens(config.num_tiv, config.width)
+        self.tv_embedding = learned_tokens(config.num_tv, config.width)
+        self.patch_query = learned_tokens(1, config.width)
+        self.blocks = Blocks(config, config.decoder_layers)
+        self.norm = nn.LayerNorm(config.width)
+        self.to_pixels = nn.Linear(config.width, config.patch_values)
+
+    def prepare(self, tiv: Tensor) -> Prepared:
+        """tiv (C, N_TIV, D): the C = B * S TIV sets of the batch."""
+        raise NotImplementedError
+
+    def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
+        """Decode frame groups, in the order of their TIV sets.
+
+        Args:
+            prepared: of the B * S TIV sets.
+            tv: (B, T, N_TV, D).
+            frames_of_set: how many of the T groups use each of the S sets.
+            rows, columns: of the patch grid.
+
+        Returns:
+            patches (B, T, rows * columns, values per patch).
+        """
+        raise NotImplementedError
+
+    def _frame_rows(self, tv: Tensor, num_patches: int) -> Tensor:
+        """(B, T, N_TV, D) -> (B, T, N_TV + patches, width): TV tokens, then patch queries."""
+        tv = self.from_latent(tv) + self.tv_embedding
+        return torch.cat([tv, self.patch_query.expand(*tv.shape[:2], num_patches, -1)], dim=2)
+
+    def _rotary(self, grid: tuple[int, int, int], like: Tensor, tokens_before: int = 0) -> Rotary:
+        # Every group sits at time 0: a decoder that never compares frames has no use for their order.
+        config = self.config
+        return rotary_table(
+            config.head_dim, config.num_tv, grid, config.rope_theta, tokens_before, config.latent_grid, like.device
+        )
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        return self.to_pixels(self.norm(x))
+
+
+class SharedDecoder(Decoder):
+    """TIV rows attend to TIV rows: their keys and values are computed once and broadcast to all frames."""
+
+    def prepare(self, tiv: Tensor) -> Prepared:
+        x = self.from_latent(tiv) + self.tiv_embedding
+        layout = SifLayout.uniform(x.shape[0], x.shape[1], 0, 0)
+        rotary = self._rotary((0, 1, 1), tiv, self.config.num_tiv) if self.config.latent_grid else None
+        prepared: Prepared = []
+        for block in self.blocks:
+            q, k, v = block.qkv(x, rotary)
+            prepared.append((k, v))
+            x = block.finish(x, sif_attention(q, k, v, layout, tiv_scope="tiv"))
+        return prepared
+
+    def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
+        config = self.config
+        x = self._frame_rows(tv, rows * columns)  # (B, T, L, width)
+        rotary = self._rotary((1, rows, columns), tv)
+        layout = SifLayout.from_lengths(
+            num_tiv=[config.num_tiv] * (len(frames_of_set) * tv.shape[0]),
+            frame_tokens=[[x.shape[2]] * frames for frames in frames_of_set] * tv.shape[0],
+        )
+        for block, tiv in zip(self.blocks, prepared, strict=True):
+            packed = [t.flatten(0, 2) for t in block.qkv(x, rotary)] + [t.flatten(0, 1) for t in tiv]
+            x = block.finish(x, broadcast_attention(*packed, layout=layout).unflatten(0, x.shape[:3]))
+        return self._pixels(x[:, :, config.num_tv :])
+
+
+class PerFrameDecoder(Decoder):
+    """TIV rows are copied into each frame's sequence and updated there: the literal D([Z_TIV, Z_TV(t)])."""
+
+    def prepare(self, tiv: Tensor) -> Prepared:
+        return [(self.from_latent(tiv) + self.tiv_embedding,)]
+
+    def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
+        config = self.config
+        (tiv,) = prepared[0]  # (B * S, N_TIV, width)
+        batch, frames = tv.shape[:2]
+        counts = torch.tensor(frames_of_set, device=tv.device)
+        tiv = tiv.unflatten(0, (batch, -1)).repeat_interleave(counts, dim=1, output_size=frames)
+        x = torch.cat([tiv, self._frame_rows(tv, rows * columns)], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
+        layout = SifLayout.uniform(batch * frames, config.num_tiv, 1, x.shape[1] - config.num_tiv)
+        rotary = self._rotary((1, rows, columns), tv, config.num_tiv)
+        for block in self.blocks:
+            q, k, v = block.qkv(x, rotary)
+            x = block.finish(x, sif_attention(q, k, v, layout))
+        return self._pixels(x[:, config.num_tiv + config.num_tv :]).unflatten(0, (batch, frames))
+
+
+DECODERS = {"shared": SharedDecoder, "per_frame": PerFrameDecoder}

@@ -1,0 +1,208 @@
+"""The tokenizer: encode a video to TIV and TV tokens, decode any of its frames from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
+from tivtok.chunks.cuts import chunk_lengths
+from tivtok.chunks.sharing import TivSets, assign_chunks, merge_tiv
+from tivtok.model.blocks import init_weights
+from tivtok.model.config import TivTokConfig
+from tivtok.model.decoder import DECODERS, Prepared
+from tivtok.model.encoder import Encoder
+from tivtok.model.patchify import pad_to_patches, patch_grid, unpatchify
+from tivtok.model.quantizer import SoftVQ
+from tivtok.tokens import Tokens, TokensError
+
+
+class TivTok(nn.Module):
+    """TivTok (arXiv 2606.17590): scope-induced factorization in the encoder, invariant broadcasting in the decoder.
+
+    Video is (B, 3, F, H, W) in [-1, 1], any F >= 1 and any H, W. Every 4 video frames form a frame group, every
+    ``config.groups_per_chunk`` groups a chunk. Chunks are encoded apart and share TIV sets by averaging (Eq. 6).
+    """
+
+    def __init__(self, config: TivTokConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = (
+            SoftVQ(config.codebook_size, config.latent_dim, config.softvq_temperature)
+            if config.quantizer == "softvq"
+            else nn.Identity()
+        )
+        self.decoder = DECODERS[config.decoder](config)
+        self.apply(init_weights)
+        self._hashed: tuple[tuple[int, ...], str] | None = None
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, revision: str | None = None) -> TivTok:
+        """A folder or file made by `save_pretrained`, the name of a bundled checkpoint, or a Hugging Face repository.
+
+        Raises:
+            CheckpointError: there is none, or it is not one of this model.
+        """
+        folder = find_checkpoint(path_or_name, revision)
+        config, weights = load_checkpoint(folder)
+        model = cls(config)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights in {folder} do not fit its config: {error}") from None
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        save_checkpoint(folder, self.config, self.state_dict())
+
+    @property
+    def model_id(self) -> str:
+        """Short hash of config and weights: tokens can only be decoded by the model that made them."""
+        versions = tuple(p._version for p in self.parameters())
+        if self._hashed is None or self._hashed[0] != versions:
+            digest = hashlib.sha256(repr(self.config).encode())
+            for name, x in self.state_dict().items():
+                digest.update(name.encode())
+                digest.update(x.detach().float().cpu().contiguous().numpy().data)
+            self._hashed = versions, digest.hexdigest()[:16]
+        return self._hashed[1]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Reconstruct (B, 3, F, H, W) through one TIV set, differentiably: what training minimises the error of."""
+        tiv, tv = self.encode_chunks(video)
+        tiv = tiv.mean(dim=1, keepdim=True)
+        return self.decode_groups(self.prepare(tiv), tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
+
+    def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
+        """Tokenise a video (paper Sec. 3.5, Alg. 1).
+
+        Args:
+            video: (B, 3, F, H, W) in [-1, 1].
+            tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none, "auto" ends chunks at
+                cuts and starts a new set where the content has changed too much (for a whole batch at once).
+            fps: kept with the tokens, in frames per second.
+
+        Raises:
+            ValueError: ``video`` has another shape, or there are fewer chunks than ``tiv_sets``.
+        """
+        _check_video(video)
+        config, frames = self.config, video.shape[2]
+        lengths = [min(config.chunk_frames, frames - at) for at in range(0, frames, config.chunk_frames)]
+        if tiv_sets == "auto":
+            lengths = chunk_lengths(video, config.chunk_frames, config.frames_per_group)
+        tiv, tv = self.encode_chunks(video, lengths)
+        groups_of_chunk = torch.tensor([config.num_groups(length) for length in lengths])
+        set_of_chunk = assign_chunks(tiv, tiv_sets, (groups_of_chunk / config.groups_per_chunk).tolist())
+        return Tokens(
+            tiv=merge_tiv(tiv, set_of_chunk),
+            tv=tv,
+            tiv_index=set_of_chunk.repeat_interleave(groups_of_chunk).to(tv.device),
+            num_frames=frames,
+            height=video.shape[3],
+            width=video.shape[4],
+            fps=fps,
+            preset=config.name,
+            model_id=self.model_id,
+        )
+
+    def encode_chunks(self, video: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
+
+        Args:
+            lengths: the frames of each chunk, whole groups but for the last; ``config.chunk_frames`` by default.
+
+        Raises:
+            ValueError: ``video`` has another shape.
+        """
+        _check_video(video)
+        chunks = [
+            pad_to_patches(chunk, self.config.patch)
+            for chunk in video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
+        ]
+        encoded: dict[int, tuple[Tensor, Tensor]] = {}
+        for frames in {chunk.shape[2] for chunk in chunks}:  # chunks of one length go through as a batch
+            same = [k for k, chunk in enumerate(chunks) if chunk.shape[2] == frames]
+            tiv, tv = self.encoder(torch.cat([chunks[k] for k in same]))
+            tivs, tvs = (self.quantizer(x).chunk(len(same)) for x in (tiv, tv))
+            encoded |= zip(same, zip(tivs, tvs, strict=True), strict=True)
+        of_chunks = [encoded[k] for k in range(len(chunks))]
+        return torch.stack([tiv for tiv, _ in of_chunks], dim=1), torch.cat([tv for _, tv in of_chunks], dim=1)
+
+    def decode(self, tokens: Tokens, frames: slice | Sequence[int] | None = None) -> Tensor:
+        """The video of ``tokens``, (B, 3, F, H, W), or ``frames`` of it; only the frame groups asked for are computed.
+
+        Args:
+            frames: a slice of the video's frames, or their numbers in any order, as they would index
+                ``decode(tokens)[:, :, frames]``.
+
+        Raises:
+            TokensError: another model made the tokens.
+            IndexError: a frame is not there.
+        """
+        self.check_ours(tokens)
+        per_group = self.config.frames_per_group
+        frames = slice(None) if frames is None else frames
+        wanted = torch.arange(tokens.num_frames)[frames if isinstance(frames, slice) else list(frames)]
+        if not len(wanted):
+            return tokens.tv.new_empty(tokens.tv.shape[0], 3, 0, tokens.height, tokens.width)
+        groups, where = (wanted // per_group).unique(return_inverse=True)
+
+        sets, set_of_group = tokens.sets_of(groups).unique(return_inverse=True)
+        order = set_of_group.argsort(stable=True)
+        prepared = self.prepare(tokens.tiv[:, sets.to(tokens.tiv.device)])
+        tv = tokens.tv[:, groups[order].to(tokens.tv.device)]
+        video = self.decode_groups(prepared, tv, set_of_group.bincount().tolist(), tokens.height, tokens.width)
+
+        place_of_group = order.argsort()
+        return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
+
+    def prepare(self, tiv: Tensor) -> Prepared:
+        """What `decode_groups` needs of the TIV sets (B, S, N_TIV, D): computed once, used for any number of calls."""
+        return self.decoder.prepare(tiv.to(self._like).flatten(0, 1))
+
+    def decode_groups(
+        self, prepared: Prepared, tv: Tensor, groups_of_set: list[int], height: int, width: int
+    ) -> Tensor:
+        """All frames of the groups in ``tv`` (B, T, N_TV, D), which come in the order of their TIV sets.
+
+        Args:
+            prepared: of all S sets, by `prepare`.
+            groups_of_set: how many of the T groups use each of them.
+
+        Returns:
+            (B, 3, T * frames per group, height, width).
+        """
+        grid = patch_grid(tv.shape[1] * self.config.frames_per_group, height, width, self.config.patch)
+        patches = self.decoder.groups(prepared, tv.to(self._like), groups_of_set, *grid[1:])
+        return unpatchify(patches, grid, self.config.patch)[..., :height, :width]
+
+    def check_ours(self, tokens: Tokens) -> None:
+        """Raises TokensError: another model made the tokens, or this one cannot have made them."""
+        if tokens.model_id != self.model_id:
+            raise TokensError(
+                f"the tokens were made by model {tokens.model_id} ({tokens.preset}), "
+                f"this is model {self.model_id} ({self.config.name})"
+            )
+        config = self.config
+        ours = (config.num_tiv, config.num_tv, config.latent_dim, config.num_groups(tokens.num_frames))
+        theirs = (tokens.tiv.shape[2], tokens.tv.shape[2], tokens.tiv.shape[3], tokens.tv.shape[1])
+        if theirs != ours:
+            raise TokensError(
+                f"N_TIV, N_TV, D and frame groups of a video of {tokens.num_frames} frames must be {ours}, got {theirs}"
+            )
+
+    @property
+    def _like(self) -> Tensor:
+        """A weight, for its device and dtype."""
+        return self.decoder.patch_query
+
+
+def _check_video(video: Tensor) -> None:
+    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(f"video must be (B, 3, F, H, W) with no empty dimension, got {tuple(video.shape)}")

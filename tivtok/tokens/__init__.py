@@ -1,0 +1,7 @@
+"""Tokens: what a video becomes, in memory, in files and in data sets."""
+
+from tivtok.tokens.format import TokensError
+from tivtok.tokens.statistics import LatentStats
+from tivtok.tokens.tokens import Tokens
+
+__all__ = ["LatentStats", "Tokens", "TokensError"]

@@ -1,0 +1,138 @@
+"""Tokens of many videos: safetensors shards and an index, written by ``tivtok encode-dir`` and read as a Dataset.
+
+Version 1 of the format. A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... and ``index.json``
+(and ``plan.json``, which is for ``encode-dir`` alone).
+
+- A shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D), float16 or
+  float32, and ``i.tiv_index`` (T,) int64. Its string metadata: format, version, and as JSON lists ``records`` and
+  ``failed``, what the index says about its videos, so that the index can be made again from the shards.
+- The index: ``{"format", "version", "shards", "videos": [...], "failed": [...]}``. A video is ``{"path", "shard",
+  "key"}`` and the scalar fields of `Tokens`; a failed one is ``{"path", "error"}``. Paths are relative to the folder
+  that was encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tivtok.checkpoints import write_tensors
+from tivtok.files import replacing
+from tivtok.tokens.format import to_stored
+from tivtok.tokens.tokens import Tokens, TokensError
+
+FORMAT = "tivtok.dataset"
+FORMAT_VERSION = 1
+INDEX_FILE = "index.json"
+
+_FIELDS = ("num_frames", "height", "width", "fps", "preset", "model_id")
+_PARTS = ("tiv", "tv", "tiv_index")
+
+
+class TokenDataset(Dataset[Tokens]):
+    """The videos of a folder written by ``tivtok encode-dir``, as `Tokens` mapped from its shards.
+
+    Only the tokens asked for are read, by each worker of a DataLoader for itself. Videos differ in length: give the
+    DataLoader a ``collate_fn``, or ``batch_size=None``.
+
+    Attributes:
+        videos: the records of the index, in its order.
+
+    Raises:
+        OSError: there is no index, or it cannot be read.
+        TokensError: it is none, or of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        path = self.folder / INDEX_FILE
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            _check_format(index)
+            self.videos: list[dict[str, Any]] = index["videos"]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise TokensError(f"{path} is not an index of token shards: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Tokens:
+        """
+        Raises:
+            IndexError: there are fewer videos.
+            TokensError: the shard or its record is damaged.
+        """
+        record = self.videos[index]
+        try:
+            path = self.folder / Path(record["shard"]).name
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
+            return Tokens(**tensors, **{name: record[name] for name in _FIELDS})
+        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise TokensError(f"video {index} of {self.folder} cannot be read: {error}") from None
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05}.safetensors"
+
+
+def write_shard(
+    path: Path, videos: Sequence[tuple[str, Tokens]], failed: Sequence[tuple[str, str]], dtype: str
+) -> None:
+    """Write the shard ``path`` of (path, tokens) and, for the index, (path, error)."""
+    tensors: dict[str, Tensor] = {}
+    records: list[dict[str, Any]] = []
+    for key, (name, tokens) in enumerate(videos):
+        tensors[f"{key}.tiv"] = to_stored("tiv", tokens.tiv, dtype)
+        tensors[f"{key}.tv"] = to_stored("tv", tokens.tv, dtype)
+        tensors[f"{key}.tiv_index"] = tokens.tiv_index.to(torch.int64)
+        fields = {field: getattr(tokens, field) for field in _FIELDS}
+        records.append({"path": name, "shard": path.name, "key": str(key)} | fields)
+    lost = [{"path": name, "error": error} for name, error in failed]
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "records": json.dumps(records)}
+    write_tensors(path, tensors, metadata | {"failed": json.dumps(lost)})
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a shard says of its videos and of those that failed.
+
+    Raises:
+        TokensError: it is no shard, or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        _check_format(metadata)
+        return json.loads(metadata["records"]), json.loads(metadata["failed"])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise TokensError(f"{path} is not a shard of tokens: {error}") from None
+
+
+def write_index(folder: Path, shards: int) -> dict[str, Any]:
+    """Write ``index.json`` from the first ``shards`` shards of a folder, and return it."""
+    both = [read_records(folder / shard_name(number)) for number in range(shards)]
+    index = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "shards": shards,
+        "videos": [record for records, _ in both for record in records],
+        "failed": [record for _, failed in both for record in failed],
+    }
+    with replacing(folder / INDEX_FILE) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return index
+
+
+def _check_format(stated: dict[str, Any]) -> None:
+    if stated.get("format") != FORMAT:
+        raise TokensError(f'it must say format "{FORMAT}"')
+    if str(stated.get("version")) != str(FORMAT_VERSION):
+        raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {FORMAT_VERSION}")

@@ -1,0 +1,220 @@
+"""What the tokenizer makes of a video: time-invariant and time-variant tokens, in memory and on disk."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tivtok.files import replacing
+from tivtok.tokens.format import TokensError, check_finite, map_file, metadata_from, to_stored
+from tivtok.tokens.statistics import LatentStats
+
+__all__ = ["Tokens", "TokensError"]
+
+NORMALIZED = "/normalized"  # behind the model id: such tokens cannot be taken for ones to decode
+
+# What a file may claim, so that a hostile one cannot make decoding allocate without bound.
+MAX_SIDE = 16_384
+MAX_PIXELS = 36_000_000  # of a frame: a little above 8K
+MAX_FRAMES_PER_GROUP = 64
+MAX_FPS = 100_000
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a batch of B equally long videos: frame group t is described by TIV set ``tiv_index[t]`` and tv[t].
+
+    Attributes:
+        tiv: (B, S, N_TIV, D) time-invariant tokens, S sets.
+        tv: (B, T, N_TV, D) time-variant tokens, T frame groups.
+        tiv_index: (T,) int64, the TIV set of each frame group.
+        num_frames, height, width: of each video, before any padding: decoding returns exactly these.
+        fps: frames per second of the source, None when it has none.
+        preset: name of the model's configuration.
+        model_id: short hash of the weights that made the tokens; only they can decode them.
+
+    Raises:
+        TokensError: shapes, dtypes or values do not fit one another.
+    """
+
+    tiv: Tensor
+    tv: Tensor
+    tiv_index: Tensor
+    num_frames: int
+    height: int
+    width: int
+    fps: float | None
+    preset: str
+    model_id: str
+
+    def __post_init__(self) -> None:
+        _check_tensors(self.tiv, self.tv, self.tiv_index)
+        groups = self.tv.shape[1]
+        check_fields(groups, self.num_frames, self.height, self.width, self.fps, self.preset, self.model_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one video: S * N_TIV + T * N_TV."""
+        return math.prod(self.tiv.shape[1:3]) + math.prod(self.tv.shape[1:3])
+
+    @property
+    def num_values(self) -> int:
+        """Numbers stored for one video: ``num_tokens`` * D."""
+        return self.num_tokens * self.tiv.shape[3]
+
+    @property
+    def compression_rate(self) -> float:
+        """Numbers stored over numbers in the video, ``num_values`` / (3 * F * H * W), as the paper counts it."""
+        return self.num_values / (3 * self.num_frames * self.height * self.width)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tokens:
+        """The same tokens on ``device``, with ``tiv`` and ``tv`` in ``dtype``."""
+        return replace(
+            self,
+            tiv=self.tiv.to(device, dtype),
+            tv=self.tv.to(device, dtype),
+            tiv_index=self.tiv_index.to(device),
+        )
+
+    def normalize(self, stats: LatentStats) -> Tokens:
+        """(tokens - mean) / std, for a generator to learn on; they cannot be decoded before `denormalize`.
+
+        Raises:
+            TokensError: they are not of the model that ``stats`` describe, or normalised already.
+        """
+        self._check_model(stats.model_id)
+        return replace(
+            self,
+            tiv=(self.tiv - stats.tiv_mean.to(self.tiv)) / stats.tiv_std.to(self.tiv),
+            tv=(self.tv - stats.tv_mean.to(self.tv)) / stats.tv_std.to(self.tv),
+            model_id=stats.model_id + NORMALIZED,
+        )
+
+    def denormalize(self, stats: LatentStats) -> Tokens:
+        """The inverse of `normalize`: tokens that the model decodes.
+
+        Raises:
+            TokensError: they are not of the model that ``stats`` describe, or not normalised.
+        """
+        self._check_model(stats.model_id + NORMALIZED)
+        return replace(
+            self,
+            tiv=self.tiv * stats.tiv_std.to(self.tiv) + stats.tiv_mean.to(self.tiv),
+            tv=self.tv * stats.tv_std.to(self.tv) + stats.tv_mean.to(self.tv),
+            model_id=stats.model_id,
+        )
+
+    def _check_model(self, expected: str) -> None:
+        if self.model_id != expected:
+            raise TokensError(f"the tokens must be of model {expected}, got {self.model_id}")
+
+    def save(self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> None:
+        """Write a safetensors file: the three tensors, everything else as string metadata.
+
+        The file appears under its name when it is complete. "float32" comes back exactly. "float16" halves the file
+        and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses.
+
+        Raises:
+            TokensError: a value is not finite, or beyond the range of ``dtype``.
+            OSError: the file cannot be written.
+        """
+        tensors = {name: to_stored(name, getattr(self, name), dtype) for name in ("tiv", "tv")}
+        tensors["tiv_index"] = self.tiv_index.cpu().contiguous()
+        with replacing(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata_from(vars(self))))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Tokens:
+        """A file written by `save` or `TokenWriter`, mapped: only the parts of it that are used are ever read.
+
+        ``tiv`` and ``tv`` have the dtype they are stored in. Shapes and metadata are checked here, indices and values
+        when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
+
+        Raises:
+            OSError: the file cannot be read.
+            TokensError: it is not a token file, one of another version, or damaged.
+        """
+        try:
+            tensors, fields = map_file(path)
+            return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields)
+        except TokensError as error:
+            raise TokensError(f"{path}: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokens:
+        """Read and check all of a file. The tokens are float32, whatever the file stores.
+
+        Raises:
+            OSError, TokensError: as in `open`; also where a value is not finite or an index is out of range.
+        """
+        mapped = cls.open(path)
+        try:
+            for name in ("tiv", "tv"):
+                check_finite(name, getattr(mapped, name), "in the file")
+            sets = mapped.sets_of(torch.arange(mapped.tv.shape[1]))
+        except TokensError as error:
+            raise TokensError(f"{path}: {error}") from None
+        tiv, tv = (x.to(torch.float32, copy=True) for x in (mapped.tiv, mapped.tv))
+        return replace(mapped, tiv=tiv, tv=tv, tiv_index=sets)
+
+    def sets_of(self, groups: Tensor) -> Tensor:
+        """The TIV set of each of the frame groups (n,), as int64 (n,) on the CPU.
+
+        Raises:
+            TokensError: an index is out of range. (``__post_init__`` does not check: it would wait for a GPU.)
+        """
+        index = self.tiv_index[groups.to(self.tiv_index.device)].cpu()
+        sets = self.tiv.shape[1]
+        if len(index) and (index.min() < 0 or index.max() >= sets):
+            raise TokensError(
+                f"tiv_index must be within 0..{sets - 1} for {sets} TIV sets, got {index.min()}..{index.max()}"
+            )
+        return index
+
+
+def check_fields(
+    groups: int, num_frames: int, height: int, width: int, fps: float | None, preset: str, model_id: str
+) -> None:
+    """The scalar fields of `Tokens` of ``groups`` frame groups.
+
+    Raises:
+        TokensError: one of them cannot be.
+    """
+    if not groups <= num_frames <= groups * MAX_FRAMES_PER_GROUP:
+        raise TokensError(
+            f"num_frames must be between {groups} and {groups * MAX_FRAMES_PER_GROUP} for {groups} frame groups, "
+            f"got {num_frames}"
+        )
+    for name, side in (("height", height), ("width", width)):
+        if not 1 <= side <= MAX_SIDE:
+            raise TokensError(f"{name} must be between 1 and {MAX_SIDE}, got {side}")
+    if height * width > MAX_PIXELS:
+        raise TokensError(f"height x width must be at most {MAX_PIXELS:,} pixels, got {height} x {width}")
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise TokensError(f"fps must be None, or above 0 and at most {MAX_FPS}, got {fps}")
+    for name, text in (("preset", preset), ("model_id", model_id)):
+        if not (0 < len(text) <= 100 and text.isprintable()):
+            raise TokensError(f"{name} must be 1 to 100 printable characters, got {text[:100]!r}")
+
+
+def _check_tensors(tiv: Tensor, tv: Tensor, tiv_index: Tensor) -> None:
+    if tiv.ndim != 4 or tv.ndim != 4 or not tiv.is_floating_point() or not tv.is_floating_point():
+        raise TokensError(
+            "tiv must be floating point (B, S, N_TIV, D) and tv (B, T, N_TV, D), "
+            f"got {tiv.dtype} {tuple(tiv.shape)} and {tv.dtype} {tuple(tv.shape)}"
+        )
+    if tiv.shape[0] != tv.shape[0] or tiv.shape[3] != tv.shape[3]:
+        raise TokensError(f"tiv and tv must have one B and one D, got {tuple(tiv.shape)} and {tuple(tv.shape)}")
+    if 0 in (*tiv.shape[:2], *tv.shape[:2], tiv.shape[3]):
+        raise TokensError(f"tiv and tv must not be empty, got {tuple(tiv.shape)} and {tuple(tv.shape)}")
+    if tiv_index.dtype != torch.int64 or tiv_index.shape != tv.shape[1:2]:
+        raise TokensError(
+            f"tiv_index must be int64 of shape ({tv.shape[1]},), one TIV set per frame group, "
+            f"got {tiv_index.dtype} {tuple(tiv_index.shape)}"
+        )

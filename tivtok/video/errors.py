@@ -1,0 +1,9 @@
+"""What goes wrong with video and sound files."""
+
+
+class VideoError(ValueError):
+    """A video that cannot be read or written; the message names the file and says why."""
+
+
+class AudioError(ValueError):
+    """A file whose sound cannot be copied; the message names it and says why."""

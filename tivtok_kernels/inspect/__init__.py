@@ -1,1 +1,0 @@
-"""The resource report of the Triton kernels (``python -m tivtok_kernels.inspect``); it needs no GPU."""
