@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -14,6 +15,9 @@ from tivtok.model.config import TivTokConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+# Keys in the weights file's metadata: the id, and the config that it is for.
+_MODEL_ID, _CONFIG = "tivtok_model_id", "tivtok_config"
 
 _BUNDLED = Path(__file__).parent / "assets" / "checkpoints"
 
@@ -49,27 +53,43 @@ def find_checkpoint(path_or_name: str | Path, revision: str | None = None) -> Pa
     return path
 
 
-def load_checkpoint(folder: Path) -> tuple[TivTokConfig, dict[str, Tensor]]:
-    """Config and weights of a checkpoint folder.
+class Checkpoint(NamedTuple):
+    """What a checkpoint folder holds.
+
+    ``model_id`` is None where none was stored (as before November 2026), or the config was edited since.
+    """
+
+    config: TivTokConfig
+    weights: dict[str, Tensor]
+    model_id: str | None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder.
 
     Raises:
         CheckpointError: a file is damaged, or the config is not that of a TivTok model.
     """
     try:
-        config = TivTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-        weights = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        values = json.loads((folder / CONFIG_FILE).read_text())
+        config = TivTokConfig.from_dict(values)
+        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+        edited = TivTokConfig.from_dict(values | json.loads(metadata.get(_CONFIG, "{}"))) != config
+        return Checkpoint(config, weights, None if edited else metadata.get(_MODEL_ID))
     except (ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {folder} cannot be read: {error}") from None
-    return config, weights
 
 
-def save_checkpoint(folder: str | Path, config: TivTokConfig, weights: dict[str, Tensor]) -> None:
+def save_checkpoint(folder: str | Path, config: TivTokConfig, weights: dict[str, Tensor], model_id: str) -> None:
     """Write both files, each under a temporary name first. Creates the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    write_tensors(folder / WEIGHTS_FILE, weights, {"format": "pt"})
+    metadata = {"format": "pt", _MODEL_ID: model_id, _CONFIG: json.dumps(config.to_dict())}
+    write_tensors(folder / WEIGHTS_FILE, weights, metadata)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.chunks.cuts import chunk_lengths
 from tivtok.chunks.sharing import TivSets, assign_chunks, merge_tiv
+from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.blocks import init_weights
 from tivtok.model.config import TivTokConfig
 from tivtok.model.decoder import DECODERS, Prepared
@@ -39,7 +39,7 @@ class TivTok(nn.Module):
         )
         self.decoder = DECODERS[config.decoder](config)
         self.apply(init_weights)
-        self._hashed: tuple[tuple[int, ...], str] | None = None
+        self._identity: tuple[tuple[int, ...], str] | None = None  # model id, and the weights' versions it is for
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, revision: str | None = None) -> TivTok:
@@ -49,29 +49,35 @@ class TivTok(nn.Module):
             CheckpointError: there is none, or it is not one of this model.
         """
         folder = find_checkpoint(path_or_name, revision)
-        config, weights = load_checkpoint(folder)
-        model = cls(config)
+        checkpoint = load_checkpoint(folder)
+        model = cls(checkpoint.config)
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(checkpoint.weights)
         except RuntimeError as error:
             raise CheckpointError(f"the weights in {folder} do not fit its config: {error}") from None
+        model_id = checkpoint.model_id or unstored_model_id(model.config, model.state_dict())
+        model._identity = model._versions(), model_id
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``."""
-        save_checkpoint(folder, self.config, self.state_dict())
+        """Write ``config.json`` and ``model.safetensors``; the latter keeps the model id."""
+        save_checkpoint(folder, self.config, self.state_dict(), self.model_id)
 
     @property
     def model_id(self) -> str:
-        """Short hash of config and weights: tokens can only be decoded by the model that made them."""
-        versions = tuple(p._version for p in self.parameters())
-        if self._hashed is None or self._hashed[0] != versions:
-            digest = hashlib.sha256(repr(self.config).encode())
-            for name, x in self.state_dict().items():
-                digest.update(name.encode())
-                digest.update(x.detach().float().cpu().contiguous().numpy().data)
-            self._hashed = versions, digest.hexdigest()[:16]
-        return self._hashed[1]
+        """Short id of these weights: tokens can only be decoded by the model that made them.
+
+        It comes with a checkpoint and stays while the weights do, in any dtype and on any device; weights that have
+        changed since get a new one.
+        """
+        versions = self._versions()
+        if self._identity is None or self._identity[0] != versions:
+            self._identity = versions, new_model_id(self.config, self.state_dict())
+        return self._identity[1]
+
+    def _versions(self) -> tuple[int, ...]:
+        """Counts of in-place changes of each weight."""
+        return tuple(0 if x.is_inference() else x._version for x in self.state_dict().values())
 
     def forward(self, video: Tensor) -> Tensor:
         """Reconstruct (B, 3, F, H, W) through one TIV set, differentiably: what training minimises the error of."""

@@ -7,6 +7,7 @@ import torch
 
 from tivtok import TivTok, TivTokConfig
 from tivtok.checkpoints import CheckpointError
+from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.model.quantizer import SoftVQ
 from tivtok.model.rope import places, rotary_table, split_pairs
@@ -121,6 +122,44 @@ def test_model_id_follows_the_weights(tmp_path):
     with torch.no_grad():
         model.encoder.tiv.add_(1)
     assert model.model_id != before
+
+
+def test_model_id_is_kept_through_dtypes(tmp_path):
+    TivTok(CONFIG).save_pretrained(tmp_path / "a")
+    model = TivTok.from_pretrained(tmp_path / "a")
+    model_id = model.model_id
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "b")
+    again = TivTok.from_pretrained(tmp_path / "b")
+    assert again.model_id == model_id
+    with torch.no_grad():
+        again.decoder.patch_query.mul_(2)
+    assert again.model_id != model_id
+
+
+def test_model_id_is_new_when_the_config_was_edited(tmp_path):
+    model = TivTok(CONFIG)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"decoder": "per_frame"}))
+    assert TivTok.from_pretrained(tmp_path).model_id != model.model_id
+
+
+def test_model_id_knows_only_what_differs_from_the_defaults():
+    """So a field that is new in `TivTokConfig` changes no id."""
+    weights = TivTok(CONFIG).state_dict()
+    stated = CONFIG.replace(decoder="shared", qk_norm=False)
+    assert new_model_id(stated, weights) == new_model_id(CONFIG, weights)
+    assert new_model_id(CONFIG.replace(qk_norm=True), weights) != new_model_id(CONFIG, weights)
+    assert new_model_id(CONFIG, dict(reversed(weights.items()))) == new_model_id(CONFIG, weights)
+
+
+def test_model_id_of_a_checkpoint_from_before_ids_were_stored():
+    """The id in token files that the checkpoint's first users made."""
+    config = TivTokConfig(
+        name="old", num_tiv=1, num_tv=1, latent_dim=1, width=2, heads=1, encoder_layers=1, decoder_layers=1
+    )
+    weights = {name: torch.full_like(x, 0.5) for name, x in TivTok(config).state_dict().items()}
+    assert unstored_model_id(config, weights) == "2fe2fbe45c15639e"
 
 
 def test_bad_checkpoints_are_named(tmp_path):

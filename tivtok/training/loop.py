@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from tivtok.checkpoints import save_checkpoint
+from tivtok.identity import new_model_id
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
 from tivtok.training.evaluation import Evaluation
@@ -114,7 +115,9 @@ def _save(trainer: Trainer, config: TrainConfig, step: int) -> None:
     tensors = trainer.state()
     if trainer.accelerator.is_main_process:
         save_state(config.output / STATE_FILE, tensors, {"step": step, "bad_steps": trainer.bad_steps})
-        save_checkpoint(config.output / CHECKPOINT_FOLDER, config.model, part(tensors, "average."))
+        average = part(tensors, "average.")
+        model_id = new_model_id(config.model, average)
+        save_checkpoint(config.output / CHECKPOINT_FOLDER, config.model, average, model_id)
 
 
 class _Means:
