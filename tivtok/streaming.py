@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tivtok.chunks.cuts import end_at_cuts
-from tivtok.chunks.sharing import TivRuns, TivSets
+from tivtok.chunks.sharing import TivSets
+from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens, TokensError
 from tivtok.tokens.format import check_finite
@@ -57,30 +59,10 @@ def encode_to_file(
         ValueError: there are no chunks, a chunk before the last is shorter or longer, or ``tiv_sets`` does not fit.
         OSError, TokensError: the file cannot be written, or not with these tokens.
     """
-    config = model.config
-    num_frames, height, width = 0, 0, 0
+    checked = _checked(chunks, model.config.chunk_frames)
+    videos = (frames_to_video(chunk.to(_device(model)))[None] for chunk in checked)
     with TokenWriter.create(path, dtype) as out:
-        runs = TivRuns(tiv_sets, out.add_tiv)
-        checked = _checked(chunks, config.chunk_frames)
-        at_cuts = tiv_sets == "auto"
-        for chunk in end_at_cuts(checked, config.chunk_frames, config.frames_per_group) if at_cuts else checked:
-            video = frames_to_video(chunk.to(_device(model)))[None]
-            tiv, tv = model.encode_chunks(video)
-            out.add_tv(tv[0])
-            runs.add(tiv[0, 0].cpu(), tv.shape[1], tv.shape[1] / config.groups_per_chunk)
-            num_frames += len(chunk)
-            height, width = chunk.shape[1:3]
-        out.close(
-            runs.close(),
-            {
-                "num_frames": num_frames,
-                "height": height,
-                "width": width,
-                "fps": fps,
-                "preset": config.name,
-                "model_id": model.model_id,
-            },
-        )
+        model.encode_into(out, videos, tiv_sets, fps)
 
 
 @torch.no_grad()
@@ -109,7 +91,7 @@ def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = 
         return model.prepare(tiv)
 
     per_group = model.config.frames_per_group
-    for tiv_set, run in _runs(model, tokens, range(tokens.num_frames) if frames is None else frames):
+    for tiv_set, run in _runs(model.config, tokens, range(tokens.num_frames) if frames is None else frames):
         groups, where = (run // per_group).unique(return_inverse=True)
         tv = tokens.tv[:, groups.to(tokens.tv.device)]
         check_finite("tv", tv, f"in frame groups {groups[0]} to {groups[-1]}")
@@ -131,16 +113,18 @@ def _checked(chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:
         raise ValueError("there are no frames to encode")
 
 
-def _runs(model: TivTok, tokens: Tokens, frames: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+def _runs(config: TivTokConfig, tokens: Tokens, frames: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     """(TIV set, frame numbers): consecutive entries of ``frames`` of one chunk and one set, at most a chunk of them."""
+    chunk_ends = None if tokens.chunk_frames is None else list(accumulate(tokens.chunk_frames))
     run: list[int] = []
     last = (-1, -1)
     for frame in frames:
         if not 0 <= frame < tokens.num_frames:
             raise IndexError(f"frames must be within 0..{tokens.num_frames - 1}, got {frame}")
-        group = torch.tensor([frame // model.config.frames_per_group])
-        here = (int(tokens.sets_of(group)), frame // model.config.chunk_frames)
-        if run and (here != last or len(run) == model.config.chunk_frames):
+        group = torch.tensor([frame // config.frames_per_group])
+        chunk = frame // config.chunk_frames if chunk_ends is None else bisect_right(chunk_ends, frame)
+        here = (int(tokens.sets_of(group)), chunk)
+        if run and (here != last or len(run) == config.chunk_frames):
             yield last[0], torch.tensor(run)
             run = []
         run.append(frame)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
-from tivtok.chunks.cuts import chunk_lengths
-from tivtok.chunks.sharing import TivSets, assign_chunks, merge_tiv
+from tivtok.chunks.cuts import end_at_cuts
+from tivtok.chunks.sharing import Sharing, TivSets
 from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.blocks import init_weights
 from tivtok.model.config import TivTokConfig
@@ -18,7 +20,17 @@ from tivtok.model.decoder import DECODERS, Prepared
 from tivtok.model.encoder import Encoder
 from tivtok.model.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.model.quantizer import SoftVQ
-from tivtok.tokens import Tokens, TokensError
+from tivtok.tokens import TokenCollector, Tokens, TokensError
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Sink(Protocol[Result]):
+    """Where `TivTok.encode_into` puts tokens: `TokenCollector` or `TokenWriter`."""
+
+    def add(self, tiv: Tensor, tv: Tensor) -> None: ...
+
+    def close(self, set_of_chunk: Tensor, fields: dict[str, Any]) -> Result: ...
 
 
 class TivTok(nn.Module):
@@ -98,24 +110,53 @@ class TivTok(nn.Module):
             ValueError: ``video`` has another shape, or there are fewer chunks than ``tiv_sets``.
         """
         _check_video(video)
-        config, frames = self.config, video.shape[2]
-        lengths = [min(config.chunk_frames, frames - at) for at in range(0, frames, config.chunk_frames)]
+        tokens = TokenCollector()
+        return self.encode_into(tokens, video.split(self.config.chunk_frames, dim=2), tiv_sets, fps, at_once=None)
+
+    def encode_into(
+        self,
+        sink: Sink[Result],
+        chunks: Iterable[Tensor],
+        tiv_sets: TivSets = 1,
+        fps: float | None = None,
+        at_once: int | None = 1,
+    ) -> Result:
+        """Tokenise a video that comes in chunks (paper Sec. 3.5, Alg. 1).
+
+        Args:
+            sink: takes the tokens of each chunk, and in the end which chunks share a TIV set.
+            chunks: (B, 3, f, H, W) in [-1, 1], each of ``config.chunk_frames`` frames, the last may be shorter.
+            tiv_sets, fps: as in `encode`.
+            at_once: how many chunks go through the encoder together, for each needs memory; None for all of them.
+
+        Returns:
+            what ``sink.close`` returns.
+
+        Raises:
+            ValueError: there are fewer chunks than ``tiv_sets``.
+        """
+        config, sharing = self.config, Sharing(tiv_sets)
+        lengths: list[int] = []
+        height = width = 0
         if tiv_sets == "auto":
-            lengths = chunk_lengths(video, config.chunk_frames, config.frames_per_group)
-        tiv, tv = self.encode_chunks(video, lengths)
-        groups_of_chunk = torch.tensor([config.num_groups(length) for length in lengths])
-        set_of_chunk = assign_chunks(tiv, tiv_sets, (groups_of_chunk / config.groups_per_chunk).tolist())
-        return Tokens(
-            tiv=merge_tiv(tiv, set_of_chunk),
-            tv=tv,
-            tiv_index=set_of_chunk.repeat_interleave(groups_of_chunk).to(tv.device),
-            num_frames=frames,
-            height=video.shape[3],
-            width=video.shape[4],
-            fps=fps,
-            preset=config.name,
-            model_id=self.model_id,
-        )
+            chunks = end_at_cuts(chunks, config.chunk_frames, config.frames_per_group)
+        for batch in _batched(chunks, at_once):
+            for chunk, (tiv, tv) in zip(batch, self._encode_batch(batch), strict=True):
+                sharing.add(tiv, tv.shape[1] / config.groups_per_chunk)
+                sink.add(tiv, tv)
+                lengths.append(chunk.shape[2])
+                height, width = chunk.shape[3:]
+        even = all(length == config.chunk_frames for length in lengths[:-1])
+        fields = {
+            "num_frames": sum(lengths),
+            "height": height,
+            "width": width,
+            "fps": fps,
+            "preset": config.name,
+            "model_id": self.model_id,
+            "chunk_frames": None if even else tuple(lengths),
+        }
+        return sink.close(sharing.set_of_chunk(), fields)
 
     def encode_chunks(self, video: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
@@ -127,18 +168,20 @@ class TivTok(nn.Module):
             ValueError: ``video`` has another shape.
         """
         _check_video(video)
-        chunks = [
-            pad_to_patches(chunk, self.config.patch)
-            for chunk in video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
-        ]
+        chunks = video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
+        tivs, tvs = zip(*self._encode_batch(chunks), strict=True)
+        return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
+
+    def _encode_batch(self, chunks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """TIV (B, N_TIV, D) and TV tokens (B, T, N_TV, D) of each chunk; those of one length go through together."""
+        padded = [pad_to_patches(chunk, self.config.patch) for chunk in chunks]
         encoded: dict[int, tuple[Tensor, Tensor]] = {}
-        for frames in {chunk.shape[2] for chunk in chunks}:  # chunks of one length go through as a batch
-            same = [k for k, chunk in enumerate(chunks) if chunk.shape[2] == frames]
-            tiv, tv = self.encoder(torch.cat([chunks[k] for k in same]))
+        for frames in {chunk.shape[2] for chunk in padded}:
+            same = [k for k, chunk in enumerate(padded) if chunk.shape[2] == frames]
+            tiv, tv = self.encoder(torch.cat([padded[k] for k in same]))
             tivs, tvs = (self.quantizer(x).chunk(len(same)) for x in (tiv, tv))
             encoded |= zip(same, zip(tivs, tvs, strict=True), strict=True)
-        of_chunks = [encoded[k] for k in range(len(chunks))]
-        return torch.stack([tiv for tiv, _ in of_chunks], dim=1), torch.cat([tv for _, tv in of_chunks], dim=1)
+        return [encoded[k] for k in range(len(padded))]
 
     def decode(self, tokens: Tokens, frames: slice | Sequence[int] | None = None) -> Tensor:
         """The video of ``tokens``, (B, 3, F, H, W), or ``frames`` of it; only the frame groups asked for are computed.
@@ -207,6 +250,12 @@ class TivTok(nn.Module):
     def _like(self) -> Tensor:
         """A weight, for its device and dtype."""
         return self.decoder.patch_query
+
+
+def _batched(chunks: Iterable[Tensor], at_once: int | None) -> Iterator[list[Tensor]]:
+    chunks = iter(chunks)
+    while batch := list(islice(chunks, at_once)):
+        yield batch
 
 
 def _check_video(video: Tensor) -> None:

@@ -16,11 +16,11 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.studies.record import fingerprint, write_json
-from tivtok.chunks.cuts import CUT_LEVELS, CUT_RATIO, chunk_lengths
+from tivtok.chunks.cuts import CUT_LEVELS, CUT_RATIO, end_at_cuts
 from tivtok.chunks.sharing import (
     AUTO_DISTANCE,
     AUTO_DISTANCE_IN_DEBT,
-    assign_chunks,
+    Sharing,
     merge_tiv,
     share_tiv_sets,
     tiv_distance,
@@ -119,13 +119,22 @@ def measure(model: TivTok, video: Video) -> dict[str, Any]:
         "fixed": {str(n): _score(model, video, tiv, tv, sets, even) for n, sets in fixed.items()},
         "signals": _signals(model, video, tiv, tv),
     }
-    at_cuts = chunk_lengths(whole, model.config.chunk_frames, model.config.frames_per_group)
+    chunk_frames = model.config.chunk_frames
+    cut = end_at_cuts(whole.split(chunk_frames, dim=2), chunk_frames, model.config.frames_per_group)
+    at_cuts = [chunk.shape[2] for chunk in cut]
     cut_tiv, cut_tv = model.encode_chunks(whole, at_cuts)
     for family, own_tiv, own_tv, lengths in (("even chunks", tiv, tv, even), ("cuts", cut_tiv, cut_tv, at_cuts)):
-        sets = {d: assign_chunks(own_tiv, "auto", auto_distances=(d, d)) for d in DISTANCES}
+        sets = {d: _shared(own_tiv, Sharing("auto", (d, d)), [1.0] * own_tiv.shape[1]) for d in DISTANCES}
         result[family] = {str(d): _score(model, video, own_tiv, own_tv, s, lengths) for d, s in sets.items()}
-    chosen = assign_chunks(cut_tiv, "auto", [length / model.config.chunk_frames for length in at_cuts])
+    chosen = _shared(cut_tiv, Sharing("auto"), [length / chunk_frames for length in at_cuts])
     return result | {"auto": _score(model, video, cut_tiv, cut_tv, chosen, at_cuts)}
+
+
+def _shared(tiv: Tensor, sharing: Sharing, lengths: list[float]) -> Tensor:
+    """The TIV set of each chunk, from TIV tokens (B, K, N_TIV, D) and the chunks' lengths over that of a whole one."""
+    for chunk, length in zip(tiv.unbind(dim=1), lengths, strict=True):
+        sharing.add(chunk, length)
+    return sharing.set_of_chunk()
 
 
 def _score(

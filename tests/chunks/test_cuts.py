@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tivtok.chunks.cuts import chunk_lengths, end_at_cuts, until_cut
+from tivtok.chunks.cuts import end_at_cuts, until_cut
 from tivtok.video import frames_to_video
 
 
@@ -25,7 +25,8 @@ def test_cuts_move_to_the_nearest_border_of_groups(cut: int, end: int) -> None:
 
 
 def test_the_first_of_several_cuts_counts() -> None:
-    assert chunk_lengths(frames_to_video(shots(5, 6, 40))[None], 16, 4) == [4, 8, 16, 16, 7]
+    video = frames_to_video(shots(5, 6, 40))[None]
+    assert [chunk.shape[2] for chunk in end_at_cuts([video], 16, 4)] == [4, 8, 16, 16, 7]
 
 
 @pytest.mark.parametrize(
@@ -38,9 +39,11 @@ def test_what_is_no_cut(frames: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("lengths", [(50,), (21, 19, 3), (7, 7, 7, 7, 7), (16, 16), (3,)])
-def test_streaming_cuts_like_the_whole(lengths: tuple[int, ...]) -> None:
-    frames = shots(*lengths)
-    chunks = list(end_at_cuts(frames.split(16), 16, 4))
-    assert [len(chunk) for chunk in chunks] == chunk_lengths(frames_to_video(frames)[None], 16, 4)
-    assert torch.equal(torch.cat(chunks), frames)
-    assert all(len(chunk) % 4 == 0 for chunk in chunks[:-1])
+@pytest.mark.parametrize("piece", [3, 16, 100])
+def test_chunks_are_the_same_whatever_pieces_come(lengths: tuple[int, ...], piece: int) -> None:
+    video = frames_to_video(shots(*lengths))[None]
+    chunks = list(end_at_cuts(video.split(piece, dim=2), 16, 4))
+    assert torch.equal(torch.cat(chunks, dim=2), video)
+    sizes = [chunk.shape[2] for chunk in chunks]
+    assert sizes == [chunk.shape[2] for chunk in end_at_cuts([video], 16, 4)]
+    assert all(size % 4 == 0 for size in sizes[:-1]) and max(sizes) <= 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tivtok.chunks.sharing import TivRuns, assign_chunks, merge_tiv, share_tiv_sets, tiv_distance
+from tivtok.chunks.sharing import Sharing, TivSets, mean_tiv, merge_tiv, share_tiv_sets, tiv_distance
 from tivtok.model.config import TivTokConfig
 from tivtok.streaming import encode_stream
 from tivtok.tokenizer import TivTok
@@ -24,6 +24,14 @@ def scenes(*lengths: int, drift: float = 0.0) -> torch.Tensor:
     return torch.stack(chunks)[None]
 
 
+def assign(tiv: torch.Tensor, tiv_sets: TivSets, *lengths: float, distances: tuple[float, float] | None = None):
+    """int64 (K,): the TIV set of each chunk of tiv (B, K, N, D)."""
+    sharing = Sharing(tiv_sets) if distances is None else Sharing(tiv_sets, distances)
+    for k, chunk in enumerate(tiv.unbind(1)):
+        sharing.add(chunk, *lengths[k : k + 1])
+    return sharing.set_of_chunk()
+
+
 def test_distance() -> None:
     a, b = scenes(1, 1)[0]
     assert tiv_distance(a, a) == 0 and tiv_distance(a, -a) == pytest.approx(2) and tiv_distance(a, 0 * a) == 1
@@ -34,8 +42,8 @@ def test_distance() -> None:
 @pytest.mark.parametrize("lengths", [(1,), (5,), (3, 1, 4), (1, 1, 1)])
 def test_auto_starts_a_set_at_each_scene(lengths: tuple[int, ...]) -> None:
     want = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    assert torch.equal(assign_chunks(scenes(*lengths), "auto"), want)
-    assert torch.equal(assign_chunks(scenes(*lengths, drift=0.01), "auto"), want)
+    assert torch.equal(assign(scenes(*lengths), "auto"), want)
+    assert torch.equal(assign(scenes(*lengths, drift=0.01), "auto"), want)
 
 
 def test_auto_follows_a_slow_drift() -> None:
@@ -43,7 +51,7 @@ def test_auto_follows_a_slow_drift() -> None:
     tiv = scenes(30, drift=0.08)
     neighbours = [tiv_distance(tiv[:, k], tiv[:, k + 1]) for k in range(29)]
     assert max(neighbours) < 0.01
-    sets = assign_chunks(tiv, "auto", auto_distances=(0.02, 0.02))
+    sets = assign(tiv, "auto", distances=(0.02, 0.02))
     assert 1 <= sets[-1] < 25 and (sets.diff() >= 0).all() and (sets.diff() <= 1).all()
 
 
@@ -51,37 +59,30 @@ def test_auto_shares_more_until_it_has_saved_what_cuts_have_cost() -> None:
     tiv, distances = scenes(6, drift=0.06), (0.001, 0.1)
 
     def sets(*lengths: float) -> list[int]:
-        return assign_chunks(tiv, "auto", lengths, distances).tolist()
+        return assign(tiv, "auto", *lengths, distances=distances).tolist()
 
     assert sets(1, 1, 1, 1, 1, 1) == [0, 1, 2, 3, 4, 5]
     assert sets(1, 0.5, 1, 1, 1, 1) == [0, 1, 1, 2, 3, 4]
     assert sets(1, 0.25, 0.25, 1, 1, 1) == [0, 1, 1, 1, 2, 3]
 
 
-def test_runs_hand_on_means_as_soon_as_they_end() -> None:
-    tiv = scenes(2, 3, drift=0.01)[0]
-    seen: list[tuple[torch.Tensor, int]] = []
-    runs = TivRuns("auto", lambda mean, groups: seen.append((mean.clone(), groups)))
-    for chunk in tiv[:3]:
-        runs.add(chunk, 4)
-    assert len(seen) == 1 and seen[0][1] == 8
-    torch.testing.assert_close(seen[0][0], tiv[:2].mean(0))
-    for chunk in tiv[3:]:
-        runs.add(chunk, 4)
-    assert runs.close().tolist() == [0, 1] and seen[1][1] == 12
-    torch.testing.assert_close(seen[1][0], tiv[2:].mean(0))
+def test_a_set_is_the_mean_of_its_chunks() -> None:
+    tiv = scenes(2, 3, drift=0.01)
+    merged = merge_tiv(tiv, assign(tiv, "auto"))
+    torch.testing.assert_close(merged, torch.stack([tiv[:, :2].mean(1), tiv[:, 2:].mean(1)], dim=1))
+    torch.testing.assert_close(mean_tiv(iter(tiv[0])), tiv[0].mean(0))
 
 
 def test_fixed_numbers_are_even_runs() -> None:
-    assert assign_chunks(scenes(5), 2).tolist() == share_tiv_sets(5, 2).tolist() == [0, 0, 0, 1, 1]
+    assert assign(scenes(5), 2).tolist() == share_tiv_sets(5, 2).tolist() == [0, 0, 0, 1, 1]
     with pytest.raises(ValueError, match="between 1 and the number of chunks, 5, got 6"):
-        assign_chunks(scenes(5), 6)
+        assign(scenes(5), 6)
 
 
 def test_a_batch_shares_its_boundaries() -> None:
     batch = torch.cat([scenes(2, 2), scenes(4)])
-    assert assign_chunks(batch, "auto").tolist() == [0, 0, 1, 1]
-    assert merge_tiv(batch, assign_chunks(batch, "auto")).shape == (2, 2, 6, 8)
+    assert assign(batch, "auto").tolist() == [0, 0, 1, 1]
+    assert merge_tiv(batch, assign(batch, "auto")).shape == (2, 2, 6, 8)
 
 
 def test_streaming_decides_like_the_whole() -> None:
@@ -100,6 +101,7 @@ def test_streaming_decides_like_the_whole() -> None:
     tokens = encode_stream(model, frames.split(16), "auto")
     assert tokens.tiv_index.diff()[5] == 1 and tokens.tiv_index[5] < tokens.tiv.shape[1] - 1
     assert torch.equal(tokens.tiv_index, whole.tiv_index)
+    assert tokens.chunk_frames == whole.chunk_frames == (16, 8, 16, 16, 1)
     torch.testing.assert_close(tokens.tiv, whole.tiv)
     torch.testing.assert_close(tokens.tv, whole.tv)
     with torch.no_grad():

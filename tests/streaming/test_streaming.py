@@ -164,12 +164,11 @@ def test_each_tiv_set_is_prepared_once_and_only_if_it_is_used(model: TivTok, mon
 def long_file(path: Path, groups: int) -> None:
     """A token file of ``groups`` frame groups and as many MiB, with two TIV sets."""
     with TokenWriter.create(path) as out:
-        for _ in range(groups):
-            out.add_tv(torch.ones(1, 2**20 // (4 * CONFIG.latent_dim), CONFIG.latent_dim))
-        out.add_tiv(torch.zeros(CONFIG.num_tiv, CONFIG.latent_dim), groups // 2)
-        out.add_tiv(torch.ones(CONFIG.num_tiv, CONFIG.latent_dim), groups - groups // 2)
+        for group in range(groups):
+            tiv = torch.full((1, CONFIG.num_tiv, CONFIG.latent_dim), float(group >= groups // 2))
+            out.add(tiv, torch.ones(1, 1, 2**20 // (4 * CONFIG.latent_dim), CONFIG.latent_dim))
         fields = {"num_frames": 4 * groups, "height": 16, "width": 16, "fps": 25.0, "preset": "x", "model_id": "x"}
-        out.close(torch.tensor([0, 1]), fields)
+        out.close((torch.arange(groups) >= groups // 2).long(), fields | {"chunk_frames": None})
 
 
 def mapped_bytes(path: Path) -> int:

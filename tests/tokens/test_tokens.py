@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tivtok.tokens import Tokens, TokensError
+from tivtok.tokens.dataset import TokenDataset, shard_name, write_index, write_shard
 
 
 def make(batch: int = 1, sets: int = 2, groups: int = 5, fps: float | None = 30000 / 1001) -> Tokens:
@@ -118,7 +119,8 @@ def test_fields_that_do_not_fit(change: dict[str, object], message: str) -> None
     [
         ({"format": "other"}, {}, "not a token file"),
         ({"format": None}, {}, "not a token file"),
-        ({"version": "2"}, {}, "version '2' of the format, this program reads 1"),
+        ({"version": "3"}, {}, "version '3' of the format, this program reads 1, 2"),
+        ({"version": "2"}, {}, "must hold the tensors tiv, tiv_index, tv, chunk_frames"),
         ({"height": None, "fps": None}, {}, "lacks fps, height"),
         ({"height": "tall"}, {}, "height = 'tall'"),
         ({"num_frames": "99999999"}, {}, "num_frames must be between"),
@@ -237,6 +239,29 @@ def test_version_1_files_are_read_forever(name: str) -> None:
     assert (tokens.num_frames, tokens.height, tokens.width) == (19, 47, 64)
     assert tokens.fps == (None if "float16" in name else 30000 / 1001)
     assert (tokens.preset, tokens.model_id) == ("tiny", "0123456789abcdef")
+
+
+def test_version_2_files_are_read_forever() -> None:
+    """As above; version 2 also says where chunks end."""
+    tokens = Tokens.load(Path(__file__).parents[1] / "data" / "tokens-v2-float32.tivtok")
+    assert torch.equal(tokens.tv, -torch.arange(5 * 2 * 4).reshape(1, 5, 2, 4) / 4)
+    assert tokens.tiv_index.tolist() == [0, 0, 0, 0, 1] and tokens.num_frames == 19
+    assert tokens.chunk_frames == (4, 12, 3)
+
+
+@pytest.mark.parametrize("chunk_frames", [(16, 4), (0, 19), (), (-1, 20)])
+def test_chunk_frames_that_cannot_be(chunk_frames: tuple[int, ...]) -> None:
+    with pytest.raises(TokensError, match="chunk_frames must be at least 1 each and 19 in all"):
+        replace(make(), chunk_frames=chunk_frames)
+
+
+def test_chunk_frames_come_back(tmp_path: Path) -> None:
+    tokens = replace(make(), chunk_frames=(12, 7))
+    tokens.save(tmp_path / "a.tivtok")
+    assert Tokens.load(tmp_path / "a.tivtok").chunk_frames == (12, 7)
+    write_shard(tmp_path / shard_name(0), [("a.mp4", tokens), ("b.mp4", make())], [], "float32")
+    write_index(tmp_path, 1)
+    assert [video.chunk_frames for video in TokenDataset(tmp_path)] == [(12, 7), None]
 
 
 def test_a_pickle_is_not_unpickled(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tivtok.video import frames_to_video
-
 # A cut is a change that is large and stands out. (Measured on concatenated clips; docs/long-video.md.)
 CUT_LEVELS = 8.0  # mean absolute change of the pixels, in levels of 8 bits
 CUT_RATIO = 3.0  # to the median change of the chunk
@@ -35,22 +33,17 @@ def until_cut(video: Tensor, frames_per_group: int) -> int:
     return len(frames)
 
 
-def chunk_lengths(video: Tensor, chunk_frames: int, frames_per_group: int) -> list[int]:
-    """The frames of each chunk of ``video`` (B, 3, F, H, W): up to ``chunk_frames``, fewer before a cut."""
-    lengths: list[int] = []
-    while (start := sum(lengths)) < video.shape[2]:
-        lengths.append(until_cut(video[:, :, start : start + chunk_frames], frames_per_group))
-    return lengths
-
-
 def end_at_cuts(chunks: Iterable[Tensor], chunk_frames: int, frames_per_group: int) -> Iterator[Tensor]:
-    """The same frames as ``chunks``, uint8 (f, H, W, 3), cut as by `chunk_lengths`; fewer than two chunks are held."""
+    """The same frames as ``chunks``, video (B, 3, f, H, W) in [-1, 1], in chunks of up to ``chunk_frames`` that end at
+    cuts; fewer than two chunks are held."""
     held: Tensor | None = None
     for chunk in chunks:
-        held = chunk if held is None else torch.cat([held, chunk])
-        while len(held) >= chunk_frames:
-            yield held[: (n := until_cut(frames_to_video(held[:chunk_frames])[None], frames_per_group))]
-            held = held[n:]
-    while held is not None and len(held):
-        yield held[: (n := until_cut(frames_to_video(held)[None], frames_per_group))]
-        held = held[n:]
+        held = chunk if held is None else torch.cat([held, chunk], dim=2)
+        while held.shape[2] >= chunk_frames:
+            length = until_cut(held[:, :, :chunk_frames], frames_per_group)
+            yield held[:, :, :length]
+            held = held[:, :, length:]
+    while held is not None and held.shape[2]:
+        length = until_cut(held, frames_per_group)
+        yield held[:, :, :length]
+        held = held[:, :, length:]

@@ -1,8 +1,8 @@
-"""Which chunks of a video share a TIV set, decided as the chunks come."""
+"""Which chunks of a video share a TIV set, decided as the chunks come, and the mean that they share (Eq. 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -16,95 +16,79 @@ TivSets = int | Literal["auto"]
 AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.003, 0.07
 
 
-class TivRuns:
-    """Runs of chunks that share TIV tokens: one running mean in memory (Eq. 6), handed on when its run ends.
+class TivMean:
+    """Running mean of the TIV tokens of chunks that share a set (Eq. 6)."""
 
-    "auto" ends a run where the next chunk is too far from its mean: reuse no longer pays. With one set for the whole
-    video there is one run. How many chunks each of N sets gets depends on the length of the video, so there every
-    chunk is a run, and `close` says how they are to be merged.
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self._chunks = 0
+
+    def add(self, tiv: Tensor) -> None:
+        self._chunks += 1
+        self.value = tiv if self.value is None else self.value + (tiv - self.value) / self._chunks
+
+
+def mean_tiv(chunks: Iterable[Tensor]) -> Tensor:
+    """Eq. 6: the mean of one or more chunks' TIV tokens (..., N_TIV, D), holding one of them at a time."""
+    mean = TivMean()
+    for tiv in chunks:
+        mean.add(tiv)
+    assert mean.value is not None
+    return mean.value
+
+
+class Sharing:
+    """Gives every chunk its TIV set; takes chunks as they come and keeps one mean in memory.
+
+    "auto" starts a set where a chunk is too far from the mean of the running one: reuse no longer pays. How many
+    chunks each of N sets gets depends on the length of the video, so that is known at the end alone.
 
     Args:
         tiv_sets: how many TIV sets the video gets.
-        hand_on: called with the mean of each run and the number of its frame groups, in order.
         auto_distances: the `tiv_distance` above which "auto" starts a new set, without and with sets to be saved.
     """
 
     def __init__(
-        self,
-        tiv_sets: TivSets,
-        hand_on: Callable[[Tensor, int], None],
-        auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT),
+        self, tiv_sets: TivSets, auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT)
     ) -> None:
         self.tiv_sets = tiv_sets
-        self.num_runs = 0
         self._auto_distances = auto_distances
         self._debt = 0.0  # sets more than chunks of even length would have had
-        self._hand_on = hand_on
-        self._mean: Tensor | None = None
-        self._chunks = 0
-        self._groups = 0
+        self._mean = TivMean()
+        self._sets: list[int] = []
 
-    def add(self, tiv: Tensor, groups: int, length: float = 1.0) -> None:
-        """The next chunk: its TIV tokens (..., N_TIV, D), the number of its frame groups, and its length over that of
-        a chunk that no cut ends."""
-        if self._mean is None or self._is_new(tiv, self._mean):
-            self._end_run()
-            self._mean = torch.zeros_like(tiv)
+    def add(self, tiv: Tensor, length: float = 1.0) -> None:
+        """Take the next chunk: its TIV tokens (..., N_TIV, D), and its length over that of a chunk that no cut ends."""
+        if self.tiv_sets != "auto":
+            self._sets.append(0)
+            return
+        starts = self._mean.value is None or self._is_far(tiv.detach(), self._mean.value)
+        if starts:
+            self._mean = TivMean()
         elif self._debt > 0:
             self._debt -= 1
-        self._chunks += 1
-        self._groups += groups
-        self._mean += (tiv - self._mean) / self._chunks
+        self._mean.add(tiv.detach())
         self._debt += 1 - length
+        self._sets.append(self._sets[-1] + starts if self._sets else 0)
 
-    def close(self) -> Tensor:
-        """After the last chunk: int64 (runs,), the TIV set that each run belongs to.
+    def set_of_chunk(self) -> Tensor:
+        """The TIV set of each chunk so far, int64 (K,), ascending from 0.
 
         Raises:
-            ValueError: there were fewer chunks than TIV sets.
+            ValueError: there are fewer chunks than TIV sets.
         """
-        self._end_run()
-        return torch.arange(self.num_runs) if self.tiv_sets == "auto" else share_tiv_sets(self.num_runs, self.tiv_sets)
-
-    def _is_new(self, tiv: Tensor, mean: Tensor) -> bool:
         if self.tiv_sets == "auto":
-            return tiv_distance(tiv, mean) > self._auto_distances[self._debt > 0]
-        return self.tiv_sets > 1
+            return torch.tensor(self._sets)
+        return share_tiv_sets(len(self._sets), self.tiv_sets)
 
-    def _end_run(self) -> None:
-        if self._mean is not None:
-            self._hand_on(self._mean, self._groups)
-            self.num_runs += 1
-        self._mean, self._chunks, self._groups = None, 0, 0
+    def _is_far(self, tiv: Tensor, mean: Tensor) -> bool:
+        return tiv_distance(tiv, mean) > self._auto_distances[self._debt > 0]
 
 
 def tiv_distance(a: Tensor, b: Tensor) -> float:
     """|a - b|^2 / (|a|^2 + |b|^2): 0 for equal tokens, about 1 for unrelated ones around zero."""
     energy = a.square().sum() + b.square().sum()
     return float((a - b).square().sum() / energy) if energy > 0 else 0.0
-
-
-def assign_chunks(
-    tiv: Tensor,
-    tiv_sets: TivSets,
-    lengths: Sequence[float] | None = None,
-    auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT),
-) -> Tensor:
-    """The TIV set of each chunk, int64 (K,), from the chunks' TIV tokens (B, K, N_TIV, D); a batch shares them.
-
-    Args:
-        lengths, auto_distances: as in `TivRuns`; no cut ends a chunk by default.
-
-    Raises:
-        ValueError: there are fewer chunks than TIV sets.
-    """
-    if tiv_sets != "auto":
-        return share_tiv_sets(tiv.shape[1], tiv_sets)
-    chunks_of_run: list[int] = []
-    runs = TivRuns(tiv_sets, lambda mean, chunks: chunks_of_run.append(chunks), auto_distances)
-    for k, chunk in enumerate(tiv.detach().unbind(dim=1)):
-        runs.add(chunk, 1, 1.0 if lengths is None else lengths[k])
-    return runs.close().repeat_interleave(torch.tensor(chunks_of_run))
 
 
 def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:
@@ -119,6 +103,6 @@ def share_tiv_sets(num_chunks: int, tiv_sets: int) -> Tensor:
 
 
 def merge_tiv(tiv: Tensor, set_of_chunk: Tensor) -> Tensor:
-    """Eq. 6: (B, K, N_TIV, D) -> (B, S, N_TIV, D), each set the mean over its chunks."""
+    """(B, K, N_TIV, D) -> (B, S, N_TIV, D): each set the mean over its chunks (Eq. 6)."""
     counts = set_of_chunk.bincount().tolist()
-    return torch.stack([chunks.mean(dim=1) for chunks in tiv.split(counts, dim=1)], dim=1)
+    return torch.stack([mean_tiv(chunks.unbind(dim=1)) for chunks in tiv.split(counts, dim=1)], dim=1)

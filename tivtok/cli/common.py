@@ -119,16 +119,19 @@ def compare(model: TivTok, tokens: Tokens, chunks: Iterable[Tensor]) -> Iterator
     """(original, reconstruction), uint8 (f, H, W, 3) each: the whole video, in pieces of one chunk and one TIV set.
 
     Args:
-        chunks: of the original, as they were encoded.
+        chunks: of the original, in order.
     """
+    import torch
+
     from tivtok.streaming import decode_stream
 
-    reconstructions = decode_stream(model, tokens)
-    for original in chunks:
-        while len(original):
-            reconstruction = next(reconstructions)
-            yield original[: len(reconstruction)], reconstruction
-            original = original[len(reconstruction) :]
+    chunks = iter(chunks)
+    original = next(chunks)
+    for reconstruction in decode_stream(model, tokens):
+        while len(original) < len(reconstruction):  # a chunk that begins at a cut ends within another one of `chunks`
+            original = torch.cat([original, next(chunks)])
+        yield original[: len(reconstruction)], reconstruction
+        original = original[len(reconstruction) :]
 
 
 def track(

@@ -27,10 +27,8 @@ from tivtok.cli.common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tivtok.chunks.sharing import TivSets
     from tivtok.metrics.evaluation import Evaluation
     from tivtok.metrics.protocols import Protocol
-    from tivtok.model.config import TivTokConfig
     from tivtok.tokenizer import TivTok
 
 METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
@@ -94,7 +92,7 @@ def evaluate(
         chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
         tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
         pairs = compare(tokenizer, tokens, chunks("decoding"))
-        scores = evaluation.add(pairs, _chunk_frames(chunks, tokenizer.config, sets))
+        scores = evaluation.add(pairs, tokens.chunk_frames or tokenizer.config.chunk_frames)
         videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
         out.print(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}", soft_wrap=True)
     means = evaluation.means()
@@ -162,15 +160,6 @@ def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Pa
     if "rfvd" in wanted:
         i3d = load_i3d(find_weights("i3d" if rules.features == "logits" else "i3d-torchscript", folder), device)
     return Evaluation(rules, lpips, i3d)
-
-
-def _chunk_frames(chunks: Callable[[str], Iterator[Tensor]], config: TivTokConfig, sets: TivSets) -> int | list[int]:
-    """The frames of each chunk, as `seams` takes them."""
-    from tivtok.chunks.cuts import end_at_cuts
-
-    if sets != "auto":
-        return config.chunk_frames
-    return [len(chunk) for chunk in end_at_cuts(chunks("finding cuts"), config.chunk_frames, config.frames_per_group)]
 
 
 def _clip(source: Source, rules: Protocol) -> Callable[[str], Iterator[Tensor]]:

@@ -4,8 +4,9 @@ Version 1 of the format. A folder holds ``shard-00000.safetensors``, ``shard-000
 (and ``plan.json``, which is for ``encode-dir`` alone).
 
 - A shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D), float16 or
-  float32, and ``i.tiv_index`` (T,) int64. Its string metadata: format, version, and as JSON lists ``records`` and
-  ``failed``, what the index says about its videos, so that the index can be made again from the shards.
+  float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64. Its string
+  metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos, so that
+  the index can be made again from the shards.
 - The index: ``{"format", "version", "shards", "videos": [...], "failed": [...]}``. A video is ``{"path", "shard",
   "key"}`` and the scalar fields of `Tokens`; a failed one is ``{"path", "error"}``. Paths are relative to the folder
   that was encoded.
@@ -26,14 +27,13 @@ from torch.utils.data import Dataset
 
 from tivtok.checkpoints import write_tensors
 from tivtok.files import replacing
-from tivtok.tokens.format import to_stored
+from tivtok.tokens.format import FIELDS, to_stored
 from tivtok.tokens.tokens import Tokens, TokensError
 
 FORMAT = "tivtok.dataset"
 FORMAT_VERSION = 1
 INDEX_FILE = "index.json"
 
-_FIELDS = ("num_frames", "height", "width", "fps", "preset", "model_id")
 _PARTS = ("tiv", "tv", "tiv_index")
 
 
@@ -75,7 +75,9 @@ class TokenDataset(Dataset[Tokens]):
             path = self.folder / Path(record["shard"]).name
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
-            return Tokens(**tensors, **{name: record[name] for name in _FIELDS})
+                cut = f"{record['key']}.chunk_frames"
+                chunk_frames = tuple(file.get_tensor(cut).tolist()) if cut in file.keys() else None  # noqa: SIM118
+            return Tokens(**tensors, **{name: record[name] for name in FIELDS}, chunk_frames=chunk_frames)
         except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise TokensError(f"video {index} of {self.folder} cannot be read: {error}") from None
 
@@ -94,7 +96,9 @@ def write_shard(
         tensors[f"{key}.tiv"] = to_stored("tiv", tokens.tiv, dtype)
         tensors[f"{key}.tv"] = to_stored("tv", tokens.tv, dtype)
         tensors[f"{key}.tiv_index"] = tokens.tiv_index.to(torch.int64)
-        fields = {field: getattr(tokens, field) for field in _FIELDS}
+        if tokens.chunk_frames is not None:
+            tensors[f"{key}.chunk_frames"] = torch.tensor(tokens.chunk_frames)
+        fields = {field: getattr(tokens, field) for field in FIELDS}
         records.append({"path": name, "shard": path.name, "key": str(key)} | fields)
     lost = [{"path": name, "error": error} for name, error in failed]
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "records": json.dumps(records)}

@@ -1,10 +1,11 @@
-"""Token files: safetensors with three tensors, and everything else as string metadata (version 1).
+"""Token files: safetensors, with everything that is no tensor as string metadata.
 
 | tensor | shape | stored as |
 |---|---|---|
 | tiv | (B, S, N_TIV, D) | F32 or F16 |
 | tv | (B, T, N_TV, D) | F32 or F16 |
 | tiv_index | (T,) | I64 |
+| chunk_frames | (K,) | I64, in version 2 alone: the frames of each chunk, where cuts have ended some |
 
 The order of the tensors in the file is free. Nothing in it is executed or unpickled.
 """
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 
 FORMAT = "tivtok.tokens"
-FORMAT_VERSION = 1
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
-_FIELDS = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}
-_TENSORS = {"tiv": ("F32", "F16"), "tiv_index": ("I64",), "tv": ("F32", "F16")}
+FIELDS = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}
+_TENSORS_OF_1 = {"tiv": ("F32", "F16"), "tiv_index": ("I64",), "tv": ("F32", "F16")}
+# By version of the format.
+_TENSORS = {"1": _TENSORS_OF_1, "2": _TENSORS_OF_1 | {"chunk_frames": ("I64",)}}
 
 
 class TokensError(ValueError):
@@ -48,18 +50,19 @@ def map_file(path: str | os.PathLike[str]) -> Contents:
         pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            fields = _fields_from(file.metadata() or {})
-            _check_stored(file)
-            return Contents({name: file.get_tensor(name) for name in _TENSORS}, fields)
+            metadata = file.metadata() or {}
+            fields = _fields_from(metadata)
+            _check_stored(file, _TENSORS[metadata["version"]])
+            return Contents({name: file.get_tensor(name) for name in _TENSORS[metadata["version"]]}, fields)
     except safetensors.SafetensorError as error:
         raise TokensError(f"not a token file, or damaged: {error}") from None
 
 
 def metadata_from(fields: dict[str, Any]) -> dict[str, str]:
-    """The string metadata of a file, from the scalar fields of `Tokens`."""
-    texts = {name: str(fields[name]) for name in _FIELDS}
+    """The string metadata of a file, from the fields of `Tokens` that are no tensors."""
+    texts = {name: str(fields[name]) for name in FIELDS}
     texts["fps"] = "" if fields["fps"] is None else repr(float(fields["fps"]))
-    return {"format": FORMAT, "version": str(FORMAT_VERSION)} | texts
+    return {"format": FORMAT, "version": "1" if fields["chunk_frames"] is None else "2"} | texts
 
 
 def to_stored(name: str, x: Tensor, dtype: str) -> Tensor:
@@ -83,13 +86,15 @@ def check_finite(name: str, x: Tensor, where: str) -> None:
 def _fields_from(metadata: dict[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise TokensError(f'not a token file: its metadata must say format "{FORMAT}"')
-    if metadata.get("version") != str(FORMAT_VERSION):
-        raise TokensError(f"version {metadata.get('version')!r} of the format, this program reads {FORMAT_VERSION}")
-    missing = _FIELDS.keys() - metadata.keys()
+    if metadata.get("version") not in _TENSORS:
+        raise TokensError(
+            f"version {metadata.get('version')!r} of the format, this program reads {', '.join(_TENSORS)}"
+        )
+    missing = FIELDS.keys() - metadata.keys()
     if missing:
         raise TokensError(f"its metadata lacks {', '.join(sorted(missing))}")
     fields: dict[str, Any] = {}
-    for name, kind in _FIELDS.items():
+    for name, kind in FIELDS.items():
         try:
             fields[name] = None if name == "fps" and not metadata[name] else kind(metadata[name])
         except ValueError:
@@ -97,11 +102,11 @@ def _fields_from(metadata: dict[str, str]) -> dict[str, Any]:
     return fields
 
 
-def _check_stored(file: safetensors.safe_open) -> None:
+def _check_stored(file: safetensors.safe_open, expected: dict[str, tuple[str, ...]]) -> None:
     names = sorted(file.keys())
-    if names != list(_TENSORS):
-        raise TokensError(f"it must hold the tensors {', '.join(_TENSORS)}, got {names[:10]}")
-    for name, dtypes in _TENSORS.items():
+    if names != sorted(expected):
+        raise TokensError(f"it must hold the tensors {', '.join(expected)}, got {names[:10]}")
+    for name, dtypes in expected.items():
         dtype = file.get_slice(name).get_dtype()
         if dtype not in dtypes:
             raise TokensError(f"{name} must be stored as {' or '.join(dtypes)}, got {dtype}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tivtok.files import replacing
-from tivtok.tokens.format import TokensError, check_finite, map_file, metadata_from, to_stored
+from tivtok.tokens.format import FIELDS, TokensError, check_finite, map_file, metadata_from, to_stored
 from tivtok.tokens.statistics import LatentStats
 
 __all__ = ["Tokens", "TokensError"]
@@ -37,7 +37,9 @@ class Tokens:
         num_frames, height, width: of each video, before any padding: decoding returns exactly these.
         fps: frames per second of the source, None when it has none.
         preset: name of the model's configuration.
-        model_id: short hash of the weights that made the tokens; only they can decode them.
+        model_id: short id of the weights that made the tokens; only they can decode them.
+        chunk_frames: video frames of each chunk, where cuts have ended some; None where only the last chunk may be
+            shorter than the model's.
 
     Raises:
         TokensError: shapes, dtypes or values do not fit one another.
@@ -52,11 +54,11 @@ class Tokens:
     fps: float | None
     preset: str
     model_id: str
+    chunk_frames: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_tensors(self.tiv, self.tv, self.tiv_index)
-        groups = self.tv.shape[1]
-        check_fields(groups, self.num_frames, self.height, self.width, self.fps, self.preset, self.model_id)
+        check_fields(self.tv.shape[1], **{name: getattr(self, name) for name in (*FIELDS, "chunk_frames")})
 
     @property
     def num_tokens(self) -> int:
@@ -115,7 +117,7 @@ class Tokens:
             raise TokensError(f"the tokens must be of model {expected}, got {self.model_id}")
 
     def save(self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> None:
-        """Write a safetensors file: the three tensors, everything else as string metadata.
+        """Write a safetensors file (`tivtok.tokens.format`).
 
         The file appears under its name when it is complete. "float32" comes back exactly. "float16" halves the file
         and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses.
@@ -126,6 +128,8 @@ class Tokens:
         """
         tensors = {name: to_stored(name, getattr(self, name), dtype) for name in ("tiv", "tv")}
         tensors["tiv_index"] = self.tiv_index.cpu().contiguous()
+        if self.chunk_frames is not None:
+            tensors["chunk_frames"] = torch.tensor(self.chunk_frames)
         with replacing(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors, metadata_from(vars(self))))
 
@@ -142,7 +146,8 @@ class Tokens:
         """
         try:
             tensors, fields = map_file(path)
-            return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields)
+            lengths = tensors.pop("chunk_frames", None)
+            return cls(**tensors, **fields, chunk_frames=None if lengths is None else _frame_counts(lengths))
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
 
@@ -179,9 +184,16 @@ class Tokens:
 
 
 def check_fields(
-    groups: int, num_frames: int, height: int, width: int, fps: float | None, preset: str, model_id: str
+    groups: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    fps: float | None,
+    preset: str,
+    model_id: str,
+    chunk_frames: tuple[int, ...] | None,
 ) -> None:
-    """The scalar fields of `Tokens` of ``groups`` frame groups.
+    """Check the fields of `Tokens` that are no tensors, for ``groups`` frame groups.
 
     Raises:
         TokensError: one of them cannot be.
@@ -201,6 +213,17 @@ def check_fields(
     for name, text in (("preset", preset), ("model_id", model_id)):
         if not (0 < len(text) <= 100 and text.isprintable()):
             raise TokensError(f"{name} must be 1 to 100 printable characters, got {text[:100]!r}")
+    if chunk_frames is not None and (min(chunk_frames, default=0) < 1 or sum(chunk_frames) != num_frames):
+        raise TokensError(
+            f"chunk_frames must be at least 1 each and {num_frames} in all, "
+            f"got {len(chunk_frames)} chunks of {sum(chunk_frames)} frames"
+        )
+
+
+def _frame_counts(lengths: Tensor) -> tuple[int, ...]:
+    if lengths.ndim != 1:
+        raise TokensError(f"chunk_frames must be (K,), got {tuple(lengths.shape)}")
+    return tuple(lengths.tolist())
 
 
 def _check_tensors(tiv: Tensor, tv: Tensor, tiv_index: Tensor) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tivtok.chunks.sharing import mean_tiv
 from tivtok.files import replacing
 from tivtok.tokens.format import TokensError, metadata_from, to_stored
 from tivtok.tokens.tokens import check_fields
@@ -25,10 +26,10 @@ class TokenWriter:
     """A token file of one video that grows as its chunks are encoded, in constant memory.
 
     safetensors files cannot be appended to: their header states every size and comes first. So room for the header is
-    left at the start (the format allows it to be padded), TV tokens are appended behind it as they come, and TIV sets
-    go to an unnamed file beside it, since fixed numbers of sets can only be merged at the end. Closing appends TIV
-    sets and index, fills in the header and renames. An interrupted encode leaves nothing: the file under its final
-    name is either the old one or complete.
+    left at the start (the format allows it to be padded), TV tokens are appended behind it as they come, and the TIV
+    tokens of chunks go to an unnamed file beside it, since who shares a set with whom may be known at the end alone.
+    Closing appends TIV sets and index, fills in the header and renames. An interrupted encode leaves nothing: the file
+    under its final name is either the old one or complete.
 
     Made by `create`.
     """
@@ -39,8 +40,7 @@ class TokenWriter:
         self._dtype = dtype
         self._tv_shape: tuple[int, ...] = ()  # (N_TV, D)
         self._tiv_shape: tuple[int, ...] = ()  # (N_TIV, D)
-        self._groups_of_tiv: list[int] = []
-        self.groups = 0
+        self._groups_of_chunk: list[int] = []
         file.write(bytes(HEADER_BYTES))
 
     @classmethod
@@ -60,55 +60,45 @@ class TokenWriter:
         ):
             yield cls(file, shelf, dtype)
 
-    def add_tv(self, tv: Tensor) -> None:
-        """Append the TV tokens (T, N_TV, D) of the next T frame groups."""
-        self._tv_shape = tuple(tv.shape[1:])
-        self.groups += tv.shape[0]
+    def add(self, tiv: Tensor, tv: Tensor) -> None:
+        """Take the next chunk: its TIV tokens (1, N_TIV, D) and the TV tokens (1, T, N_TV, D) of its T frame groups."""
+        self._tiv_shape, self._tv_shape = tuple(tiv.shape[1:]), tuple(tv.shape[2:])
+        self._groups_of_chunk.append(tv.shape[1])
         self._file.write(_bytes(to_stored("tv", tv, self._dtype)))
-
-    def add_tiv(self, tiv: Tensor, groups: int) -> None:
-        """The TIV tokens (N_TIV, D) of the next ``groups`` frame groups."""
-        self._tiv_shape = tuple(tiv.shape)
-        self._groups_of_tiv.append(groups)
         self._shelf.write(_bytes(to_stored("tiv", tiv, "float32")))
 
-    def close(self, set_of_tiv: Tensor, fields: dict[str, Any]) -> None:
+    def close(self, set_of_chunk: Tensor, fields: dict[str, Any]) -> None:
         """Complete the file.
 
         Args:
-            set_of_tiv: int64, ascending from 0: which set each call of `add_tiv` goes into; a set is their mean.
-            fields: the scalar fields of `Tokens`.
+            set_of_chunk: int64, ascending from 0: the TIV set of each chunk; a set is its chunks' mean (Eq. 6).
+            fields: those of `Tokens` that are no tensors.
 
         Raises:
             TokensError: fields or values cannot be stored.
         """
-        check_fields(self.groups, **fields)
-        groups = torch.tensor(self._groups_of_tiv)
-        tiv_index = set_of_tiv.repeat_interleave(groups)
-        counts = set_of_tiv.bincount().tolist()
+        groups = sum(self._groups_of_chunk)
+        check_fields(groups, **fields)
+        counts = set_of_chunk.bincount().tolist()
         self._shelf.seek(0)
         for count in counts:
-            self._file.write(_bytes(to_stored("tiv", self._mean_of_next(count), self._dtype)))
-        self._file.write(_bytes(tiv_index))
+            mean = mean_tiv(self._next_tiv() for _ in range(count))
+            self._file.write(_bytes(to_stored("tiv", mean, self._dtype)))
+        self._file.write(_bytes(set_of_chunk.repeat_interleave(torch.tensor(self._groups_of_chunk))))
+        tensors = {
+            "tv": (self._dtype, (1, groups, *self._tv_shape)),
+            "tiv": (self._dtype, (1, len(counts), *self._tiv_shape)),
+            "tiv_index": ("int64", (groups,)),
+        }
+        if fields["chunk_frames"] is not None:
+            self._file.write(_bytes(torch.tensor(fields["chunk_frames"])))
+            tensors["chunk_frames"] = ("int64", (len(fields["chunk_frames"]),))
         self._file.seek(0)
-        self._file.write(
-            _header(
-                metadata_from(fields),
-                {
-                    "tv": (self._dtype, (1, self.groups, *self._tv_shape)),
-                    "tiv": (self._dtype, (1, len(counts), *self._tiv_shape)),
-                    "tiv_index": ("int64", (self.groups,)),
-                },
-            )
-        )
+        self._file.write(_header(metadata_from(fields), tensors))
 
-    def _mean_of_next(self, count: int) -> Tensor:
-        """Eq. 6 over the next ``count`` TIV tokens of the shelf, one of them in memory at a time."""
-        mean = torch.zeros(self._tiv_shape)
-        for i in range(count):
-            row = np.frombuffer(self._shelf.read(mean.nbytes), dtype=np.float32)
-            mean += (torch.from_numpy(row.copy()).view(self._tiv_shape) - mean) / (i + 1)
-        return mean
+    def _next_tiv(self) -> Tensor:
+        row = np.frombuffer(self._shelf.read(4 * math.prod(self._tiv_shape)), dtype=np.float32)
+        return torch.from_numpy(row.copy()).view(self._tiv_shape)
 
 
 _CODES = {"float32": ("F32", 4), "float16": ("F16", 2), "int64": ("I64", 8)}
