@@ -36,6 +36,8 @@ gpu: .venv/test-ready
 lint: .venv/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
 clean:
 	rm -rf .venv build demo *.egg-info
@@ -49,5 +51,5 @@ clean:
 	touch $@
 
 .venv/test-ready: .venv/pip-ready $(SOURCES)
-	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[lint,test]'
 	touch $@

@@ -146,8 +146,9 @@ class Tokens:
         """
         try:
             tensors, fields = map_file(path)
-            lengths = tensors.pop("chunk_frames", None)
-            return cls(**tensors, **fields, chunk_frames=None if lengths is None else _frame_counts(lengths))
+            lengths = tensors.get("chunk_frames")
+            chunk_frames = None if lengths is None else _frame_counts(lengths)
+            return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields, chunk_frames=chunk_frames)
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
 
