@@ -39,7 +39,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: fl
     dtype, group = q.dtype, q.shape[1] // k.shape[1]
     q, k, v = (x.to(accumulation_dtype(dtype)) for x in (q, k, v))
     order, outs, lses = [], [], []
-    for rows, keys in _groups(visible):
+    for rows, keys in row_groups(visible):
         weights, lse = _softmax(q[rows], _per_query_head(k[keys], group), scale)
         outs.append(torch.einsum("hnm,mhd->nhd", weights, _per_query_head(v[keys], group)))
         lses.append(lse.T)
@@ -63,7 +63,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     if dlse is not None:
         delta = delta - dlse
     order, dqs, dk, dv = [], [], torch.zeros_like(k), torch.zeros_like(v)
-    for rows, keys in _groups(call.layout.visibility(call.scope, q.device)):
+    for rows, keys in row_groups(call.layout.visibility(call.scope, q.device)):
         k_seen, v_seen = (_per_query_head(x[keys], group) for x in (k, v))
         weights, _ = _softmax(q[rows], k_seen, call.scale)
         dweights = torch.einsum("nhd,mhd->hnm", dout[rows], v_seen)
@@ -81,8 +81,10 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     return [dq.to(dtype), *(x.to(dtype, copy=True) for x in own_and_tiv)]  # copies: no shared storage
 
 
-def _groups(visible: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def row_groups(visible: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The indices of rows that see the same keys, and of those keys."""
+    if len(visible) == 0:
+        return
     masks, group = visible.unique(dim=0, return_inverse=True)
     for i, mask in enumerate(masks):
         yield (group == i).nonzero().squeeze(1), mask.nonzero().squeeze(1)
