@@ -64,9 +64,7 @@ def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
 def printable(text: str) -> str:
     """``text`` on one line and in valid Unicode: control characters and bytes that are not UTF-8 as Python escapes."""
     hidden = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates (how Python holds such bytes), line and paragraph ends
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in text
-    )
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in text)
 
 
 def not_a_file(path: str | os.PathLike[str]) -> str:

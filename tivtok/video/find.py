@@ -11,22 +11,17 @@ from tivtok.video.errors import VideoError
 
 # What FFmpeg reads, by the names that such files have. Not here: still pictures, sound, and names that are mostly of
 # something else (.ogg, .dat, .yuv).
-VIDEO_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        "3g2 3gp 3gpp f4v ismv m4v mj2 mov mp4 qt "  # MP4 and QuickTime
-        "mk3d mkv webm "
-        "avi divx "
-        "m2p m2t m2ts m1v m2v mpe mpeg mpg mpv mts tod trp ts vob "  # MPEG streams
-        "asf wm wmv wtv "
-        "flv "
-        "ogm ogv "
-        "rm rmvb "
-        "amv dav dif dv gxf ivf mxf nsv nut nuv y4m "
-        "264 265 266 avc avs2 avs3 drc h261 h263 h264 h265 h266 hevc mjpeg mjpg obu vc1 vvc "  # without a container
-        "apng bik flc fli gif roq smk"
-    ).split()
-)
+_SUFFIXES = {
+    "MP4 and QuickTime": "3g2 3gp 3gpp f4v ismv m4v mj2 mov mp4 qt",
+    "Matroska": "mk3d mkv webm",
+    "AVI": "avi divx",
+    "MPEG streams": "m2p m2t m2ts m1v m2v mpe mpeg mpg mpv mts tod trp ts vob",
+    "Windows Media": "asf wm wmv wtv",
+    "other containers": "amv dav dif dv flv gxf ivf mxf nsv nut nuv ogm ogv rm rmvb y4m",
+    "no container": "264 265 266 avc avs2 avs3 drc h261 h263 h264 h265 h266 hevc mjpeg mjpg obu vc1 vvc",
+    "animations": "apng bik flc fli gif roq smk",
+}
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for family in _SUFFIXES.values() for suffix in family.split())
 
 NOT_A_VIDEO = "not named like a video"
 SHOWN_NAMES = 3
