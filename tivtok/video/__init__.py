@@ -12,7 +12,7 @@ What comes back, by rule:
 from tivtok.video.audio import AudioCopy
 from tivtok.video.errors import AudioError, VideoError
 from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, find_videos, search_folder
-from tivtok.video.frames import fit, frames_to_video, resize, video_to_frames
+from tivtok.video.frames import fit, frames_to_video, resize, to_float, video_to_frames
 from tivtok.video.reader import VideoReader, upright
 from tivtok.video.writer import MAX_FPS, MIN_FPS, VideoWriter
 
@@ -31,6 +31,7 @@ __all__ = [
     "frames_to_video",
     "resize",
     "search_folder",
+    "to_float",
     "upright",
     "video_to_frames",
 ]
