@@ -142,7 +142,7 @@ def test_unreadable_videos_are_reported_and_replaced(
     config: TrainConfig, on_disk: TrainingClips, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = VideoRef("missing.mp4", tmp_path / "missing.mp4")
-    videos = VideosOnDisk([missing, *find_sources(config.data)], config.model.native_size)
+    videos = VideosOnDisk([missing, *find_sources(config.data).videos], config.model.native_size)
     with caplog.at_level(logging.WARNING):
         clips = [TrainingClips(videos, config)[number] for number in range(4)]
     assert len(clips) == 4 and "missing.mp4" in caplog.text

@@ -20,10 +20,10 @@ from tivtok.cli.common import (
     compare,
     encode_source,
     load_model,
-    out,
     parse_frames,
     parse_tiv_sets,
     print_rows,
+    say,
     score_text,
     token_rows,
     track,
@@ -101,7 +101,7 @@ def decode(
     with VideoWriter(video, rate, tokens.width, tokens.height, audio_from=audio_from) as writer:
         for chunk in track(chunks, "decoding", len(wanted)):
             writer.write(chunk)
-    out.print(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}", soft_wrap=True)
+    say(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}")
 
 
 def reconstruct(
@@ -126,7 +126,7 @@ def reconstruct(
     rate = known_rate(source.fps, video)
     tokens = encode_source(tokenizer, source, sets)
     scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
-    out.print(f"wrote {result}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
+    say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
 
 
 def write_reconstruction(

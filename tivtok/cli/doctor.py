@@ -7,7 +7,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from tivtok.cli.common import out, print_rows
+from tivtok.cli.common import print_rows, say
 
 
 def doctor() -> None:
@@ -29,7 +29,7 @@ def doctor() -> None:
     }
     print_rows(versions, "Versions")
     for device in ("cpu", "cuda"):
-        out.print()
+        say("")
         if device == "cuda" and not torch.cuda.is_available():
             print_rows({"none": f"no CUDA device (torch {torch.__version__} sees none)"}, "Backends for cuda tensors")
         else:

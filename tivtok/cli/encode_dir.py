@@ -22,12 +22,14 @@ from tivtok.cli.common import (
     SizeOption,
     TivSetsOption,
     load_model,
-    out,
     parse_tiv_sets,
+    say,
+    say_left_out,
     track,
 )
 
 PLAN_FILE = "plan.json"
+SHOWN_FAILURES = 20
 
 
 class Job(NamedTuple):
@@ -56,13 +58,18 @@ def encode_dir(
 ) -> None:
     """Encode all videos of a folder to token shards for `tivtok.tokens.dataset.TokenDataset`; go on where it stopped.
 
+    What is no video, or cannot be read, is left out, reported and listed in the index; that is no error unless nothing
+    is left.
+
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
-    from tivtok.tokens.dataset import shard_name, write_index
-    from tivtok.video import find_videos
+    from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index
+    from tivtok.video import search_folder
 
     parse_tiv_sets(tiv_sets)
-    names = [str(path.relative_to(folder)) for path in find_videos(folder)]
+    found = search_folder(folder)
+    say_left_out(found.left_out)
+    names = [str(path.relative_to(folder)) for path in found.files]
     if not names:
         raise CommandError(f"there are no videos in {folder}")
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
@@ -74,10 +81,13 @@ def encode_dir(
     to_do = [job for job in jobs if not job.shard.exists()]
     for _ in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
         pass
-    index = write_index(result, len(jobs))
-    for lost in index["failed"]:
-        out.print(f"left out {lost['path']}: {lost['error']}", soft_wrap=True)
-    out.print(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards", soft_wrap=True)
+    left_out = [{"path": str(path.relative_to(folder)), "reason": reason} for path, reason in found.left_out]
+    index = write_index(result, len(jobs), left_out)
+    failed = index["failed"]
+    for lost in failed[:SHOWN_FAILURES]:
+        say(f"left out {lost['path']}: {lost['error']}")
+    more = f", {len(failed)} could not be encoded: {INDEX_FILE} says why" if failed else ""
+    say(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards{more}")
     if not index["videos"]:
         raise CommandError(f"none of the {len(names)} videos in {folder} could be encoded")
 

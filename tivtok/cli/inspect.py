@@ -19,10 +19,10 @@ from tivtok.cli.common import (
     check_output,
     encode_source,
     load_model,
-    out,
     parse_tiv_sets,
     print_rows,
     rate_rows,
+    say,
     score_text,
     token_rows,
 )
@@ -76,7 +76,7 @@ def inspect(
     source = Source(video, size, tokenizer, allow_truncated)
     tokens = encode_source(tokenizer, source, sets)
     scores = write_sheet(tokenizer, tokens, source, picture, columns)
-    out.print(f"wrote {picture}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
+    say(f"wrote {picture}: {tokens.num_tokens} tokens, {scores}")
 
 
 def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path, columns: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tivtok.cli.common import load_model, out, track
+from tivtok.cli.common import load_model, say, track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,8 @@ def stats(
     statistics.save(model)
     for name in ("tiv", "tv"):
         mean, std = getattr(statistics, f"{name}_mean"), getattr(statistics, f"{name}_std")
-        out.print(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {len(files)} videos")
-    out.print(f"wrote {model / STATS_FILE}", soft_wrap=True)
+        say(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {len(files)} videos")
+    say(f"wrote {model / STATS_FILE}")
 
 
 def _tokens(model: TivTok, path: Path) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tivtok.training.sources import VideoRef
 from tivtok.video import VideoError, upright
+from tivtok.video.opening import open_input
 
 
 def read_clip(ref: VideoRef, count: int, stride: int = 1, position: float = 0.0) -> Tensor:
@@ -69,7 +70,7 @@ def frame_indices(num_frames: int, count: int, stride: int, position: float) -> 
 def _open(ref: VideoRef) -> Iterator[InputContainer]:
     """Every way in which a file can be broken becomes a `VideoError` that names it."""
     try:
-        with av.open(str(ref.path) if ref.member is None else _member(ref), "r") as container:
+        with open_input(ref.path) if ref.member is None else av.open(_member(ref), "r") as container:
             if not container.streams.video:
                 raise VideoError(f"{ref.name} has no video stream")
             container.streams.video[0].thread_count = 1  # the data loader's workers are the parallelism

@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> Path:
     # Precision is the config's; "no" also overrides what accelerate's own configuration might say.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     config.output.mkdir(parents=True, exist_ok=True)
-    training, held_out = split_sources(config)
+    training, held_out, left_out = split_sources(config)
     trainer = Trainer(config, accelerator)
     first_step = _restore(trainer, config)
     batches = training_batches(training, config, first_step, accelerator.process_index, accelerator.num_processes)
@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> Path:
     means, bad_in_a_row, started = _Means(), 0, time.monotonic()
     main = accelerator.is_main_process
     with Journal(config.output, first_step, config.steps, main) as journal, _sigterm_as_trigger(accelerator):
+        journal.list_left_out(left_out)
         for done, video in enumerate(batches, first_step + 1):
             stats = trainer.step(video.to(accelerator.device, non_blocking=True), done - 1)
             bad_in_a_row = 0 if stats else bad_in_a_row + 1

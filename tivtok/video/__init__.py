@@ -11,8 +11,8 @@ What comes back, by rule:
 
 from tivtok.video.audio import AudioCopy
 from tivtok.video.errors import AudioError, VideoError
-from tivtok.video.find import VIDEO_SUFFIXES, find_videos
-from tivtok.video.frames import fit, frames_to_video, resize, video_to_frames
+from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, find_videos, search_folder
+from tivtok.video.frames import fit, frames_to_video, resize, to_float, video_to_frames
 from tivtok.video.reader import VideoReader, upright
 from tivtok.video.writer import MAX_FPS, MIN_FPS, VideoWriter
 
@@ -22,6 +22,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "AudioCopy",
     "AudioError",
+    "LeftOut",
     "VideoError",
     "VideoReader",
     "VideoWriter",
@@ -29,6 +30,8 @@ __all__ = [
     "fit",
     "frames_to_video",
     "resize",
+    "search_folder",
+    "to_float",
     "upright",
     "video_to_frames",
 ]

@@ -11,7 +11,9 @@ import av
 from av.container import OutputContainer
 from av.packet import Packet
 
+from tivtok.files import missing_hint
 from tivtok.video.errors import AudioError
+from tivtok.video.opening import check_clear, check_decodable, open_input
 
 
 class AudioCopy(AbstractContextManager["AudioCopy"]):
@@ -19,17 +21,19 @@ class AudioCopy(AbstractContextManager["AudioCopy"]):
 
     Raises:
         AudioError: ``source`` cannot be read, or has no sound.
+        VideoError: its sound is encrypted, or of a codec unknown here.
         ValueError: ``target`` cannot hold sound of this codec.
     """
 
     def __init__(self, source: str | os.PathLike[str], target: OutputContainer) -> None:
         try:
-            self._source = av.open(str(source))
+            self._source = open_input(source)
         except (av.FFmpegError, OSError) as error:
-            raise AudioError(f"the sound of {source} cannot be read: {error.strerror}") from None
+            raise AudioError(f"the sound of {source} cannot be read: {error.strerror}{missing_hint(source)}") from None
         try:
             if not self._source.streams.audio:
                 raise AudioError(f"{source} has no sound to copy")
+            check_decodable(self._source.streams.audio[0])
             self._target = target
             self._stream = target.add_stream_from_template(self._source.streams.audio[0])
         except BaseException:
@@ -53,6 +57,9 @@ class AudioCopy(AbstractContextManager["AudioCopy"]):
     def _read(self) -> Iterator[Packet]:
         """Up to where the file is damaged: the pictures' own reader has reported that."""
         try:
-            yield from (p for p in self._source.demux(self._source.streams.audio[0]) if p.dts is not None)
+            for packet in self._source.demux(self._source.streams.audio[0]):
+                check_clear(packet)
+                if packet.dts is not None:
+                    yield packet
         except av.FFmpegError:
             return

@@ -16,7 +16,9 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from tivtok.files import not_a_file
 from tivtok.video.errors import VideoError
+from tivtok.video.opening import check_clear, check_decodable, open_input, path_of
 
 # Matroska states how long a track is, and a file cut between two packets reads like a shorter one without this.
 MAX_MISSING_SECONDS = 0.5
@@ -74,9 +76,9 @@ class VideoReader:
 
     def _open(self) -> InputContainer:
         if not self.path.is_file():
-            raise VideoError(f"{self.path} is {'not a file' if self.path.exists() else 'missing'}")
+            raise VideoError(f"{self.path} {not_a_file(self.path)}")
         try:
-            container = av.open(str(self.path))
+            container = open_input(self.path)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{self.path} cannot be read as a video: {error.strerror}") from None
         if container.format.name == "tty":  # the format that any file named .txt has
@@ -101,8 +103,9 @@ class VideoReader:
 def _video_stream(container: InputContainer) -> VideoStream:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # the cover picture of a song
+            check_decodable(stream)
             return stream
-    raise VideoError(f"{container.name} has no video stream")
+    raise VideoError(f"{path_of(container)} has no video stream")
 
 
 def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -115,6 +118,7 @@ def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[av
     stated, end, damage = _stated_seconds(container, stream), 0.0, None
     try:
         for packet, following in pairwise(container.demux(stream)):
+            check_clear(packet)
             if packet.is_corrupt and not following.size:  # an empty packet comes last
                 damage = "it ends within a frame"
             else:
