@@ -62,7 +62,9 @@ def split_sources(config: TrainConfig) -> tuple[list[VideoRef], list[VideoRef]]:
         VideoError: as `find_sources`.
         ValueError: one of the two is empty.
     """
-    refs = find_sources(config.data)
+    refs = [
+        ref for ref in find_sources(config.data) if not any(fnmatch(ref.name, pattern) for pattern in config.excluded)
+    ]
     matching = [ref for ref in refs if any(fnmatch(ref.name, pattern) for pattern in config.held_out)]
     names = {ref.name for ref in matching}
     training = [ref for ref in refs if ref.name not in names]
