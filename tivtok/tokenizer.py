@@ -98,11 +98,22 @@ class TivTok(nn.Module):
         """Counts of in-place changes of each weight."""
         return tuple(0 if x.is_inference() else x._version for x in self.state_dict().values())
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Reconstruct (B, 3, F, H, W) through one TIV set, differentiably: what training minimises the error of."""
+    def forward(self, video: Tensor, siblings: bool = False) -> Tensor:
+        """Reconstruct (B, 3, F, H, W) differentiably: what training minimises the error of.
+
+        Args:
+            siblings: False: through one TIV set, the mean of the chunks' (Eq. 6). True: each chunk through the TIV set
+                of the one before it, the first through that of the last, so that it can hold nothing of its own.
+        """
         tiv, tv = self.encode_chunks(video)
-        tiv = tiv.mean(dim=1, keepdim=True)
-        return self.decode_groups(self.prepare(tiv), tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
+        if siblings:
+            whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
+            groups_of_set = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
+            tiv = tiv.roll(1, dims=1)
+        else:
+            groups_of_set = [tv.shape[1]]
+            tiv = tiv.mean(dim=1, keepdim=True)
+        return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).

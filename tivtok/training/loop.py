@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from tivtok.checkpoints import save_checkpoint
+from tivtok.checkpoints import CheckpointError, bundled_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.identity import new_model_id
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
@@ -105,11 +106,23 @@ def _restore(trainer: Trainer, config: TrainConfig) -> int:
         trainer.bad_steps = counts["bad_steps"]
         return counts["step"]
     if config.start_from is not None:
-        path = config.start_from / STATE_FILE
-        if not path.exists():
-            raise ValueError(f"start_from must be the output of a run with a saved state, got {config.start_from}")
-        trainer.begin_from(load_state(path)[0])
+        trainer.begin_from(_starting_point(config.start_from))
     return 0
+
+
+def _starting_point(start_from: str | Path) -> dict[str, Tensor]:
+    """The state of another run, or as much of one as there is in a checkpoint: averaged weights."""
+    output = Path(start_from)
+    if (output / STATE_FILE).exists():
+        return load_state(output / STATE_FILE)[0]
+    inside = output / CHECKPOINT_FOLDER
+    try:
+        if not output.exists() and str(start_from) not in bundled_checkpoints():
+            raise CheckpointError(f"there is no {start_from}")  # nothing is downloaded for a run
+        weights = load_checkpoint(find_checkpoint(inside if inside.is_dir() else start_from)).weights
+    except CheckpointError as error:
+        raise ValueError(f"start_from must be the output of a run or a checkpoint: {error}") from None
+    return {f"average.{name}": x for name, x in weights.items()}
 
 
 def _save(trainer: Trainer, config: TrainConfig, step: int) -> None:

@@ -88,7 +88,8 @@ def split_sources(config: TrainConfig) -> SplitSources:
         VideoError: as `find_sources`.
         ValueError: one of the two is empty.
     """
-    refs, left_out = find_sources(config.data)
+    found, left_out = find_sources(config.data)
+    refs = [ref for ref in found if not any(fnmatch(ref.name, pattern) for pattern in config.excluded)]
     matching = [ref for ref in refs if any(fnmatch(ref.name, pattern) for pattern in config.held_out)]
     names = {ref.name for ref in matching}
     training = [ref for ref in refs if ref.name not in names]
