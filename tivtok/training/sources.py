@@ -66,7 +66,7 @@ def find_sources(data: Path) -> Sources:
     if data.is_dir():
         files, left_out = search_folder(data, VIDEO_SUFFIXES | {TAR})
         tars = [path for path in files if path.suffix.lower() == TAR]
-        found = [VideoRef(path.name, path) for path in files if path.suffix.lower() != TAR]
+        found: list[VideoRef | LeftOut] = [VideoRef(path.name, path) for path in files if path.suffix.lower() != TAR]
         found += [item for tar in tars for item in _in_tar(tar)]
         found += left_out
     elif data.suffix.lower() == ".csv" and data.is_file():
