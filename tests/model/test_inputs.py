@@ -73,7 +73,7 @@ def test_other_things_are_refused(model: TivTok) -> None:
 def test_one_value_that_cannot_be_is_refused(model: TivTok, dtype, value) -> None:
     video = torch.zeros(1, 3, 9, 8, 8, dtype=dtype)
     video[0, 1, 7, 3, 2] = value
-    with pytest.raises(ValueError, match="video must be (finite and )?in \\[-1, 1\\].* got "):
+    with pytest.raises(ValueError, match=r"video must be (finite and )?in \[-1, 1\].* got "):
         model.encode(video)
 
 
