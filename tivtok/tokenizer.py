@@ -126,8 +126,8 @@ class TivTok(nn.Module):
             fps: kept with the tokens, in frames per second.
 
         Returns:
-            tokens in the dtype of the weights. They can be stored in any of `Tokens.save`'s, and a model takes
-            tokens of any floating dtype to that of its own weights.
+            tokens in the dtype of the weights. They can be stored in any of `Tokens.save`'s, and `decode` takes tokens
+            of any floating dtype to that of the weights.
 
         Raises:
             TypeError: ``video`` is no tensor, or of another dtype.
@@ -151,8 +151,8 @@ class TivTok(nn.Module):
 
         Args:
             sink: takes the tokens of each chunk, and in the end which chunks share a TIV set.
-            chunks: (B, 3, f, H, W) as in `encode` (values are not checked), each of ``config.chunk_frames`` frames,
-                the last may be shorter.
+            chunks: (B, 3, f, H, W) as in `encode`, each of ``config.chunk_frames`` frames, the last may be shorter;
+                their values are not checked.
             tiv_sets, fps: as in `encode`.
             at_once: how many chunks go through the encoder together, for each needs memory; None for all of them.
 

@@ -94,8 +94,8 @@ def load_model(path_or_name: str, device: str) -> TivTok:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch uses both for a device that is not there
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch has all of these for one that is not there
         raise CommandError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     return TivTok.from_pretrained(path_or_name).to(device)
 
