@@ -53,7 +53,7 @@ FORWARD = {
     "jvp": lambda f, x, t: torch.func.jvp(f, (x,), (t,))[1],
     "jvp without grad": torch.no_grad()(lambda f, x, t: torch.func.jvp(f, (x,), (t,))[1]),
     "jvp of what requires grad": lambda f, x, t: torch.func.jvp(f, (x.requires_grad_(),), (t,))[1],
-    "jacfwd": lambda f, x, t: (torch.func.jacfwd(f)(x).flatten(-x.ndim) @ t.flatten()),
+    "jacfwd": lambda f, x, t: torch.func.jacfwd(f)(x).flatten(-x.ndim) @ t.flatten(),
 }
 
 
