@@ -13,7 +13,7 @@ from tivtok.video.audio import AudioCopy
 from tivtok.video.errors import AudioError, VideoError
 from tivtok.video.find import VIDEO_SUFFIXES, find_videos
 from tivtok.video.frames import fit, frames_to_video, resize, video_to_frames
-from tivtok.video.reader import VideoReader, upright
+from tivtok.video.reader import VideoReader
 from tivtok.video.writer import MAX_FPS, MIN_FPS, VideoWriter
 
 __all__ = [
@@ -29,6 +29,5 @@ __all__ = [
     "fit",
     "frames_to_video",
     "resize",
-    "upright",
     "video_to_frames",
 ]
