@@ -16,12 +16,14 @@ from tivtok.cli.common import (
     DeviceOption,
     ModelOption,
     Source,
+    StrictOption,
     TivSetsOption,
     check_output,
     compare,
     load_model,
     out,
     parse_tiv_sets,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write protocol and scores.")] = None,
     tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
+    strict: StrictOption = False,
 ) -> None:
     """PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams: change across chunk borders over change inside chunks.
 
@@ -86,15 +89,16 @@ def evaluate(
     shown = wanted | ({"seams", "seams_original"} if rules.clip == "all" else set())
     columns = {name: title for name, title in COLUMNS.items() if name in shown}
     out.print("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video", soft_wrap=True)
-    videos = {}
+    videos, damage = {}, []
     for file in files:
-        source = Source(file, size, tokenizer)
+        source = Source(file, size, tokenizer, strict=strict)
         chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
         tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
         pairs = compare(tokenizer, tokens, chunks("decoding"))
         scores = evaluation.add(pairs, tokens.chunk_frames or tokenizer.config.chunk_frames)
         videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
         out.print(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}", soft_wrap=True)
+        damage.append(source.damage())
     means = evaluation.means()
     out.print(f"{_row(means, columns)}                  mean of {len(files)}", soft_wrap=True)
     if "rfvd" in means:
@@ -111,6 +115,8 @@ def evaluate(
             "rfvd_clips": evaluation.clips,
         }
         _write_json(json_file, settings | {"scores": means, "videos": videos})
+    for line in damage:
+        warn(line)
 
 
 def _files(paths: list[Path]) -> list[Path]:

@@ -55,9 +55,11 @@ def _part(ref: VideoRef) -> tuple[VideoReader, np.ndarray]:
     """The video, and the numbers of the frames that count."""
     try:
         status = ref.path.stat()
+        reader = _reader(ref.path, ref.member, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error.strerror}") from None
-    reader = _reader(ref.path, ref.member, status.st_size, status.st_mtime_ns)
+    except VideoError as error:
+        raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error}") from None
     try:
         first = reader.timeline.first_from(ref.start) if ref.start else 0
         last = len(reader.timeline) if ref.end is None else reader.timeline.first_from(ref.end)

@@ -193,7 +193,9 @@ def _assemble(
         rate = len(times) / total if total else next(iter(stated), None)
         return Timeline(np.arange(len(times)), None if rate is None else 1 / rate, rate, False, jumps)
     if len(known) == len(times):
-        last = durations[order[-1]] or _stated_end(stream) - int(known[-1])
+        # With B-frames MP4 states the time to the next packet, so it may be the track's end that says it.
+        ends = (durations[order[-1]], _stated_end(stream) - int(known[-1]))
+        last = min((end for end in ends if end > 0), default=0)
         rate = frame_rate(known, tick, last, len(times), stated)
         return Timeline(known, tick, rate, by_time and len(jumps) == 1 and bool((np.diff(known) > 0).all()), jumps)
     rate = frame_rate(known, tick, durations[-1], len(times), stated)
@@ -233,11 +235,13 @@ def frame_rate(
     guesses = [*stated, *_even(times, tick), *_near((len(times) - 1) / (span * tick))]
     guesses = stated[:1] + [rate for rate in guesses if last <= 0 or abs(1 / rate - last * tick) < SHORT_LAST]
     guesses.sort(key=lambda rate: rate.denominator not in (1, 1001))
-    for rate in guesses:
-        if _misfit(times, tick, rate, count) <= max(tick, ROUNDING) * Fraction(1001, 1000):
-            return rate
-    for rate in guesses:
-        if rate in stated and _misfit(times, tick, rate, count) <= 1 / (2 * rate):
+    misfits = [_misfit(times, tick, rate, count) for rate in guesses]
+    for allowed in (tick, max(tick, ROUNDING)):
+        for rate, misfit in zip(guesses, misfits, strict=True):
+            if misfit <= float(allowed) * 1.001:
+                return rate
+    for rate, misfit in zip(guesses, misfits, strict=True):
+        if rate in stated and misfit <= 1 / (2 * rate):
             return rate
     mean = span / (len(times) - 1)
     return count / (Fraction(span + (last if last > 0 else mean)) * tick)
