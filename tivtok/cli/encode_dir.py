@@ -71,15 +71,15 @@ def encode_dir(
         raise CommandError(f"there are no videos in {folder}")
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
     _check_plan(result, options | {"model": load_model(model, device).model_id, "videos": names})
+    settings = (model, size, tiv_sets, dtype.value, device, strict)
     jobs = [
-        Job(
-            *(result / shard_name(number), folder, names[at : at + per_shard], model),
-            *(size, tiv_sets, dtype.value, device, strict),
-        )
+        Job(result / shard_name(number), folder, names[at : at + per_shard], *settings)
         for number, at in enumerate(range(0, len(names), per_shard))
     ]
     to_do = [job for job in jobs if not job.shard.exists()]
-    damage = [line for lines in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1) for line in lines]
+    damage: list[str] = []
+    for lines in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
+        damage += lines
     index = write_index(result, len(jobs))
     for lost in index["failed"]:
         out.print(f"left out {lost['path']}: {lost['error']}", soft_wrap=True)

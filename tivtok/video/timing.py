@@ -113,7 +113,9 @@ class Clock:
             self._set_back += 1
             if self._set_back == len(self.jumps):
                 self.jumps.append((self._before[1] - at) * tick + self.jumps[-1])
-        self._before = at, at + (packet.duration or 0)
+            self._before = None
+        step = 0 if self._before is None else at - self._before[0]
+        self._before = at, at + (packet.duration or step)
         return None if packet.pts is None else packet.pts + round(self.jumps[self._set_back] / tick)
 
 
@@ -243,8 +245,8 @@ def frame_rate(
     for rate, misfit in zip(guesses, misfits, strict=True):
         if rate in stated and misfit <= 1 / (2 * rate):
             return rate
-    mean = span / (len(times) - 1)
-    return count / (Fraction(span + (last if last > 0 else mean)) * tick)
+    mean = Fraction(span, len(times) - 1)
+    return count / ((span + (last if last > 0 else mean)) * tick)
 
 
 def _misfit(times: np.ndarray, tick: Fraction, rate: Fraction, count: int) -> float:
