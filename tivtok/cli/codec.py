@@ -14,6 +14,7 @@ from tivtok.cli.common import (
     ModelOption,
     SizeOption,
     Source,
+    StrictOption,
     TivSetsOption,
     TruncatedOption,
     check_output,
@@ -27,6 +28,7 @@ from tivtok.cli.common import (
     score_text,
     token_rows,
     track,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def encode(
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Video to tokens.
 
@@ -64,9 +67,10 @@ def encode(
     check_output(tokens_file, video)
     sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
-    source = Source(video, size, tokenizer, allow_truncated)
+    source = Source(video, size, tokenizer, allow_truncated, strict)
     encode_to_file(tokenizer, source.chunks("encoding"), tokens_file, sets, source.fps, dtype.value)
     print_rows({"wrote": str(tokens_file)} | token_rows(Tokens.open(tokens_file), tokens_file.stat().st_size))
+    warn(source.damage())
 
 
 def decode(
@@ -114,6 +118,7 @@ def reconstruct(
     tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Video to tokens to video, and how close it is.
 
@@ -122,11 +127,12 @@ def reconstruct(
     check_output(result, video)
     sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
-    source = Source(video, size, tokenizer, allow_truncated)
+    source = Source(video, size, tokenizer, allow_truncated, strict)
     rate = known_rate(source.fps, video)
     tokens = encode_source(tokenizer, source, sets)
     scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
     say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
+    warn(source.damage())
 
 
 def write_reconstruction(

@@ -52,6 +52,9 @@ TivSetsOption = Annotated[
 TruncatedOption = Annotated[
     bool, typer.Option("--allow-truncated", help="Take what can be read of a file that ends early.")
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Fail where a decoder has made up for damage, instead of a warning at the end.")
+]
 
 
 class CommandError(ValueError):
@@ -66,12 +69,14 @@ class Source:
         fps: frames per second, or None.
     """
 
-    def __init__(self, path: Path, size: str, model: TivTok, allow_truncated: bool = False) -> None:
+    def __init__(
+        self, path: Path, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
+    ) -> None:
         from tivtok.video import VideoReader
 
         self.path = path
         self.chunk_frames = model.config.chunk_frames
-        self._reader = VideoReader(path, allow_truncated)
+        self._reader = VideoReader(path, allow_truncated, strict=strict)
         self.fps = None if self._reader.fps is None else float(self._reader.fps)
         self.height, self.width = _parse_size(size, (self._reader.height, self._reader.width), model.config.native_size)
 
@@ -84,6 +89,16 @@ class Source:
         from tivtok.video import fit
 
         return (fit(chunk, self.height, self.width) for chunk in self._reader.chunks(self.chunk_frames))
+
+    def damage(self) -> str:
+        """Of what was read last, in a line; empty where nothing is damaged."""
+        return self._reader.damage()
+
+
+def warn(message: str) -> None:
+    """One line on stderr, nothing for an empty message."""
+    if message:
+        print("tivtok: warning: " + " ".join(message.split()), file=sys.stderr)
 
 
 def load_model(path_or_name: str, device: str) -> TivTok:

@@ -16,6 +16,7 @@ from tivtok.cli.common import (
     DeviceOption,
     ModelOption,
     Source,
+    StrictOption,
     TivSetsOption,
     check_output,
     compare,
@@ -23,6 +24,7 @@ from tivtok.cli.common import (
     parse_tiv_sets,
     say,
     say_left_out,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write protocol and scores.")] = None,
     tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
+    strict: StrictOption = False,
 ) -> None:
     """PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams: change across chunk borders over change inside chunks.
 
@@ -91,10 +94,10 @@ def evaluate(
     shown = wanted | ({"seams", "seams_original"} if rules.clip == "all" else set())
     columns = {name: title for name, title in COLUMNS.items() if name in shown}
     say("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video")
-    videos = {}
+    videos, damage = {}, []
     for file in files:
         try:
-            source = Source(file, size, tokenizer)
+            source = Source(file, size, tokenizer, strict=strict)
             chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
             tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
         except VideoError as error:
@@ -107,6 +110,7 @@ def evaluate(
         scores = evaluation.add(pairs, tokens.chunk_frames or tokenizer.config.chunk_frames)
         videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
         say(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}")
+        damage.append(source.damage())
     if not videos:
         raise CommandError(f"none of the {len(files)} videos could be read")
     means = evaluation.means()
@@ -124,6 +128,8 @@ def evaluate(
         }
         lost = [{"path": str(path), "reason": reason} for path, reason in left_out]
         _write_json(json_file, settings | {"scores": means, "videos": videos, "left_out": lost})
+    for line in damage:
+        warn(line)
 
 
 def _files(paths: list[Path]) -> tuple[list[Path], list[LeftOut]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import av
@@ -23,14 +24,15 @@ def path_of(container: Container) -> str:
     return container.name.removeprefix(_FILE)
 
 
-def open_input(path: str | os.PathLike[str]) -> InputContainer:
-    """Open a file to read.
+def open_input(source: str | os.PathLike[str] | io.RawIOBase) -> InputContainer:
+    """Open a file to read, by its path or as something that reads like one.
 
     Raises:
         av.FFmpegError, OSError: it cannot be opened, or FFmpeg does not know its format.
     """
     # A picture named "%03d.png" or "a*.png" is no sequence, and titles in other encodings are of no matter here.
-    return av.open(file_url(path), options={"pattern_type": "none"}, metadata_errors="replace")
+    file = source if isinstance(source, io.RawIOBase) else file_url(source)
+    return av.open(file, options={"pattern_type": "none"}, metadata_errors="replace")
 
 
 def check_decodable(stream: Stream) -> None:
