@@ -42,7 +42,7 @@ TIVTOK_INLINE void narrow(float x, Float16& to) {
     uint32_t half = magnitude < 113u << 23 ? tiny : normal;
     if (magnitude >= 0x477ff000) half = 0x7c00;  // from 65520 on
     if (magnitude > 0x7f800000) half = 0x7e00;
-    to.bits = uint16_t(half | bits >> 16 & 0x8000);
+    to.bits = uint16_t(half | (bits >> 16 & 0x8000));
 }
 
 // Calls body with a null pointer to the element type.

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     """Tables for csrc/cpu/params.h, int64, and how many rows the workspaces need.
 
     Attributes:
-        units: (units, 12). frames: (frames, 2). q_merges, k_merges, frame_merges: (merges, 4).
+        units: (units, 13). frames: (frames, 2). q_merges, k_merges, frame_merges: (merges, 4).
         q_slots, k_slots, frame_slots: rows of the workspaces of TIV rows, TIV keys and frame keys.
         fields: the tables as the C structure `Plan` has them.
     """
@@ -89,7 +89,7 @@ class _Builder:
 
         shared = len(spans) if scope == "clip" and num_tiv else 1  # units that TIV rows are in
         q_slots = self._take("q", tiv_row, num_tiv, -(-num_tiv // SLOT_ROWS) * SLOT_ROWS, shared)
-        k_slots = self._take("k", tiv_row, num_tiv, num_tiv, len(spans) if num_tiv else 1)
+        k_slots = self._take("k", tiv_row, num_tiv, num_tiv, len(spans)) if num_tiv else [-1] * len(spans)
         for i, span in enumerate(spans):
             frame_slot = -1
             if span.frames == 1 and span.row_end - span.row < (tokens := frames[span.frame][1]):
