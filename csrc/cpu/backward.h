@@ -35,9 +35,8 @@ class RowBlock {
         pack_rows(shape, params.dout, head, row, rows_, dout_, 0);
         clear_floats(dq_, groups_.count * WIDTH * columns_);
         clear_floats(lse_, groups_.count * WIDTH * 2);
-        for_type(shape.type, [&](auto* type) {
-            pack_statistics<std::remove_pointer_t<decltype(type)>>(params, head, row);
-        });
+        for_type(shape.type,
+                 [&](auto* type) { pack_statistics<std::remove_pointer_t<decltype(type)>>(params, head, row); });
         for (int64_t g = 0; g < groups_.count; g++)
             for_vectors(groups_.num_vectors(g), [&](auto vectors) {
                 constexpr int V = decltype(vectors)::value;
@@ -226,8 +225,13 @@ int64_t backward_scratch(const BackwardParams& params, const Unit& unit) {
 class BackwardUnit {
   public:
     BackwardUnit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
-        : params_(params), unit_(unit), key_head_(key_head), scratch_(scratch),
-          columns_(round_up(params.shape.head_dim, PANEL)), scale_(scale), c_(scale * 1.4426950408889634f) {
+        : params_(params),
+          unit_(unit),
+          key_head_(key_head),
+          scratch_(scratch),
+          columns_(round_up(params.shape.head_dim, PANEL)),
+          scale_(scale),
+          c_(scale * 1.4426950408889634f) {
         weights_ = take(block_scratch(columns_));
         dscores_ = take(block_scratch(columns_));
         rows_ = take(columns_ * WIDTH);
@@ -300,8 +304,8 @@ class BackwardUnit {
     void run_frame(const Frame& frame, const KeyRows& tiv_keys) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
         const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
-        const KeyRows own_keys =
-            keys(params_.k, params_.v, frame.row, frame.tokens, slot(params_.part_frame, unit_.frame_slot, frame.tokens));
+        const KeyRows own_keys = keys(params_.k, params_.v, frame.row, frame.tokens,
+                                      slot(params_.part_frame, unit_.frame_slot, frame.tokens));
         const Blocks blocks = row_blocks(end - first);
         float* const p = take(RowBlock::scratch(blocks.length, columns_));
         for (int64_t h = 0; h < params_.shape.group; h++)

@@ -1,7 +1,5 @@
-// The library's C interface: which instruction set, which thread does what. It knows pointers and sizes alone; arguments
-// come as arrays of int64 in the order of the structures in params.h.
-#include "params.h"
-
+// The library's C interface: which instruction set, which thread does what. It knows pointers and sizes alone;
+// arguments come as arrays of int64 in the order of the structures in params.h.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +8,8 @@
 #include <new>
 #include <thread>
 #include <vector>
+
+#include "params.h"
 
 namespace tivtok {
 
@@ -164,9 +164,9 @@ TIVTOK_EXPORT int tivtok_cpu_forward(const int64_t* fields, double scale, int64_
         variant.forward_unit(params, unit, i % key_heads, static_cast<float>(scale), memory);
     });
     done = done && for_each(plan.num_q_merges * params.shape.heads, threads, run, [&](int64_t i) {
-        float* const memory = scratch.reserve(round_up(params.shape.head_dim, PANEL) * SLOT_ROWS);
-        variant.forward_merge(params, plan.q_merges[i / params.shape.heads], i % params.shape.heads, memory);
-    });
+               float* const memory = scratch.reserve(round_up(params.shape.head_dim, PANEL) * SLOT_ROWS);
+               variant.forward_merge(params, plan.q_merges[i / params.shape.heads], i % params.shape.heads, memory);
+           });
     return !done;
 }
 
@@ -182,14 +182,13 @@ TIVTOK_EXPORT int tivtok_cpu_backward(const int64_t* fields, double scale, int64
         float* const memory = scratch.reserve(variant.backward_scratch(params, unit));
         variant.backward_unit(params, unit, i % key_heads, c, memory);
     });
-    done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i) {
-        variant.merge_q(params, plan.q_merges[i / heads], i % heads, c);
-    });
+    done = done && for_each(plan.num_q_merges * heads, threads, run,
+                            [&](int64_t i) { variant.merge_q(params, plan.q_merges[i / heads], i % heads, c); });
     done = done && for_each((plan.num_k_merges + plan.num_frame_merges) * key_heads, threads, run, [&](int64_t i) {
-        const int64_t merge = i / key_heads;
-        const bool tiv = merge < plan.num_k_merges;
-        const Merge& rows = tiv ? plan.k_merges[merge] : plan.frame_merges[merge - plan.num_k_merges];
-        variant.merge_keys(params, rows, i % key_heads, c, tiv);
-    });
+               const int64_t merge = i / key_heads;
+               const bool tiv = merge < plan.num_k_merges;
+               const Merge& rows = tiv ? plan.k_merges[merge] : plan.frame_merges[merge - plan.num_k_merges];
+               variant.merge_keys(params, rows, i % key_heads, c, tiv);
+           });
     return !done;
 }

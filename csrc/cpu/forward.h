@@ -130,7 +130,8 @@ class QueryRows {
         for (int64_t h = 0; h < heads_; h++)
             for (int64_t g = 0; g < groups_.count; g++)
                 for_vectors(groups_.num_vectors(g), [&](auto vectors) {
-                    attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g), scores);
+                    attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g),
+                                                     scores);
                 });
     }
 
@@ -196,8 +197,14 @@ int64_t forward_scratch(const ForwardParams& params, const Unit& unit) {
 class ForwardUnit {
   public:
     ForwardUnit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
-        : params_(params), unit_(unit), key_head_(key_head), keys_(unit.num_tiv), scratch_(scratch),
-          columns_(round_up(params.shape.head_dim, PANEL)), group_(params.shape.group), sign_(scale < 0 ? -1.f : 1.f),
+        : params_(params),
+          unit_(unit),
+          key_head_(key_head),
+          keys_(unit.num_tiv),
+          scratch_(scratch),
+          columns_(round_up(params.shape.head_dim, PANEL)),
+          group_(params.shape.group),
+          sign_(scale < 0 ? -1.f : 1.f),
           c_((scale < 0 ? -scale : scale) * 1.4426950408889634f) {
         blocks_ = take(keys_.blocks() * BLOCK_KEYS * columns_ * 2);
         scores_ = take(BLOCK_KEYS * WIDTH);

@@ -68,15 +68,15 @@ struct ForwardParams {
 struct BackwardParams {
     Plan plan;
     Shape shape;
-    Tensor q, dout;       // (N, H, D)
-    Tensor k, v;          // (M, Hk, D)
-    Tensor k_tiv, v_tiv;  // (M', Hk, D)
-    const void* out;      // (N, H, D) contiguous
-    const float *lse, *dlse;  // (N, H) contiguous; dlse may be null
+    Tensor q, dout;                        // (N, H, D)
+    Tensor k, v;                           // (M, Hk, D)
+    Tensor k_tiv, v_tiv;                   // (M', Hk, D)
+    const void* out;                       // (N, H, D) contiguous
+    const float *lse, *dlse;               // (N, H) contiguous; dlse may be null
     void *dq, *dk, *dv, *dk_tiv, *dv_tiv;  // contiguous, shaped like what they are gradients of
-    float *part_q;            // (q slot rows, H, padded D)
-    float *part_k;            // (k slot rows, Hk, 2, padded D): dK and dV of TIV keys
-    float *part_frame;        // (frame slot rows, Hk, 2, padded D): dK and dV of frames
+    float* part_q;                         // (q slot rows, H, padded D)
+    float* part_k;                         // (k slot rows, Hk, 2, padded D): dK and dV of TIV keys
+    float* part_frame;                     // (frame slot rows, Hk, 2, padded D): dK and dV of frames
 };
 
 // Columns are padded with zeros to whole panels.

@@ -63,7 +63,8 @@ TIVTOK_INLINE void clear_floats(float* to, int64_t count) { __builtin_memset(to,
 
 // Rows [first, first + count) of a head -> packed rows from `row` on. Columns past head_dim become zero.
 template <class T>
-void pack(const Tensor& x, int64_t head, int64_t head_dim, int64_t first, int64_t count, const Panels& to, int64_t row) {
+void pack(const Tensor& x, int64_t head, int64_t head_dim, int64_t first, int64_t count, const Panels& to,
+          int64_t row) {
     const T* source = static_cast<const T*>(x.data) + first * x.row + head * x.head;
     for (int64_t i = 0; i < count; i++, source += x.row) {
         int64_t c = 0;

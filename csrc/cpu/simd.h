@@ -39,9 +39,7 @@ TIVTOK_INLINE Vec max(Vec bound, Vec x) {
 #endif
 }
 
-TIVTOK_INLINE Vec select(IVec mask, Vec yes, Vec no) {
-    return (Vec)((mask & (IVec)yes) | (~mask & (IVec)no));
-}
+TIVTOK_INLINE Vec select(IVec mask, Vec yes, Vec no) { return (Vec)((mask & (IVec)yes) | (~mask & (IVec)no)); }
 
 TIVTOK_INLINE float sum(Vec x) {
     float parts[LANES], total = 0;

@@ -1,8 +1,8 @@
 // The three products, each a loop over register tiles.
 //
 // Query rows lie in lanes, WIDTH of them in a group of up to VECTORS vectors: softmax then runs down the keys without
-// a horizontal step, and keys and values are read one number at a time, so they need no transposing. Keys, values and rows
-// are packed in panels of 16 columns, one cache line per row: (columns / 16, capacity, 16).
+// a horizontal step, and keys and values are read one number at a time, so they need no transposing. Keys, values and
+// rows are packed in panels of 16 columns, one cache line per row: (columns / 16, capacity, 16).
 
 constexpr int VECTORS = 3;
 constexpr int WIDTH = VECTORS * LANES;

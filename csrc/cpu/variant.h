@@ -11,16 +11,24 @@
 
 namespace tivtok {
 namespace {
+// clang-format off: each builds on those before it
 #include "simd.h"
 #include "tiles.h"
 #include "rows.h"
 #include "forward.h"
 #include "backward.h"
+// clang-format on
 }  // namespace
 
 extern const Variant TIVTOK_VARIANT;
 #define TIVTOK_TEXT_(x) #x
 #define TIVTOK_TEXT(x) TIVTOK_TEXT_(x)
-const Variant TIVTOK_VARIANT = {TIVTOK_TEXT(TIVTOK_VARIANT), forward_scratch,  forward_unit, forward_merge,
-                                backward_scratch,            backward_unit, merge_q,      merge_keys};
+const Variant TIVTOK_VARIANT = {TIVTOK_TEXT(TIVTOK_VARIANT),
+                                forward_scratch,
+                                forward_unit,
+                                forward_merge,
+                                backward_scratch,
+                                backward_unit,
+                                merge_q,
+                                merge_keys};
 }  // namespace tivtok

@@ -116,7 +116,9 @@ def test_large_scores(variant):
     case = make_case(BLOCKS, head_dim=32)
     q, k, v = (x * f for x, f in zip(case.inputs.values(), (30, 30, 1), strict=True))
     out, lse = sif_attention(q, k, v, BLOCKS, backend="cpu", return_lse=True)
-    expected, expected_lse = sif_attention(q.double(), k.double(), v.double(), BLOCKS, backend="reference", return_lse=True)
+    expected, expected_lse = sif_attention(
+        q.double(), k.double(), v.double(), BLOCKS, backend="reference", return_lse=True
+    )
     torch.testing.assert_close(out.double(), expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-3, rtol=1e-6)
 
@@ -231,14 +233,16 @@ def test_arguments_are_as_many_as_the_structures_have():
     seen = {}
     real = backend._run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "_run", lambda name, fields, scale: (seen.update({name: len(fields)}), real(name, fields, scale)))
+        patch.setattr(
+            backend, "_run", lambda name, fields, scale: (seen.update({name: len(fields)}), real(name, fields, scale))
+        )
         run(make_case(RAGGED, "broadcast"), "cpu")
     library = backend._library()
     assert seen == {name: getattr(library, f"{name}_fields")() for name in seen} and len(seen) == 2
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="name must be an instruction set.*got 'mmx'"):
+    with pytest.raises(ValueError, match=r"name must be an instruction set.*got 'mmx'"):
         backend.use_variant("mmx")
 
 

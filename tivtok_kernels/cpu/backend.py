@@ -145,8 +145,8 @@ def _library() -> ctypes.CDLL:
     library.tivtok_cpu_variants.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     library.tivtok_cpu_variant.restype = ctypes.c_char_p
     library.tivtok_cpu_use.argtypes = [ctypes.c_char_p]
-    if name := os.environ.get("TIVTOK_CPU_VARIANT"):
-        _use(library, name, "TIVTOK_CPU_VARIANT")
+    if forced := os.environ.get("TIVTOK_CPU_VARIANT"):
+        _use(library, forced, "TIVTOK_CPU_VARIANT")
     return library
 
 

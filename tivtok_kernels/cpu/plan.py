@@ -9,7 +9,9 @@ Units depend on lengths alone, never on the number of threads: results are the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -116,14 +118,12 @@ class _Builder:
     def plan(self) -> Plan:
         # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
         self.units.sort(key=self._pairs, reverse=True)
-        tables = [self.units, self.frames, *self.merges.values()]
-        widths = (13, 2, 4, 4, 4)
-        with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
-            tensors = [torch.tensor(t, dtype=torch.int64).view(-1, w) for t, w in zip(tables, widths, strict=True)]
-        units, frames, q, k, f = tensors
-        fields = (units.data_ptr(), len(units), frames.data_ptr(), q.data_ptr(), k.data_ptr(), f.data_ptr())
-        fields += (len(q), len(k), len(f))
-        return Plan(units, frames, q, k, f, *self.slots.values(), fields)
+        units, frames = _table(self.units, 13), _table(self.frames, 2)
+        q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
+        pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
+        slots = self.slots
+        fields = (*pointers, len(q), len(k), len(frame))
+        return Plan(units, frames, q, k, frame, slots["q"], slots["k"], slots["frame"], fields)
 
     def _pairs(self, unit: tuple[int, ...]) -> int:
         num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
@@ -143,7 +143,7 @@ def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
             if first < i:
                 spans.append(_whole(first, i, tokens))
             cuts = [n * piece // pieces for piece in range(pieces + 1)]
-            spans += [_Span(i, 1, start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+            spans += [_Span(i, 1, start, end) for start, end in pairwise(cuts)]
             first, pairs = i + 1, 0
             continue
         pairs += n * (2 * num_tiv + n)
@@ -157,3 +157,8 @@ def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
 
 def _whole(first: int, end: int, tokens: list[int]) -> _Span:
     return _Span(first, end - first, 0, tokens[first] if end - first == 1 else 0)
+
+
+def _table(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+    with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
+        return torch.tensor(rows, dtype=torch.int64).view(-1, width)
