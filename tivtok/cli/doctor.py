@@ -24,6 +24,7 @@ def doctor() -> None:
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tivtok", "torch", "triton", "av")},
         "CUDA extension": extension.origin if extension and extension.origin else "not built (docs/cuda.md)",
+        "CPU engine": _cpu_engine(),
         "nvcc": shutil.which("nvcc") or "not found",
         "GPU": _gpu(),
     }
@@ -34,6 +35,19 @@ def doctor() -> None:
             print_rows({"none": f"no CUDA device (torch {torch.__version__} sees none)"}, "Backends for cuda tensors")
         else:
             print_rows(tivtok_kernels.available_backends(device), f"Backends for {device} tensors")
+
+
+def _cpu_engine() -> str:
+    """The instruction sets of the CPU engine, or why there is none."""
+    import torch
+
+    from tivtok_kernels.cpu import backend
+    from tivtok_kernels.problem import Problem
+
+    if reason := backend.why_not(Problem(torch.device("cpu"))):
+        return reason
+    others = [name if runs else f"{name} (not on this machine)" for name, runs in backend.variants().items()]
+    return f"{backend.variant()}, of {', '.join(others)}"
 
 
 def _version(package: str) -> str:
