@@ -79,11 +79,11 @@ class TrainConfig:
         excluded: of those in ``data`` that the run leaves alone: neither trained nor measured on, so not chosen on.
         validation: videos to measure on from elsewhere, in any of the forms of ``data``.
         held_out_clips: how many videos are measured on at most, evenly picked.
-        chunks: clips are this many chunks long and share the mean of their TIV tokens (paper Alg. 1). Of several numbers
-            one is drawn for each step, whose batch has fewer clips the longer they are: ``batch_size`` is that of the
-            shortest.
-        siblings: the share of steps in which each chunk is decoded through the TIV set of the chunk before it (the first
-            through the last's) instead of the mean.
+        chunks: clips are this many chunks long and share the mean of their TIV tokens (paper Alg. 1). Of several
+            numbers one is drawn for each step, whose batch has fewer clips the longer they are: ``batch_size`` is that
+            of the shortest.
+        siblings: the share of steps in which each chunk is decoded through the TIV set of the chunk before it (the
+            first through the last's) instead of the mean.
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
         in_memory: decode all videos once and keep them; for data of a few GB.
