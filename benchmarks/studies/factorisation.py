@@ -48,6 +48,7 @@ def factorisation(
     results: Annotated[Path, typer.Option(help="Where the numbers and pictures go.")] = Path("docs/results"),
     name: Annotated[str, typer.Option(help="Of the files with the results.")] = "factorisation",
     note: Annotated[str, typer.Option(help="Kept with the numbers: what the clips are.")] = "",
+    with_pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="One per bucket.")] = True,
 ) -> None:
     """What TIV and TV tokens hold: clock, swap, reversal, each alone, and what sharing TIV sets costs.
 
@@ -65,9 +66,10 @@ def factorisation(
     }
     path = results / f"{name}.json"
     write_json(path, {"settings": settings, "measured": measured, "summary": summarise(measured)})
-    draw(pictures(tokenizer, clips, measured), results, name)
+    if with_pictures:
+        draw(pictures(tokenizer, clips, measured), results, name)
     write_report(path)
-    out.print(f"wrote {path}, .md and pictures", soft_wrap=True)
+    out.print(f"wrote {path}, .md{' and pictures' if with_pictures else ''}", soft_wrap=True)
 
 
 def load(data: Path, model: TivTok, only: Sequence[str]) -> list[Clip]:
