@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import resource
@@ -57,11 +58,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tivtok(*arguments: str | Path, cwd: Path, **options) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **options.pop("env", {})}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, "-m", "tivtok", *arguments],
         cwd=cwd,
-        env=environment,
+        env=environment | options.pop("env", {}),
         stdout=options.pop("stdout", subprocess.PIPE),
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -124,15 +125,26 @@ def test_names_that_are_not_utf8_come_back_from_an_index(model: str, clip: Path,
     assert TivTok.from_pretrained(tmp_path / f"model{LATIN1}").config == CONFIG
 
 
-@pytest.mark.parametrize(
-    "env", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=str
-)
-def test_a_terminal_that_cannot_show_a_name(model: str, clip: Path, tmp_path: Path, env: dict[str, str]) -> None:
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_that_cannot_show_a_name(
+    model: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
     name = f"видео{LATIN1}"
-    done = tivtok("encode", clip, f"{name}.tivtok", "--model", model, cwd=tmp_path, env=env)
-    assert done.returncode == 0 and done.stderr == b"" and (tmp_path / f"{name}.tivtok").exists(), done
-    failed = tivtok("info", f"{name}.none", cwd=tmp_path, env=env)
-    assert failed.returncode == 1 and failed.stderr.count(b"\n") == 1 and b"No such file" in failed.stderr
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert main(["encode", str(clip), str(tmp_path / f"{name}.tivtok"), "--model", model]) == 0
+    assert main(["info", str(tmp_path / f"{name}.none")]) == 1
+    assert main(["--help"]) == 0
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        written = stream.buffer.getvalue().decode(encoding)
+        assert "\\u0432\\u0438\\u0434\\u0435\\u043e" in written and "caf\\udce9" in written
+
+
+def test_a_plain_locale(clip: Path, tmp_path: Path) -> None:
+    shutil.copy(clip, tmp_path / "видео.mp4")
+    done = tivtok("info", "видео.mp4", cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0 and done.stderr == b"" and b"24x16" in done.stdout, done
 
 
 def test_what_is_no_file_gets_a_clear_word(
@@ -153,27 +165,41 @@ def test_what_is_no_file_gets_a_clear_word(
     assert os.listdir() == []
 
 
-def test_a_disk_that_is_full(model: str, clip: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(
+    model: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A limit on the size of files stands for it: the same error by another number. Nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for command in (["encode", "o.tivtok"], ["reconstruct", "o.mp4"], ["inspect", "o.png"]):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        try:
+            code = main([command[0], str(clip), command[1], "--model", model])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        err = capsys.readouterr().err
+        assert code == 1 and err.count("\n") == 1 and "File too large" in err, err
+        assert command[1] in err or "stream.tivtok: " in err, err  # the latter is where tokens wait to be decoded
+        assert os.listdir() == []
 
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 
-    for command in (["encode", clip, "o.tivtok"], ["reconstruct", clip, "o.mp4"], ["inspect", clip, "o.png"]):
-        done = tivtok(*command, "--model", model, cwd=tmp_path, preexec_fn=small_files)
-        assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"File too large" in done.stderr, done.stderr
-        assert b"tivtok" in done.stderr.removeprefix(b"tivtok: ") or command[2].encode() in done.stderr
-        assert os.listdir(tmp_path) == []
-
-
-def test_a_device_that_is_full(model: str, clip: Path, tmp_path: Path) -> None:
+def test_a_device_that_is_full(
+    model: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "full.tivtok").symlink_to("/dev/full")
-    done = tivtok("encode", clip, "full.tivtok", "--model", model, cwd=tmp_path)
-    assert done.returncode == 1 and b"full.tivtok: it is not a regular file" in done.stderr
-    with open("/dev/full", "w") as full:
-        done = tivtok("encode", clip, "o.tivtok", "--model", model, cwd=tmp_path, stdout=full)
-    assert done.returncode == 1 and done.stderr == b"tivtok: standard output: No space left on device\n"
+    assert main(["encode", str(clip), str(tmp_path / "full.tivtok"), "--model", model]) == 1
+    assert "full.tivtok: it is not a regular file" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    assert main(["encode", str(clip), str(tmp_path / "o.tivtok"), "--model", model]) == 1
+    assert capsys.readouterr().err == "tivtok: standard output: No space left on device\n"
     assert (tmp_path / "o.tivtok").exists()
+
+
+def test_a_full_device_behind_stdout_is_told_once(clip: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = tivtok("info", clip, cwd=tmp_path, stdout=full)
+    assert done.returncode == 1 and done.stderr == b"tivtok: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "mps", "xla", "meta", "privateuseone", "", "gpu"])
