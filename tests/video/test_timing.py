@@ -1,4 +1,4 @@
-"""When frames are shown: rates, lengths and the place of sound, in files of all kinds and through `tivtok reconstruct`."""
+"""When frames are shown: rates, lengths and the place of sound, in files of all kinds and through `reconstruct`."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_pictures_and_sound_keep_their_place(
     gaps: list[int],
     sound: int,
 ) -> None:
-    """Packets are copied whole, so sound is right to one of its packets, and where it may be cut to a frame at the end."""
+    """Packets are copied whole, so sound is right to one of its packets, and where it may be cut to a last frame."""
     folder = tmp_path_factory.mktemp("property")
     times = [start + sum(gaps[:i]) for i in range(len(gaps))]
     begin, end = start / 1000, (times[-1] + gaps[-1]) / 1000

@@ -52,7 +52,7 @@ class AudioCopy(AbstractContextManager["AudioCopy"]):
 
     def copy_until(self, seconds: float) -> None:
         """Copy all packets that begin before ``seconds``; what begins after the last picture is left out."""
-        while self._next is not None and self._next.pts * self._next.time_base < seconds:
+        while self._next is not None and float((self._next.pts or 0) * (self._next.time_base or 0)) < seconds:
             self._next.stream = self._stream
             self._target.mux(self._next)
             self._next = next(self._packets, None)

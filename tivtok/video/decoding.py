@@ -132,7 +132,7 @@ def _decode(packet: Packet[VideoStream]) -> list[av.VideoFrame]:
 
 
 def _decoded(frame: av.VideoFrame) -> Decoded:
-    return Decoded(frame, frame.opaque or Origin(frame.pts))
+    return Decoded(frame, frame.opaque if isinstance(frame.opaque, Origin) else Origin(frame.pts))
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:

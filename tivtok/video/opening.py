@@ -32,7 +32,7 @@ def open_input(source: str | os.PathLike[str] | io.RawIOBase) -> InputContainer:
     """
     # A picture named "%03d.png" or "a*.png" is no sequence, and titles in other encodings are of no matter here.
     file = source if isinstance(source, io.RawIOBase) else file_url(source)
-    return av.open(file, options={"pattern_type": "none"}, metadata_errors="replace")
+    return av.open(file, "r", options={"pattern_type": "none"}, metadata_errors="replace")
 
 
 def check_decodable(stream: Stream) -> None:

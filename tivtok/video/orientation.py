@@ -30,7 +30,7 @@ def exif_matrix(picture: bytes) -> Matrix | None:
     """Of a picture file's EXIF orientation, None where it states none."""
     try:
         with Image.open(io.BytesIO(picture)) as image:
-            return EXIF_MATRICES.get(image.getexif().get(ExifTags.Base.Orientation))
+            return EXIF_MATRICES.get(image.getexif().get(ExifTags.Base.Orientation, 0))
     except Exception:  # Pillow raises all sorts of errors, and whether this is a picture is for the decoder to say
         return None
 
@@ -57,7 +57,7 @@ def orient(rgb: np.ndarray, matrix: Matrix) -> np.ndarray:
 
 def _display_matrix(frame: av.VideoFrame) -> Matrix:
     try:
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     except ValueError:  # there is also a kind of data that PyAV has no name for: it still tells turns
         turns = round(frame.rotation / 90) % 4
         return tuple(EXIF_MATRICES[exif] for exif in (1, 8, 3, 6))[turns]

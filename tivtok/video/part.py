@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 
 class FilePart(io.RawIOBase):
@@ -27,7 +28,7 @@ class FilePart(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         self._file.seek(self._offset + self._at)
         count = self._file.readinto(memoryview(buffer)[: max(0, self._size - self._at)]) or 0
         self._at += count

@@ -123,8 +123,8 @@ class VideoReader:
             return ""
         first = self.damaged_frames[0]
         return (
-            f"{self.path} is damaged: {len(self.damaged_frames)} of {self.num_read} frames are made up in part or whole, "
-            f"the first is frame {first}{self.timeline.place(first)}"
+            f"{self.path} is damaged: {len(self.damaged_frames)} of {self.num_read} frames are made up in part or "
+            f"whole, the first is frame {first}{self.timeline.place(first)}"
         )
 
     def _pick(self, frames: Iterator[tuple[int, Decoded]], numbers: Sequence[int]) -> Tensor:

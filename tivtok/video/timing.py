@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Stream
 from av.video.stream import VideoStream
 
 # What timestamps (Matroska's) and times in lists are rounded to, in seconds.
@@ -38,9 +38,9 @@ class Timeline:
     """When each frame is shown, and whether that tells frames apart.
 
     Attributes:
-        times: int64 (n,), ascending, in ticks of the file's clock; without usable timestamps, the numbers of the frames.
+        times: int64 (n,), ascending, in ticks of the file's clock; without usable timestamps, frame numbers.
         tick: seconds, None when the file has neither timestamps nor a rate.
-        rate: frames per second: the nominal one where the frames keep to it, or else frames over duration; None as above.
+        rate: frames per second: the nominal one where frames keep to it, or else frames over duration; None as above.
         by_time: each frame has a timestamp of its own, under which a packet with it can be looked for.
         jumps: seconds to add to the file's clock before and after each time that it is set back, the first is 0.
     """
@@ -102,11 +102,10 @@ class Clock:
     def __init__(self, jumps: Iterable[Fraction] = (Fraction(0),)) -> None:
         self.jumps = list(jumps)
         self._set_back = 0
-        self._before: tuple[int, int] | None = (
-            None  # when the last packet was to be decoded and when it ended, in ticks
-        )
+        # When the last packet was to be decoded and when it ended, in ticks.
+        self._before: tuple[int, int] | None = None
 
-    def time(self, packet: Packet[Stream]) -> int | None:
+    def time(self, packet: Packet[Any]) -> int | None:
         """When the packet is shown, in its ticks; None when it does not say."""
         at, tick = packet.dts, packet.time_base
         if at is None or tick is None:
@@ -157,16 +156,21 @@ _HIDDEN = {"vp8": _vp8_hides, "libvpx": _vp8_hides, "vp9": _vp9_hides, "libvpx-v
 
 def _from_header(container: InputContainer, stream: VideoStream) -> Timeline | None:
     """Of an MP4 whose table of samples has them evenly spaced; None for all else."""
-    entries = stream.index_entries
-    if "mov" not in container.format.name or stream.start_time is None or not 1 < stream.frames == len(entries):
+    entries, tick = stream.index_entries, stream.time_base
+    if (
+        tick is None
+        or "mov" not in container.format.name
+        or stream.start_time is None
+        or not 1 < stream.frames == len(entries)
+    ):
         return None
     stored = np.fromiter((-1 if entry.is_discard else entry.timestamp for entry in entries), np.int64, len(entries))
     gaps = np.diff(stored)
     if gaps[0] <= 0 or (gaps != gaps[0]).any():
         return None
     times = stream.start_time + gaps[0] * np.arange(len(stored))
-    rate = frame_rate(times, stream.time_base, int(gaps[0]), len(times), _stated(stream))
-    return Timeline(times, stream.time_base, rate, by_time=True)
+    rate = frame_rate(times, tick, int(gaps[0]), len(times), _stated(stream))
+    return Timeline(times, tick, rate, by_time=True)
 
 
 def _from_packets(container: InputContainer, stream: VideoStream) -> Timeline:
@@ -193,7 +197,7 @@ def _assemble(
     known = known[order]
     jumps = tuple(clock.jumps)
     if tick is None or len(known) < min(2, len(times)) or not len(known):
-        total = sum(durations) * tick if tick is not None and all(durations) else 0
+        total = sum(durations) * tick if tick is not None and all(durations) else Fraction(0)
         rate = len(times) / total if total else next(iter(stated), None)
         return Timeline(np.arange(len(times)), None if rate is None else 1 / rate, rate, False, jumps)
     if len(known) == len(times):
@@ -220,7 +224,7 @@ def frame_rate(times: np.ndarray, tick: Fraction, last: int, count: int, stated:
     """Frames per second.
 
     A nominal rate is taken where every frame is where it should be, to what timestamps are rounded to, or to a quarter
-    of a frame. All else, variable rates above all, has ``count`` frames over the time from the first to the end of the last.
+    of a frame. All else, variable rates above all, has ``count`` frames over the time from the first to the last's end.
 
     Args:
         times: int64 (n,), ascending, in ticks: of all frames, or of those that have one.
