@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_emulator import Kernels
-from forward_runs import CPU, SumGradientsParams, TensorParams, device_inputs, structure, tensor_params
 from error_budgets import Arithmetic
+from forward_runs import CPU, SumGradientsParams, TensorParams, device_inputs, structure, tensor_params
 from oracle import Case, check_results
 from torch import Tensor
 
