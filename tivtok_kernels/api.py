@@ -87,8 +87,8 @@ def sif_attention(
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-    rows_q, rows_k, rows_v = (x.flatten(0, 1) for x in (q, k, v)) if q.ndim == 4 else (q, k, v)
-    call = Call(rows_q, rows_k, rows_v, None, layout, tiv_scope, _scale(scale, q))
+    packed_q, packed_k, packed_v = (x.flatten(0, 1) for x in (q, k, v)) if q.ndim == 4 else (q, k, v)
+    call = Call(packed_q, packed_k, packed_v, None, layout, tiv_scope, _scale(scale, q))
     out, lse = ops.attend(call, backend, deterministic)
     if q.ndim == 4:
         out, lse = out.view(q.shape), lse.view(q.shape[:-1])
@@ -175,8 +175,8 @@ def broadcast_attention(
             "k_tiv and v_tiv must have one shape, and the heads and head_dim of k, "
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
-    rows_q, rows_k, rows_v, *tiv = (x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv))
-    call = Call(rows_q, rows_k, rows_v, (tiv[0], tiv[1]), layout, "broadcast", _scale(scale, q))
+    packed_q, packed_k, packed_v, *tiv = (x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv))
+    call = Call(packed_q, packed_k, packed_v, (tiv[0], tiv[1]), layout, "broadcast", _scale(scale, q))
     out, lse = ops.attend(call, backend, deterministic)
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out

@@ -185,6 +185,7 @@ def test_named_backend_runs_or_raises():
         ({"heads": 0}, ValueError, "heads=0"),
         ({"rotary": (torch.zeros(4, 8), torch.zeros(5, 8))}, ValueError, "rotary sin"),
         ({"rotary": (torch.zeros(4, 8), torch.zeros(4, 8, dtype=torch.int64))}, TypeError, "rotary sin"),
+        ({"rotary": (torch.zeros(4, 8, requires_grad=True), torch.zeros(4, 8))}, ValueError, "requires grad"),
         ({"norm": (torch.ones(8), torch.ones(16))}, ValueError, "norm weight of q"),
         ({"heads": 16, "rotary": (torch.zeros(4, 0), torch.zeros(4, 0))}, ValueError, "even head_dim"),
     ],
