@@ -1,12 +1,17 @@
-// Runs one call of the CPU engine on memory that a sanitizer watches: driver VARIANT PASS SCALE THREADS < call > results.
-// A call is, in int64: number of fields, for each a value or -1 - index of a buffer; number of buffers, the bytes of each;
-// then the buffers. Results are the buffers again. Every buffer is an allocation of its own, exactly as large as it says.
+// Runs one call of the CPU engine on memory that a sanitizer watches: driver VARIANT PASS SCALE THREADS < call >
+// results. A call is, in int64: number of fields, for each a value or -1 - index of a buffer; number of buffers, the
+// bytes of each; then the buffers. Results are the buffers again. Every buffer is an allocation of its own, exactly as
+// large as it says.
 //
-// The engine's source is included, so that kernels for 16 lanes run here that were compiled for a narrower machine.
+// The engine's source is included, so that the kernels for 16 lanes run here, compiled for a narrower machine.
 #include <cstdio>
 #include <string>
 
 #include "engine.cpp"
+
+namespace tivtok {
+extern const Variant avx512;
+}
 
 static void read_all(void* to, size_t bytes) {
     if (std::fread(to, 1, bytes, stdin) != bytes) std::exit(3);
@@ -20,8 +25,7 @@ static int64_t read_int() {
 
 int main(int, char** arguments) {
     const std::string variant = arguments[1], pass = arguments[2];
-    for (const auto& choice : choices())
-        if (variant == choice.variant->name) chosen = choice.variant;
+    chosen = variant == "avx512" ? &avx512 : &portable;
     if (variant != chosen.load()->name) return 2;
 
     std::vector<int64_t> fields(read_int());

@@ -1,4 +1,4 @@
-"""The machine code of the CPU engine's product loops: nothing but loads, broadcasts and products."""
+"""The machine code of the CPU engine's product loops, read from its library: loads, broadcasts and products alone."""
 
 import re
 import shutil
