@@ -1,7 +1,6 @@
 """Derivatives beyond the first in reverse mode: right, or an error; never silently zero."""
 
 import warnings
-from functools import partial
 
 import pytest
 import torch
