@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import av
-from av.container import InputContainer
+from av.container import Container, InputContainer
 from av.packet import Packet
 from av.stream import Stream
 
@@ -19,7 +19,7 @@ def file_url(path: str | os.PathLike[str]) -> str:
     return f"{_FILE}{os.fspath(path)}"
 
 
-def path_of(container: InputContainer) -> str:
+def path_of(container: Container) -> str:
     return container.name.removeprefix(_FILE)
 
 
