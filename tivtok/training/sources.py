@@ -64,11 +64,11 @@ def find_sources(data: Path) -> Sources:
         VideoError: ``data`` is neither, a list or a tar is not well-formed, or there is no video.
     """
     if data.is_dir():
-        files, left_out = search_folder(data, VIDEO_SUFFIXES | {TAR})
+        files, others = search_folder(data, VIDEO_SUFFIXES | {TAR})
         tars = [path for path in files if path.suffix.lower() == TAR]
         found: list[VideoRef | LeftOut] = [VideoRef(path.name, path) for path in files if path.suffix.lower() != TAR]
         found += [item for tar in tars for item in _in_tar(tar)]
-        found += left_out
+        found += others
     elif data.suffix.lower() == ".csv" and data.is_file():
         found = list(_in_list(data))
     else:
