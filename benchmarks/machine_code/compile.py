@@ -107,7 +107,7 @@ def compile_job(job: Job) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from tivtok_kernels.triton import signatures
+    from benchmarks.machine_code import signatures
     from tivtok_kernels.triton.launch import Shape
 
     build = signatures.build(job.kernel, Shape(job.head_dim, job.group, job.tiv_apart, job.math), job.config)

@@ -239,7 +239,8 @@ def test_shipped_kernels_are_clean():
 def test_kernels_are_launched_as_they_are_compiled(monkeypatch, tiv_apart):
     """Types, alignment, constants and options of every launch of a forward and a backward are those of the report."""
     pytest.importorskip("triton")
-    from tivtok_kernels.triton import configs, launch, qk_prepare, signatures
+    from benchmarks.machine_code import signatures
+    from tivtok_kernels.triton import configs, launch, qk_prepare
 
     launched = {}
 

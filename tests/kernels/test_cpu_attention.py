@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from error_budgets import Arithmetic, budgets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, assert_within_budget, make_case, run
@@ -43,14 +44,14 @@ def small_units(monkeypatch):
 def check_variants(case: Case, dtype: torch.dtype) -> None:
     """As `oracle.check`, the oracle once for all variants."""
     case = case.to(dtype)
-    eager, truth = run(case, "reference"), run(case.to(torch.float64), "reference")
+    truth, budget = run(case.to(torch.float64), "reference"), budgets(case, Arithmetic.of("cpu", dtype))
     before = backend.variant()
     try:
         for name in VARIANTS:
             backend.use_variant(name)
             got = run(case, "cpu")
             for result in truth:
-                assert_within_budget(f"{name} {result}", got[result], eager[result], truth[result], dtype)
+                assert_within_budget(f"{name} {result}", got[result], truth[result], budget[result])
     finally:
         backend.use_variant(before)
 
