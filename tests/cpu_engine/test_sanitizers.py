@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from error_budgets import Arithmetic, budgets
-from oracle import assert_within_budget, make_case, run
+from error_budgets import Arithmetic
+from oracle import assert_within_budget, budgets, make_case, run
 from torch import Tensor
 
 from tivtok_kernels import SifLayout

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from error_budgets import Arithmetic, budgets
+from error_budgets import Arithmetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Case, assert_within_budget, make_case, run
+from oracle import Case, assert_within_budget, budgets, make_case, run
 
 from tivtok_kernels import SifLayout, backends, sif_attention
 from tivtok_kernels.cpu import backend, plan
