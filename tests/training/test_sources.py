@@ -127,7 +127,7 @@ def test_held_out_videos_are_never_trained_on(config: TrainConfig, video: Path) 
     training, held_out, _ = split_sources(config)
     assert [ref.name for ref in training] == ["a.mp4", "b.mp4"] and [ref.name for ref in held_out] == ["test.mp4"]
     left_alone = replace(config, excluded=("a*",))
-    assert [[ref.name for ref in refs] for refs in split_sources(left_alone)] == [["b.mp4"], ["test.mp4"]]
+    assert [[ref.name for ref in refs] for refs in split_sources(left_alone)[:2]] == [["b.mp4"], ["test.mp4"]]
     elsewhere = replace(config, held_out=(), validation=video.parent)
     training, held_out, _ = split_sources(elsewhere)
     assert len(training) == 3 and [ref.name for ref in held_out] == ["numbered.mp4"]
