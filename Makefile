@@ -9,13 +9,21 @@ ifeq ($(wildcard /dev/nvidiactl /dev/dxg),)
 export TIVTOK_BUILD_CUDA ?= 0
 endif
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test test-processors lint bench gpu clean
 
 demo: .venv/demo-ready
 	$(BIN)/tivtok demo demo
 
 test: .venv/test-ready
 	$(BIN)/python -m pytest -n auto tests
+
+# Numbers and streams once more, as older processors compute them: without AVX on one thread, then with AVX2 at most on all.
+# On a processor without AVX2, or an Arm one, torch says so and uses what there is.
+NUMERICS := $(addprefix tests/kernels/test_,attention.py error_budgets.py derivatives.py qk_prepare.py) tests/streaming tests/chunks
+test-processors: .venv/test-ready
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	    $(BIN)/python -m pytest $(NUMERICS)
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERICS)
 
 bench: .venv/test-ready
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-sort=mean --benchmark-columns=median,iqr,rounds

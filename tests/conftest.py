@@ -4,6 +4,11 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+# At random in CI as well, where hypothesis would repeat itself; a failure prints how to reproduce it.
+settings.register_profile("tivtok", derandomize=False, print_blob=True)
+settings.load_profile("tivtok")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from tivtok.files import replacing
+from tivtok.files import replacing, utf8_path
 from tivtok.model.config import TivTokConfig
 
 CONFIG_FILE = "config.json"
@@ -71,9 +71,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: a file is damaged, or the config is not that of a TivTok model.
     """
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text())
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         config = TivTokConfig.from_dict(values)
-        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        with utf8_path(folder / WEIGHTS_FILE) as path, safetensors.safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
         edited = TivTokConfig.from_dict(values | json.loads(metadata.get(_CONFIG, "{}"))) != config

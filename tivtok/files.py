@@ -1,11 +1,17 @@
-"""Writing files so that a reader finds the old one or the new one, never half of one."""
+"""Files: names of any kind, and writing so that a reader finds the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What goes wrong only where one writes; Python does not say to which file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -20,6 +26,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileNotFoundError: the folder of ``path`` does not exist.
         IsADirectoryError: ``path`` is a folder.
         FileExistsError: ``path`` is no regular file (a device, say), and replacing it would do harm.
+        OSError: there is no room left; it names ``path``.
     """
     path = Path(path).resolve()
     if path.is_dir():
@@ -32,5 +39,54 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A path of the same file that is valid UTF-8, for libraries that take no other (safetensors).
+
+    On Linux a name may be any bytes; there the open file has a second name, which is good while the block runs.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        name = os.fspath(path)
+        yield name if _is_utf8(name) else f"/proc/self/fd/{file.fileno()}"
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and in valid Unicode: control characters and bytes that are not UTF-8 as Python escapes."""
+    hidden = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates (how Python holds such bytes), line and paragraph ends
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in text)
+
+
+def not_a_file(path: str | os.PathLike[str]) -> str:
+    """Why there is no file to read at ``path``, in words that go behind its name."""
+    if os.path.exists(path):
+        return "is not a file"
+    return f"is missing{missing_hint(path)}"
+
+
+def missing_hint(path: str | os.PathLike[str]) -> str:
+    """What may have been meant by the name of a file that is not there: "" or a remark in brackets."""
+    name = os.fspath(path)
+    if name == "-":
+        return " (standard input and output are not supported: name a file)"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+        return " (addresses are not supported: name a file)"
+    return ""
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

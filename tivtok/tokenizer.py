@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,12 @@ from tivtok.model.encoder import Encoder
 from tivtok.model.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.model.quantizer import SoftVQ
 from tivtok.tokens import TokenCollector, Tokens, TokensError
+from tivtok.video.frames import to_float
+
+# Videos are in [-1, 1], give or take what resizing adds; beyond this they are scaled in another way (0..255, say).
+LARGEST_VALUE = 2.0
+
+VIDEO_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
 
 Result = TypeVar("Result", covariant=True)
 
@@ -91,25 +98,44 @@ class TivTok(nn.Module):
         """Counts of in-place changes of each weight."""
         return tuple(0 if x.is_inference() else x._version for x in self.state_dict().values())
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Reconstruct (B, 3, F, H, W) through one TIV set, differentiably: what training minimises the error of."""
+    def forward(self, video: Tensor, siblings: bool = False) -> Tensor:
+        """Reconstruct (B, 3, F, H, W) differentiably: what training minimises the error of.
+
+        Args:
+            siblings: False: through one TIV set, the mean of the chunks' (Eq. 6). True: each chunk through the TIV set
+                of the one before it, the first through that of the last, so that it can hold nothing of its own.
+        """
         tiv, tv = self.encode_chunks(video)
-        tiv = tiv.mean(dim=1, keepdim=True)
-        return self.decode_groups(self.prepare(tiv), tv, [tv.shape[1]], *video.shape[3:])[:, :, : video.shape[2]]
+        if siblings:
+            whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
+            groups_of_set = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
+            tiv = tiv.roll(1, dims=1)
+        else:
+            groups_of_set = [tv.shape[1]]
+            tiv = tiv.mean(dim=1, keepdim=True)
+        return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).
 
         Args:
-            video: (B, 3, F, H, W) in [-1, 1].
+            video: (B, 3, F, H, W), floating point in [-1, 1], or uint8 where 0..255 stands for [-1, 1]; taken to the
+                dtype of the weights.
             tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none, "auto" ends chunks at
                 cuts and starts a new set where the content has changed too much (for a whole batch at once).
             fps: kept with the tokens, in frames per second.
 
+        Returns:
+            tokens in the dtype of the weights. They can be stored in any of `Tokens.save`'s, and `decode` takes tokens
+            of any floating dtype to that of the weights.
+
         Raises:
-            ValueError: ``video`` has another shape, or there are fewer chunks than ``tiv_sets``.
+            TypeError: ``video`` is no tensor, or of another dtype.
+            ValueError: ``video`` has another shape or is on another device than the weights, has values that are not
+                finite or beyond +-`LARGEST_VALUE`, or there are fewer chunks than ``tiv_sets``.
         """
         _check_video(video)
+        _check_values(video, self._like.device)
         tokens = TokenCollector()
         return self.encode_into(tokens, video.split(self.config.chunk_frames, dim=2), tiv_sets, fps, at_once=None)
 
@@ -125,7 +151,8 @@ class TivTok(nn.Module):
 
         Args:
             sink: takes the tokens of each chunk, and in the end which chunks share a TIV set.
-            chunks: (B, 3, f, H, W) in [-1, 1], each of ``config.chunk_frames`` frames, the last may be shorter.
+            chunks: (B, 3, f, H, W) as in `encode`, each of ``config.chunk_frames`` frames, the last may be shorter;
+                their values are not checked.
             tiv_sets, fps: as in `encode`.
             at_once: how many chunks go through the encoder together, for each needs memory; None for all of them.
 
@@ -161,11 +188,13 @@ class TivTok(nn.Module):
     def encode_chunks(self, video: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
 
+        Takes the dtypes that `encode` takes, and checks no values: training need not wait for them.
+
         Args:
             lengths: the frames of each chunk, whole groups but for the last; ``config.chunk_frames`` by default.
 
         Raises:
-            ValueError: ``video`` has another shape.
+            TypeError, ValueError: ``video`` has another dtype or shape.
         """
         _check_video(video)
         chunks = video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
@@ -174,7 +203,7 @@ class TivTok(nn.Module):
 
     def _encode_batch(self, chunks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """TIV (B, N_TIV, D) and TV tokens (B, T, N_TV, D) of each chunk; those of one length go through together."""
-        padded = [pad_to_patches(chunk, self.config.patch) for chunk in chunks]
+        padded = [pad_to_patches(to_float(chunk, self._like.dtype), self.config.patch) for chunk in chunks]
         encoded: dict[int, tuple[Tensor, Tensor]] = {}
         for frames in {chunk.shape[2] for chunk in padded}:
             same = [k for k, chunk in enumerate(padded) if chunk.shape[2] == frames]
@@ -259,5 +288,25 @@ def _batched(chunks: Iterable[Tensor], at_once: int | None) -> Iterator[list[Ten
 
 
 def _check_video(video: Tensor) -> None:
+    if not isinstance(video, Tensor):
+        raise TypeError(f"video must be a tensor, got {type(video).__name__}")
+    if video.dtype not in VIDEO_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in VIDEO_DTYPES)
+        raise TypeError(f"video must be of one of the dtypes {names} (0..255), got {video.dtype}")
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(f"video must be (B, 3, F, H, W) with no empty dimension, got {tuple(video.shape)}")
+
+
+def _check_values(video: Tensor, device: torch.device) -> None:
+    """One pass over the video and one wait for the device."""
+    if video.device != device:
+        raise ValueError(f"video must be on {device} like the model, got one on {video.device}")
+    if video.dtype == torch.uint8:
+        return
+    low, high = torch.stack(video.detach().aminmax()).tolist()  # NaN where there is one
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"video must be finite and in [-1, 1], got values from {low:g} to {high:g}")
+    if max(-low, high) > LARGEST_VALUE:
+        raise ValueError(
+            f"video must be in [-1, 1] (0..255 as uint8), got {video.dtype} values from {low:g} to {high:g}"
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tivtok_kernels import backends, ops
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Problem
+from tivtok_kernels.problem import Call, Problem
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -74,6 +74,9 @@ def sif_attention(
         TypeError: an argument is of the wrong type, or q, k, v are not of one supported dtype.
         ValueError: shapes, strides, devices or options do not fit; the message names the argument.
         BackendUnavailable: the named backend cannot run here, with the reason.
+        NotImplementedError: now or in its backward, for a derivative that the backend cannot give. All give first
+            derivatives in reverse mode (torch.autograd); "reference" also forward mode, those of torch.func, and
+            higher ones.
     """
     _check_options(layout, backend, scale)
     if tiv_scope not in ("clip", "tiv"):
@@ -84,10 +87,9 @@ def sif_attention(
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-    packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else (q, k, v)
-    out, lse = ops.sif_attention(
-        *packed, None, None, layout.lengths, tiv_scope, _scale(scale, q), backend, deterministic
-    )
+    packed_q, packed_k, packed_v = (x.flatten(0, 1) for x in (q, k, v)) if q.ndim == 4 else (q, k, v)
+    call = Call(packed_q, packed_k, packed_v, None, layout, tiv_scope, _scale(scale, q))
+    out, lse = ops.attend(call, backend, deterministic)
     if q.ndim == 4:
         out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
@@ -149,7 +151,7 @@ def broadcast_attention(
         out with the shape and dtype of q, and with ``return_lse`` the LSE of shape q.shape[:-1].
 
     Raises:
-        TypeError, ValueError, BackendUnavailable: as `sif_attention`.
+        TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
     _check_options(layout, backend, scale)
     _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
@@ -173,8 +175,9 @@ def broadcast_attention(
             "k_tiv and v_tiv must have one shape, and the heads and head_dim of k, "
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
-    packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
-    out, lse = ops.sif_attention(*packed, layout.lengths, "broadcast", _scale(scale, q), backend, deterministic)
+    packed_q, packed_k, packed_v, *tiv = (x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv))
+    call = Call(packed_q, packed_k, packed_v, (tiv[0], tiv[1]), layout, "broadcast", _scale(scale, q))
+    out, lse = ops.attend(call, backend, deterministic)
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
 

@@ -22,6 +22,7 @@ from tivtok_kernels.problem import Problem
 _MODULES = {
     "cuda": "tivtok_kernels.cuda.backend",
     "triton": "tivtok_kernels.triton.backend",
+    "cpu": "tivtok_kernels.cpu.backend",
     "sdpa": "tivtok_kernels.sdpa",
     "reference": "tivtok_kernels.reference",
 }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tivtok_kernels import backends
+from tivtok_kernels import backends, derivatives
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call, Problem
 from tivtok_kernels.reference import accumulation_dtype
@@ -37,6 +37,19 @@ sif_attention = torch.ops.tivtok.sif_attention.default
 sif_attention_backward = torch.ops.tivtok.sif_attention_backward.default
 
 
+def attend(call: Call, backend: str, deterministic: bool) -> tuple[Tensor, Tensor]:
+    """The operator; for derivatives that no operator has, the reference backend itself, which is plain torch.
+
+    Raises:
+        ValueError: the packed tensors have not the rows that the layout counts.
+        NotImplementedError: now or when it is differentiated: a derivative that the backend cannot give.
+    """
+    if backend == "reference" and derivatives.transforms_active():
+        return _run(call, backend, deterministic)
+    q, k, v, tiv, layout, scope, scale = call
+    return sif_attention(q, k, v, *(tiv or (None, None)), layout.lengths, scope, scale, backend, deterministic)
+
+
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -49,12 +62,17 @@ def _forward(
     backend: str,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    layout = SifLayout.from_tensor(lengths)
-    check_rows(layout, q, k, k_tiv)
+    call = Call(q, k, v, _tiv(k_tiv, v_tiv), SifLayout.from_tensor(lengths), scope, scale)
+    return _run(call, backend, deterministic)
+
+
+def _run(call: Call, backend: str, deterministic: bool) -> tuple[Tensor, Tensor]:
+    q = call.q
+    check_rows(call.layout, q, call.k, None if call.tiv is None else call.tiv[0])
     if q.numel() == 0:
         return _empty_results(q)
     module = backends.select(backend, Problem(q.device, q.dtype, q.shape[-1], deterministic))
-    return module.forward(Call(q, k, v, _tiv(k_tiv, v_tiv), layout, scope, scale))
+    return module.forward(call)
 
 
 def _backward(
@@ -96,20 +114,35 @@ class _SifAttention(torch.autograd.Function):
         grads: list[Tensor | None] = []
         if dout is not None or dlse is not None:
             dout = torch.zeros_like(out) if dout is None else dout
-            grads += sif_attention_backward(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, lengths, *ctx.options)
+            grads += _backward_autograd(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, lengths, *ctx.options)
         return (*grads, *(None,) * (10 - len(grads)))
 
 
 def _autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:5]):
+    if derivatives.transforms_active():
+        derivatives.refuse_transforms("attention", inputs[8], "reference", inputs[:5])
+    if derivatives.need_grad(inputs[:5]):
         return _SifAttention.apply(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
         return sif_attention(*inputs)
 
 
+def _backward_autograd(*inputs: Any) -> list[Tensor]:
+    tensors, backend = inputs[:9], inputs[12]
+    if derivatives.transforms_active():
+        derivatives.refuse_transforms("attention", backend, "reference", tensors)
+    if derivatives.need_grad(tensors):
+        if backend == "reference":
+            return _backward(*inputs)
+        return derivatives.differentiable_once("attention", backend, "reference", sif_attention_backward, inputs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return sif_attention_backward(*inputs)
+
+
 _library.impl("sif_attention", _forward, "CompositeExplicitAutograd")
 _library.impl("sif_attention", _autograd, "Autograd")
 _library.impl("sif_attention_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("sif_attention_backward", _backward_autograd, "Autograd")
 
 
 @torch.library.register_fake("tivtok::sif_attention", lib=_library)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tivtok_kernels import backends, ops_qk
+from tivtok_kernels import backends, derivatives, ops_qk
 from tivtok_kernels.backends import BackendUnavailable
 from tivtok_kernels.problem import Problem
 from tivtok_kernels.reference import accumulation_dtype
@@ -31,7 +31,7 @@ def prepare_qk(
             of float16, bfloat16, float32, float64.
         heads: H.
         rotary: cos and sin, each (rows, D / 2); the halves of a head form the pairs. Rows that are not to be rotated
-            have cos 1 and sin 0. Constants: they get no gradient.
+            have cos 1 and sin 0. Constants: they get no gradient, and must not ask for one.
         norm: the weights (D,) of q and of k, in any floating dtype.
         eps: of the norm; by default the machine epsilon of qkv's dtype, as in torch.nn.RMSNorm.
         backend: "eager" (plain torch), "triton" (one kernel for all of it), or "auto": triton on GPUs it supports.
@@ -44,6 +44,8 @@ def prepare_qk(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
         BackendUnavailable: the named backend cannot run here, with the reason.
+        NotImplementedError: now or in its backward, a derivative of "triton" other than the first in reverse mode;
+            "eager" has all.
     """
     _check(qkv, heads, rotary, norm, backend)
     *leading, rows, _ = qkv.shape
@@ -109,6 +111,8 @@ def _check(
     head_dim = qkv.shape[-1] // (3 * heads)
     if rotary is not None and head_dim % 2:
         raise ValueError(f"rotary needs an even head_dim, got {head_dim}")
+    if rotary is not None and derivatives.need_grad(rotary):
+        raise ValueError("rotary tables are constants and get no gradient, but one of them requires grad")
     tables = () if rotary is None else zip(("cos", "sin"), rotary, strict=True)
     weights = () if norm is None else zip(("q", "k"), norm, strict=True)
     for name, x, shape in [

@@ -1,14 +1,15 @@
-"""The oracle: attention with the dense visibility mask, written to be read.
+"""The oracle: attention under the dense visibility mask, written to be read.
 
-Precision: matrix products run in the dtype of the inputs, the softmax in at least float32. With float64 inputs this
-is the truth every backend is measured against; with low-precision inputs it is the "eager PyTorch in the same dtype"
-whose error sets the budget (docs/numerics.md). Memory grows with the square of the packed length.
+Rows with equal rows of the mask see the same keys, so each such group attends, unmasked, to its keys alone: NaN and
+infinity never reach a row that does not see them. All of it is plain differentiable torch, forwards and to any order.
 
-The mask is dense, so one NaN or Inf in ``v`` reaches every row of its head (0 * NaN); the other backends confine it to
-the rows that see it.
+Precision: float64 inputs give the truth that every backend is measured against; others are computed in float32, and
+every result is rounded once. Memory grows with the square of the packed length.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of LSE and softmax: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention under a dense mask, differentiable by autograd.
 
@@ -30,23 +36,16 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: fl
     Returns:
         out (N, H, D) in the dtype of q, and the natural-log LSE (N, H) in float32 (float64 for float64 inputs).
     """
-    weights, lse = _softmax(q, k, visible, scale)
-    v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    return torch.einsum("hnm,mhd->nhd", weights.to(v.dtype), v), lse.T
-
-
-def _softmax(q: Tensor, k: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention weights (H, N, M) and LSE (H, N), both in the accumulation dtype."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = torch.einsum("nhd,mhd->hnm", q, k).to(accumulation_dtype(q.dtype)) * scale
-    scores = scores.masked_fill(~visible, float("-inf"))
-    lse = torch.logsumexp(scores, dim=-1)
-    return torch.exp(scores - lse[..., None]), lse
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of LSE and softmax: float64 for float64 inputs, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    dtype, group = q.dtype, q.shape[1] // k.shape[1]
+    q, k, v = (x.to(accumulation_dtype(dtype)) for x in (q, k, v))
+    order, outs, lses = [], [], []
+    for rows, keys in row_groups(visible):
+        weights, lse = _softmax(q[rows], _per_query_head(k[keys], group), scale)
+        outs.append(torch.einsum("hnm,mhd->nhd", weights, _per_query_head(v[keys], group)))
+        lses.append(lse.T)
+        order.append(rows)
+    place = torch.cat(order).argsort()
+    return torch.cat(outs)[place].to(dtype), torch.cat(lses)[place]
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
@@ -57,24 +56,49 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     """The softmax gradient written out: dS = P * (dP - rowsum(dO * O) + dLSE)."""
-    q, scale = call.q, call.scale
-    keys, values = _join(call)
-    group = q.shape[1] // keys.shape[1]
-    weights, _ = _softmax(q, keys, call.layout.visibility(call.scope, q.device), scale)
-
-    dweights = torch.einsum("nhd,mhd->hnm", dout, values.repeat_interleave(group, dim=1)).to(weights.dtype)
-    delta = (dout.to(weights.dtype) * out.to(weights.dtype)).sum(-1)
+    dtype = call.q.dtype
+    q, k, v, out, dout = (x.to(lse.dtype) for x in (call.q, *_join(call), out, dout))
+    group = q.shape[1] // k.shape[1]
+    delta = (dout * out).sum(-1)
     if dlse is not None:
         delta = delta - dlse
-    dscores = (weights * (dweights - delta.T[..., None]) * scale).to(q.dtype)
-
-    dq = torch.einsum("hnm,mhd->nhd", dscores, keys.repeat_interleave(group, dim=1))
-    dk = torch.einsum("hnm,nhd->mhd", dscores, q).unflatten(1, (-1, group)).sum(2)
-    dv = torch.einsum("hnm,nhd->mhd", weights.to(q.dtype), dout).unflatten(1, (-1, group)).sum(2)
+    order, dqs, dk, dv = [], [], torch.zeros_like(k), torch.zeros_like(v)
+    for rows, keys in row_groups(call.layout.visibility(call.scope, q.device)):
+        k_seen, v_seen = (_per_query_head(x[keys], group) for x in (k, v))
+        weights, _ = _softmax(q[rows], k_seen, call.scale)
+        dweights = torch.einsum("nhd,mhd->hnm", dout[rows], v_seen)
+        dscores = weights * (dweights - delta[rows].T[..., None]) * call.scale
+        order.append(rows)
+        dqs.append(torch.einsum("hnm,mhd->nhd", dscores, k_seen))
+        dk_seen, dv_seen = (torch.einsum("hnm,nhd->mhd", x, y[rows]) for x, y in ((dscores, q), (weights, dout)))
+        dk = dk.index_add(0, keys, dk_seen.unflatten(1, (-1, group)).sum(2))
+        dv = dv.index_add(0, keys, dv_seen.unflatten(1, (-1, group)).sum(2))
+    dq = torch.cat(dqs)[torch.cat(order).argsort()]
     if call.tiv is None:
-        return [dq.contiguous(), dk.contiguous(), dv.contiguous()]
-    rows = call.tiv[0].shape[0]
-    return [dq.contiguous(), *(g.clone() for g in (dk[rows:], dv[rows:], dk[:rows], dv[:rows]))]  # no shared storage
+        return [x.to(dtype) for x in (dq, dk, dv)]
+    tiv_rows = call.tiv[0].shape[0]
+    own_and_tiv = (dk[tiv_rows:], dv[tiv_rows:], dk[:tiv_rows], dv[:tiv_rows])
+    return [dq.to(dtype), *(x.to(dtype, copy=True) for x in own_and_tiv)]  # copies: no shared storage
+
+
+def row_groups(visible: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The indices of rows that see the same keys, and of those keys."""
+    if len(visible) == 0:
+        return
+    masks, group = visible.unique(dim=0, return_inverse=True)
+    for i, mask in enumerate(masks):
+        yield (group == i).nonzero().squeeze(1), mask.nonzero().squeeze(1)
+
+
+def _softmax(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention weights (H, rows, keys) and LSE (H, rows)."""
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * scale
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.exp(scores - lse[..., None]), lse
+
+
+def _per_query_head(x: Tensor, group: int) -> Tensor:
+    return x.repeat_interleave(group, dim=1)
 
 
 def _join(call: Call) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,15 @@
-"""Attention per scope on torch's own fused kernels, without a dense mask.
+"""Attention per scope on torch's own fused kernels, without a dense mask: the fallback where no kernel of ours runs.
 
 Segments of equal lengths at equal distances are strided views of the packed tensors and go into one call. The TIV keys
 of their clip are such a view too, with stride 0, and each key range is a call of its own: the two are merged by their
-LSE. On a CPU, where a second call and a merge can cost more than copying keys, both ranges of a step are copied into
-one block instead; steps are small, so copies are too. The backward is exact either way: given the merged output and
-LSE, every range can be differentiated alone.
+LSE. The backward is exact: given the merged output and LSE, every range can be differentiated alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +18,6 @@ from torch import Tensor
 from tivtok_kernels.layout import Scope, Segment, SifLayout
 from tivtok_kernels.problem import Call, Problem
 from tivtok_kernels.reference import accumulation_dtype
-
-# Segments with fewer (query, key) pairs than this are gathered into one call: there a call costs more than copying its
-# rows (forward of 16 clips of 4 frames, 4 heads of 32, 2 threads: even at 2^13, views 1.6 times faster at 2^17).
-_GATHER_BELOW = 1 << 13
-
-# On a CPU, segments with at most this many TIV keys per query have their two key ranges copied into one block: 64
-# clips of 4 frames of 64 tokens and 16 TIV tokens are 1.5 times faster for it; with 8 TIV keys per query some sizes are
-# slower. Never in "broadcast", which promises not to copy TIV keys.
-_JOIN_UP_TO = 4
-
-# (query, key) pairs per thread that a CPU step has at most, unless it is one segment: the results of larger ones fall
-# out of the cache before they are merged, and copied keys before they are read.
-_PAIRS_PER_THREAD = 1 << 20
-_JOINED_PAIRS_PER_THREAD = 1 << 17
 
 
 def why_not(problem: Problem) -> str | None:
@@ -59,17 +42,14 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     k_tiv, v_tiv = call.tiv_or_own
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
-    plan = _plan(call.layout, call.scope, q.device, torch.get_num_threads())
     for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
-        for step in plan:
-            query = step.q.read(q_g)
-            ranges = zip(step.read_ranges(k_tiv, k), step.read_ranges(v_tiv, v), strict=True)
-            parts = [_attend(query, keys, values, scale) for keys, values in ranges]
-            rows_out, rows_lse = parts[0]
-            if len(parts) == 2:
-                rows_out, rows_lse = _merge(parts[0], parts[1], out=step.q.read(out_g), lse=step.q.read(lse_g))
-            step.q.write(out_g, rows_out)
-            step.q.write(lse_g, rows_lse)
+        for run in _runs(call.layout, call.scope):
+            query = run.q.view(q_g)
+            parts = [_attend(query, run.a.view(k_tiv), run.a.view(v_tiv), scale)] if run.a.length else []
+            parts += [_attend(query, run.b.view(k), run.b.view(v), scale)] if run.b.length else []
+            rows_out, rows_lse = parts[0] if len(parts) == 1 else _merge(parts[0], parts[1])
+            run.q.view(out_g).copy_(rows_out)
+            run.q.view(lse_g).copy_(rows_lse)
     return out, lse
 
 
@@ -78,189 +58,80 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
         return [g[..., :-8].contiguous() for g in backward(*_carry_dlse(call, out, lse, dout, dlse), None)]
     q, k, v, tiv, _, _, scale = call
     k_tiv, v_tiv = call.tiv_or_own
-    dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v))
+    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
-    plan = _plan(call.layout, call.scope, q.device, torch.get_num_threads())
-    for dq_g, q_g, dout_g, out_g, lse_g in _per_query_group(k.shape[1], dq, q, dout, out, lse):
-        for step in plan:
-            dout_s, q_s, out_s, lse_s = (step.q.read(x) for x in (dout_g, q_g, out_g, lse_g))
-            ranges = zip(step.read_ranges(k_tiv, k), step.read_ranges(v_tiv, v), strict=True)
-            grads = [_attend_backward(dout_s, q_s, out_s, lse_s, keys, values, scale) for keys, values in ranges]
-            for grad in grads:
-                step.q.add(dq_g, grad.dq)
-            step.add_to_ranges(dk_tiv, dk, [grad.dk for grad in grads])
-            step.add_to_ranges(dv_tiv, dv, [grad.dv for grad in grads])
+    for dq_g, *rows in _per_query_group(k.shape[1], dq, q, dout, out, lse):
+        for run in _runs(call.layout, call.scope):
+            q_r, dout_r, out_r, lse_r = (run.q.view(x) for x in rows)
+            for keys, *tensors in ((run.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (run.b, k, v, dk, dv)):
+                if keys.length == 0:
+                    continue
+                k_r, v_r = (keys.view(x) for x in tensors[:2])
+                grad = _attend_backward(dout_r, q_r, out_r, lse_r, k_r, v_r, scale)
+                run.q.add(dq_g, grad.dq)
+                keys.add(tensors[2], grad.dk)
+                keys.add(tensors[3], grad.dv)
     return [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
 
 
 class Rows(NamedTuple):
-    """Equally long blocks of rows of a packed tensor: a grid with equal distances, which is a view, or a list.
-
-    Attributes:
-        first, length: first row of the first block, rows per block.
-        counts: blocks along the one or two dimensions of the grid.
-        distances: rows from one block to the next along each (0: the same block for all).
-        listed: the rows (blocks, length) where distances vary, else None.
-    """
+    """``count`` blocks of ``length`` rows of a packed tensor, ``distance`` rows apart (0: the same block for all)."""
 
     first: int
     length: int
-    counts: tuple[int, ...]
-    distances: tuple[int, ...]
-    listed: Tensor | None
+    count: int
+    distance: int
 
-    @classmethod
-    def of(cls, starts: list[list[int]], length: int, device: torch.device) -> Rows:
-        """Blocks that start at these rows, outer by inner."""
-        with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
-            grid = torch.tensor(starts)
-            grid = grid[0] if len(grid) == 1 else grid
-            distances = [grid.diff(dim=dim).unique().tolist() for dim in range(grid.ndim)]
-            if all(len(different) <= 1 for different in distances):
-                return cls(starts[0][0], length, tuple(grid.shape), tuple(sum(d) for d in distances), None)
-            listed = (grid.view(-1, 1) + torch.arange(length)).to(device)
-        return cls(starts[0][0], length, (len(listed),), (0,), listed)
-
-    def grid(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (*counts, length, ...), a view unless the rows are listed."""
-        if self.listed is not None:
-            return x[self.listed]
-        size = (*self.counts, self.length, *x.shape[1:])
-        stride = (*(distance * x.stride(0) for distance in self.distances), *x.stride())
+    def view(self, x: Tensor) -> Tensor:
+        """(rows, ...) -> (count, length, ...)."""
+        size, stride = (self.count, self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
         return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
 
-    def read(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (blocks, length, ...), a view if the grid has one dimension."""
-        return self.flat(self.grid(x))
-
-    def flat(self, grid: Tensor) -> Tensor:
-        """(*counts, ...) -> (blocks, ...)."""
-        return grid if len(self.counts) == 1 else grid.flatten(0, 1)
-
-    def unflat(self, blocks: Tensor) -> Tensor:
-        """(blocks, ...) -> (*counts, ...)."""
-        return blocks if len(self.counts) == 1 else blocks.unflatten(0, self.counts)
-
-    def write(self, x: Tensor, blocks: Tensor) -> None:
-        """Store (blocks, length, ...) in rows of their own; what is a view that `read` gave is in its place already."""
-        if self.listed is not None:
-            x[self.listed] = blocks
-        else:
-            self.grid(x).copy_(self.unflat(blocks))
-
     def add(self, x: Tensor, blocks: Tensor) -> None:
-        """Add (blocks, length, ...); rows that are there more than once receive the sum."""
-        if self.listed is not None:
-            x.index_add_(0, self.listed.flatten(), blocks.flatten(0, 1))
-            return
-        repeated = [dim for dim, distance in enumerate(self.distances) if distance == 0 and self.counts[dim] > 1]
-        counts = tuple(1 if dim in repeated else count for dim, count in enumerate(self.counts))
-        grid = self.unflat(blocks)
-        target = self._replace(counts=counts).grid(x)
-        target += grid.sum(repeated, keepdim=True) if repeated else grid
+        """Add (count, length, ...); a block that is the same for all receives the sum."""
+        if self.distance == 0:
+            self._replace(count=1).view(x).add_(blocks.sum(0, keepdim=True))
+        else:
+            self.view(x).add_(blocks)
 
 
-class Step(NamedTuple):
-    """Segments of equal lengths that go into one call per range, or one for both if these are joined."""
+class Run(NamedTuple):
+    """Segments of equal lengths at equal distances: their rows, and their ranges A and B."""
 
     q: Rows
     a: Rows
     b: Rows
-    joined: bool
-
-    def read_ranges(self, tiv: Tensor, own: Tensor) -> list[Tensor]:
-        """The rows of the ranges that are not empty: A of the TIV keys (or values), B of the own ones."""
-        ranges = [(rows, x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
-        if self.joined:
-            return [self.a.flat(torch.cat([rows.grid(x) for rows, x in ranges], dim=-3))]
-        return [rows.read(x) for rows, x in ranges]
-
-    def add_to_ranges(self, tiv: Tensor, own: Tensor, ranges: list[Tensor]) -> None:
-        """Add to the rows that `read_ranges` reads."""
-        targets = [(rows, x) for rows, x in ((self.a, tiv), (self.b, own)) if rows.length]
-        parts = ranges[0].split([self.a.length, self.b.length], dim=1) if self.joined else ranges
-        for (rows, x), part in zip(targets, parts, strict=True):
-            rows.add(x, part)
-
-
-Grid = list[list[Segment]]
-T = TypeVar("T")
 
 
 @lru_cache(maxsize=256)
-def _plan(layout: SifLayout, scope: Scope, device: torch.device, threads: int) -> tuple[Step, ...]:
+def _runs(layout: SifLayout, scope: Scope) -> tuple[Run, ...]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
     for s in layout.segments(scope):
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
-    cpu = device.type == "cpu"
-    steps = []
-    for (q_len, a_len, b_len), segments in by_lengths.items():
-        joined = cpu and scope != "broadcast" and 0 < a_len <= _JOIN_UP_TO * q_len and b_len > 0
-        pairs = q_len * (a_len + b_len)
-        largest = threads * (_JOINED_PAIRS_PER_THREAD if joined else _PAIRS_PER_THREAD)
-        most = max(1, largest // pairs) if cpu else len(segments)
-        gathered: list[Segment] = []
-        for grid in _even_grids(segments, two_levels=joined):
-            if len(grid) * len(grid[0]) * pairs < _GATHER_BELOW:
-                gathered += chain.from_iterable(grid)
-            else:
-                steps += [_step(part, joined, device) for part in _parts(grid, most)]
-        if gathered:
-            steps += [_step(part, joined, device) for part in _parts([gathered], most)]
-    return tuple(steps)
+    return tuple(_run(stretch) for segments in by_lengths.values() for stretch in _even(segments))
 
 
-def _even_grids(segments: list[Segment], two_levels: bool) -> Iterator[Grid]:
-    """Split into runs in which all three starts advance by constant distances, and these likewise into grids.
-
-    With one level every grid is one run. Attention wants one level: it copies the rows of a grid of several runs.
-    """
-    runs = [list(chain.from_iterable(items)) for items in _even([[s] for s in segments])]
-    if not two_levels:
-        yield from ([run] for run in runs)
-        return
-    alike: dict[tuple[int, tuple[int, ...]], Grid] = {}
-    for run in runs:
-        alike.setdefault((len(run), _distances(run[0], run[-1])), []).append(run)
-    for grid in alike.values():
-        yield from _even(grid)
-
-
-def _even(runs: Grid) -> Iterator[Grid]:
-    """Split into maximal stretches in which the first segments' starts advance by constant distances."""
-    stretch: Grid = []
-    for run in runs:
-        if len(stretch) >= 2 and _distances(stretch[-1][0], run[0]) != _distances(stretch[0][0], stretch[1][0]):
+def _even(segments: list[Segment]) -> Iterator[list[Segment]]:
+    """Split into maximal stretches in which all three starts advance by constant distances."""
+    stretch: list[Segment] = []
+    for s in segments:
+        if len(stretch) >= 2 and _distances(stretch[-1], s) != _distances(stretch[0], stretch[1]):
             yield stretch
             stretch = []
-        stretch.append(run)
+        stretch.append(s)
     yield stretch
 
 
-def _distances(s: Segment, t: Segment) -> tuple[int, ...]:
+def _run(segments: list[Segment]) -> Run:
+    s, count = segments[0], len(segments)
+    q, a, b = _distances(s, segments[1]) if count > 1 else (0, 0, 0)
+    return Run(
+        Rows(s.q_start, s.q_len, count, q), Rows(s.a_start, s.a_len, count, a), Rows(s.b_start, s.b_len, count, b)
+    )
+
+
+def _distances(s: Segment, t: Segment) -> tuple[int, int, int]:
     return t.q_start - s.q_start, t.a_start - s.a_start, t.b_start - s.b_start
-
-
-def _parts(grid: Grid, most: int) -> Iterator[Grid]:
-    """Grids of at most this many segments, about equally large: of whole runs if they are short enough."""
-    runs = most // len(grid[0])
-    if runs:
-        yield from _chunks(grid, runs)
-    else:
-        yield from ([part] for run in grid for part in _chunks(run, most))
-
-
-def _chunks(items: list[T], most: int) -> Iterator[list[T]]:
-    count = -(-len(items) // most)
-    size = -(-len(items) // count)
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _step(grid: Grid, joined: bool, device: torch.device) -> Step:
-    q, a, b = ([[getattr(s, start) for s in run] for run in grid] for start in ("q_start", "a_start", "b_start"))
-    one = grid[0][0]
-    return Step(Rows.of(q, one.q_len, device), Rows.of(a, one.a_len, device), Rows.of(b, one.b_len, device), joined)
 
 
 def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
@@ -270,16 +141,12 @@ def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
         yield [x[:, :, j] for x in split]
 
 
-def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill out and lse with the softmax over the union of two disjoint key ranges, given (output, LSE) of each."""
+def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Softmax over the union of two disjoint key ranges, given (output, LSE) of each."""
     (out_a, lse_a), (out_b, lse_b) = a, b
     weight = torch.sigmoid(lse_a - lse_b)[..., None]
-    torch.logaddexp(lse_a, lse_b, out=lse)
-    if out.dtype == weight.dtype:
-        torch.lerp(out_b, out_a, weight, out=out)
-    else:
-        out.copy_(torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight))
-    return out, lse
+    out = torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight)
+    return out, torch.logaddexp(lse_a, lse_b)
 
 
 def _carry_dlse(

@@ -119,9 +119,12 @@ def _cpu() -> Iterator[Case]:
     yield Case("t128 16f x1", clip, "clip", torch.float32, backward=True)
     yield Case("t128 16f x1 d128", clip, "clip", torch.float32, heads=6, head_dim=128, compiled=False)
     yield Case("t128 16f x1", clip, "tiv", torch.float32, compiled=False)
+    yield Case("t128 16f x1 d128", clip, "clip", torch.float32, backward=True, heads=6, head_dim=128, compiled=False)
     for backward in (False, True):
         yield Case("t128 16f x1", clip, "broadcast", torch.float32, backward, compiled=False)
         yield Case("ragged x3", SMALL_RAGGED, "clip", torch.float32, backward, compiled=False)
+        for name, layout, heads in SMALL_FRAMES:
+            yield Case(name, layout, "clip", torch.float32, backward, heads, compiled=False)
 
 
 def _gpu() -> Iterator[Case]:
@@ -152,6 +155,13 @@ def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
     patches = math.prod(side // p for side, p in zip(config.native_size, config.patch[1:], strict=True))
     return SifLayout.uniform(clips, config.num_tiv, config.num_groups(frames), config.num_tv + patches)
 
+
+# Frames so small that calls, copies and packing cost what attention itself does.
+SMALL_FRAMES = [
+    ("256-token frames x1", SifLayout.uniform(1, 128, 8, 256), 6),
+    ("64-token frames x8", SifLayout.uniform(8, 16, 4, 64), 4),
+    ("64-token frames x64", SifLayout.uniform(64, 16, 4, 64), 4),
+]
 
 # Mixed clip lengths, TIV counts and frame sizes.
 SMALL_RAGGED = SifLayout.from_lengths([96, 24, 64], [[520, 520], [130, 0, 260], [264] * 3])

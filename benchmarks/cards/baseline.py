@@ -1,4 +1,4 @@
-"""What a tokenizer has to beat: the video resampled to as many numbers as its tokens hold, and back."""
+"""What a tokenizer has to beat: as many numbers as its tokens hold, of the video resampled or of its DCT, and back."""
 
 from __future__ import annotations
 
@@ -32,6 +32,40 @@ def best_resampling(video: Tensor, num_values: int) -> tuple[tuple[int, int, int
         raise ValueError(f"num_values must allow a grid of one point per frame at least, got {num_values}")
     tries = [(size, resample(video, size).clamp(-1, 1)) for size in candidates]
     return min(tries, key=lambda t: float(F.mse_loss(t[1], video)))
+
+
+def dct_coefficients(videos: Tensor, num_values: int) -> Tensor:
+    """Videos from so many of their 3D DCT coefficients: those with the most energy in all of them together.
+
+    Colours are first turned to one of brightness and two of hue (orthonormal YCoCg), which have little in common.
+
+    Args:
+        videos: (B, 3, F, H, W) in [-1, 1]; one choice of coefficients is made for all of them.
+    """
+    coefficients = videos.double().flatten(2).transpose(1, 2) @ _COLOURS.T
+    coefficients = coefficients.transpose(1, 2).view(videos.shape)
+    bases = [_dct_basis(n) for n in videos.shape[2:]]
+    for axis, basis in enumerate(bases, 2):
+        coefficients = (basis @ coefficients.movedim(axis, -2)).movedim(-2, axis)
+    energy = coefficients.square().sum(0).flatten()
+    kept = torch.zeros_like(energy)
+    kept[energy.argsort(descending=True)[:num_values]] = 1
+    coefficients = coefficients * kept.view(videos.shape[1:])
+    for axis, basis in enumerate(bases, 2):
+        coefficients = (basis.T @ coefficients.movedim(axis, -2)).movedim(-2, axis)
+    back = coefficients.flatten(2).transpose(1, 2) @ _COLOURS
+    return back.transpose(1, 2).view(videos.shape).to(videos.dtype)
+
+
+_COLOURS = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64), dim=1)
+
+
+def _dct_basis(size: int) -> Tensor:
+    """float64 (size, size), orthonormal: row k is the k-th cosine of the DCT-II."""
+    numbers = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(torch.pi * numbers[:, None] * (numbers + 0.5) / size) * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis
 
 
 def _in_space(video: Tensor, size: tuple[int, int]) -> Tensor:

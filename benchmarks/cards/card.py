@@ -81,7 +81,7 @@ def write_card(
     """
     folder = config.output / CHECKPOINT_FOLDER
     model = TivTok.from_pretrained(folder)
-    training, held_out = split_sources(config)
+    training, held_out, _ = split_sources(config)
     originals = [held_out_frames(ref, config) for ref in held_out]
     clips = torch.stack([frames_to_video(frames) for frames in originals])
     num_values = config.model.num_tokens(clips.shape[2]) * config.model.latent_dim

@@ -3,8 +3,10 @@
 import typer
 
 from benchmarks.studies.ablations import ablations
+from benchmarks.studies.factorisation import factorisation
 from benchmarks.studies.memory import memory
 from benchmarks.studies.random_access import random_access
+from benchmarks.studies.synthetic_motion import synthetic_motion
 from benchmarks.studies.tiv_sets import tiv_sets
 
 app = typer.Typer(help="Measurements behind decisions.", add_completion=False, pretty_exceptions_enable=False)
@@ -12,6 +14,8 @@ app.command("tiv-sets")(tiv_sets)
 app.command("memory")(memory)
 app.command("random-access")(random_access)
 app.command("ablations")(ablations)
+app.command("factorisation")(factorisation)
+app.command("synthetic-motion")(synthetic_motion)
 
 
 @app.callback()

@@ -102,7 +102,8 @@ def test_streaming_decides_like_the_whole() -> None:
     assert tokens.tiv_index.diff()[5] == 1 and tokens.tiv_index[5] < tokens.tiv.shape[1] - 1
     assert torch.equal(tokens.tiv_index, whole.tiv_index)
     assert tokens.chunk_frames == whole.chunk_frames == (16, 8, 16, 16, 1)
-    torch.testing.assert_close(tokens.tiv, whole.tiv)
-    torch.testing.assert_close(tokens.tv, whole.tv)
+    rounding = {"rtol": 1e-4, "atol": 1e-4}  # chunks of other batches round otherwise, differently on every processor
+    torch.testing.assert_close(tokens.tiv, whole.tiv, **rounding)
+    torch.testing.assert_close(tokens.tv, whole.tv, **rounding)
     with torch.no_grad():
-        torch.testing.assert_close(model.decode(tokens), model.decode(whole))
+        torch.testing.assert_close(model.decode(tokens), model.decode(whole), **rounding)

@@ -357,7 +357,7 @@ def interrupt(arguments: list[str], folder: Path) -> None:
     while len(os.listdir(folder)) == files_before and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130 and err == "tivtok: interrupted\n", err
 
 

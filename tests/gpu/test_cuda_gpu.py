@@ -61,11 +61,7 @@ def test_lengths_at_the_edges_of_tiles(engine, length):
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])
 def test_scales(engine, scale):
-    q, k, v = torch.randn(3, RAGGED.total_tokens, 2, 64, device="cuda", dtype=torch.float16)
-    got = sif_attention(q, k, v, RAGGED, scale=scale, backend="cuda", return_lse=True)
-    truth = sif_attention(*(x.double() for x in (q, k, v)), RAGGED, scale=scale, backend="reference", return_lse=True)
-    for x, y in zip(got, truth, strict=True):
-        torch.testing.assert_close(x.double(), y, rtol=0, atol=5e-3)
+    check(make_case(RAGGED, heads=2, kv_heads=2, head_dim=64, scale=scale), "cuda", torch.float16, "cuda")
 
 
 def test_poisoned_neighbours_never_touch_a_clip(engine):

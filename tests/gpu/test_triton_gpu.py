@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from oracle import assert_within_budget, check, make_case, run
+from error_budgets import Arithmetic
+from oracle import check, check_results, make_case, run
 
 from tivtok_kernels import SifLayout, backends, sif_attention
 from tivtok_kernels.problem import Problem
@@ -65,10 +66,8 @@ def test_lengths_at_the_edges_of_tiles(length):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_tf32(head_dim, tf32):
     case = make_case(SifLayout.from_lengths([96], [[520, 300]]), "clip", heads=2, kv_heads=1, head_dim=head_dim)
-    got, eager = run(case, "triton", "cuda"), run(case, "reference", "cuda")
-    truth = run(case.to(torch.float64), "reference")
-    for name in truth:  # tf32 has the mantissa of float16
-        assert_within_budget(name, got[name], eager[name], truth[name], torch.float16)
+    tf32 = Arithmetic(torch.float32, operand=2.0**-10)  # a mantissa of 10 bits, its rest cut off
+    check_results(run(case, "triton", "cuda"), case, tf32)
 
 
 def test_auto_takes_triton():

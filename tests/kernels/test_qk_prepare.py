@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from error_budgets import prepare_budgets
 from oracle import assert_within_budget
 
 from tivtok_kernels import BackendUnavailable
@@ -37,18 +38,48 @@ def run(inputs, rotary, grads, dtype, backend, heads=3):
     return {name: x.detach() for name, x in results.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("norm", "rotate"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("head_dim", [16, 24, 64])
-def test_kernel_within_budget(dtype, norm, rotate, head_dim):
+def test_within_budget(backend, dtype, norm, rotate, head_dim):
     inputs, rotary, grads = make_inputs(head_dim=head_dim, norm=norm, rotate=rotate)
     inputs["qkv"] = inputs["qkv"].to(dtype).float()
     grads = [g.to(dtype).float() for g in grads]
-    got, eager = (run(inputs, rotary, grads, dtype, backend) for backend in ("triton", "eager"))
-    truth = run(inputs, rotary, grads, torch.float64, "eager")
+    check(run(inputs, rotary, grads, dtype, backend), inputs, rotary, grads, dtype)
+
+
+def check(got, inputs, rotary, grads, dtype, heads=3):
+    """Assert the budgets of what `run` returns; v and its gradient are copies, and exact."""
+    truth = run(inputs, rotary, grads, torch.float64, "eager", heads)
+    q, k, _ = inputs["qkv"].unflatten(-1, (3, heads, -1)).unbind(-3)
+    norm = (inputs["q_weight"], inputs["k_weight"]) if "q_weight" in inputs else None
+    budget = prepare_budgets(dtype, torch.stack([q, k]), rotary, norm, grads[:2], eps=1e-6)
+    budget["v"] = torch.zeros_like(truth["v"])
+    dqkv = [budget.pop("dq"), budget.pop("dk"), torch.zeros_like(truth["v"])]
+    budget["dqkv"] = torch.stack(dqkv, dim=-3).flatten(-3)
     for name in truth:
-        precision = torch.float32 if "weight" in name else dtype
-        assert_within_budget(name, got[name].double(), eager[name].double(), truth[name], precision)
+        assert_within_budget(name, got[name], truth[name], budget[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("q", lambda x: x * (1 + 2**-9)),
+        ("k", lambda x: x.roll(1, dims=-1)),
+        ("dqkv", lambda x: torch.cat([x[..., :16] * 0, x[..., 16:]], dim=-1)),
+        ("dqkv", lambda x: x * 1.01),
+        ("dq_weight", lambda x: x - x / (2 * ROWS * 3)),
+    ],
+    ids=["norm a little off", "wrong pairs", "a head without gradient", "gradient 1 % too large", "one row missing"],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_budget_catches_faults(dtype, name, fault):
+    inputs, rotary, grads = make_inputs()
+    inputs["qkv"], grads = inputs["qkv"].to(dtype).float(), [g.to(dtype).float() for g in grads]
+    got = run(inputs, rotary, grads, dtype, "eager")
+    with pytest.raises(AssertionError, match="over its budget"):
+        check(got | {name: fault(got[name])}, inputs, rotary, grads, dtype)
 
 
 def test_eager_is_norm_then_rotation_of_pairs():
@@ -154,6 +185,7 @@ def test_named_backend_runs_or_raises():
         ({"heads": 0}, ValueError, "heads=0"),
         ({"rotary": (torch.zeros(4, 8), torch.zeros(5, 8))}, ValueError, "rotary sin"),
         ({"rotary": (torch.zeros(4, 8), torch.zeros(4, 8, dtype=torch.int64))}, TypeError, "rotary sin"),
+        ({"rotary": (torch.zeros(4, 8, requires_grad=True), torch.zeros(4, 8))}, ValueError, "requires grad"),
         ({"norm": (torch.ones(8), torch.ones(16))}, ValueError, "norm weight of q"),
         ({"heads": 16, "rotary": (torch.zeros(4, 0), torch.zeros(4, 0))}, ValueError, "even head_dim"),
     ],

@@ -16,12 +16,12 @@ MINIMAL = TivTokConfig(
 )
 
 
-@pytest.fixture(params=["shared", "per_frame", "shared, placed latents", "per_frame, placed latents"])
+@pytest.fixture(params=["shared", "per_frame", "shared, grid", "per_frame, grid", "shared, tiv-grid"])
 def model(request) -> TivTok:
     """A small random model in float64, where equal means equal."""
     torch.manual_seed(0)
-    decoder, placed, _ = request.param.partition(", ")
-    config = MINIMAL.replace(decoder=decoder, latent_positions="grid" if placed else "none")
+    decoder, *positions = request.param.split(", ")
+    config = MINIMAL.replace(decoder=decoder, latent_positions=positions[0] if positions else "none")
     model = TivTok(config).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():  # away from the near-zero initialisation, so that differences show

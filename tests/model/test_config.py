@@ -56,6 +56,8 @@ def test_dict_round_trip():
         (lambda: TivTokConfig.preset("t128", "huge"), "size must be one of"),
         (lambda: TivTokConfig(width=100, heads=12), "width / heads must be an even whole number"),
         (lambda: TivTokConfig(decoder="both"), "decoder must be"),
+        (lambda: TivTokConfig(latent_positions="tv"), 'latent_positions must be "none" or "grid" or "tiv-grid", got'),
+        (lambda: TivTokConfig(encoder_time="no"), 'encoder_time must be "rotary" or "none", got'),
         (lambda: TivTokConfig(num_tv=0), "num_tv must be at least 1"),
         (lambda: TivTokConfig.from_dict({"widht": 3}), "unknown config keys: widht"),
     ],

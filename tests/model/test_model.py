@@ -128,6 +128,34 @@ def test_tv_tokens_do_not_see_other_frames_but_through_tiv(model):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("latent_positions", ["none", "grid", "tiv-grid"])
+def test_an_encoder_without_time_does_not_know_the_order_of_the_frame_groups(model, latent_positions):
+    torch.manual_seed(0)
+    x, order = video(frames=16), torch.tensor([2, 0, 3, 1])
+    shuffled = x.unflatten(2, (4, 4))[:, :, order].flatten(2, 3)
+    for encoder_time in ("none", "rotary"):
+        config = model.config.replace(encoder_time=encoder_time, latent_positions=latent_positions)
+        other = TivTok(config).double().eval()
+        other.load_state_dict(model.state_dict())
+        before, after = other.encode(x), other.encode(shuffled)
+        same = [torch.allclose(a, b) for a, b in ((before.tiv, after.tiv), (before.tv[:, order], after.tv))]
+        assert same == [encoder_time == "none"] * 2
+
+
+@torch.no_grad()
+def test_siblings_decode_a_chunk_through_the_tiv_set_of_the_one_before(model):
+    x = video(frames=39)
+    tiv, tv = model.encode_chunks(x)
+    assert tiv.shape[1] == 3
+    got = model(x, siblings=True)
+    for chunk, before in enumerate((2, 0, 1)):
+        groups = tv[:, 4 * chunk : 4 * chunk + 4]
+        want = model.decode_groups(model.prepare(tiv[:, [before]]), groups, [groups.shape[1]], *x.shape[3:])
+        frames = slice(16 * chunk, min(16 * chunk + 16, 39))
+        torch.testing.assert_close(got[:, :, frames], want[:, :, : frames.stop - frames.start])
+
+
+@torch.no_grad()
 def test_tokens_of_another_model_are_refused(model):
     tokens = model.encode(video(frames=4))
     next(model.parameters()).add_(1)

@@ -67,6 +67,18 @@ def test_placed_latents_turn_like_the_patches_at_their_places():
     assert not torch.equal(cos[4:8], cos[12:16])  # nor are those of another frame at the same time
 
 
+def test_rotary_tables_without_time_or_without_places_for_the_latents_of_a_group():
+    full, timeless, free = (
+        rotary_table(32, 4, (3, 2, 2), 20.0, 4, latent_grid=(2, 2), **options)[0]
+        for options in ({}, {"timed": False}, {"placed": False})
+    )
+    groups = timeless[4:].view(3, 8, 16)
+    assert torch.equal(groups[0], groups[2]) and torch.equal(timeless[:12], full[:12])
+    assert torch.equal(free[:4], full[:4])
+    assert (free[4:].view(3, 8, 16)[:, :4] == 1).all()
+    assert torch.equal(free[4:].view(3, 8, 16)[:, 4:], full[4:].view(3, 8, 16)[:, 4:])
+
+
 def test_placed_latents_do_not_move_with_the_size_of_the_video():
     small, large = (rotary_table(32, 3, (1, *size), 20.0, 5, latent_grid=(8, 6))[0] for size in ((8, 6), (16, 30)))
     assert torch.equal(small[:8], large[:8])

@@ -32,6 +32,10 @@ def noise(num_frames: int, height: int = 16, width: int = 24) -> torch.Tensor:
     return torch.randint(0, 256, (num_frames, height, width, 3), generator=generator).to(torch.uint8)
 
 
+# Chunks of other batches round otherwise, differently on every processor: far above float32, far below a wrong chunk.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+
+
 @pytest.mark.parametrize("num_frames, tiv_sets", [(1, 1), (16, 1), (37, 1), (37, 3), (48, 2)])
 def test_streaming_equals_the_whole(model: TivTok, num_frames: int, tiv_sets: int) -> None:
     frames = noise(num_frames)
@@ -39,8 +43,8 @@ def test_streaming_equals_the_whole(model: TivTok, num_frames: int, tiv_sets: in
     with torch.no_grad():
         whole = model.encode(frames_to_video(frames)[None], tiv_sets, fps=25.0)
         video = video_to_frames(model.decode(whole)[0])
-    torch.testing.assert_close(tokens.tiv, whole.tiv)
-    torch.testing.assert_close(tokens.tv, whole.tv)
+    torch.testing.assert_close(tokens.tiv, whole.tiv, **ROUNDING)
+    torch.testing.assert_close(tokens.tv, whole.tv, **ROUNDING)
     assert torch.equal(tokens.tiv_index, whole.tiv_index)
     assert (tokens.num_frames, tokens.height, tokens.width, tokens.fps) == (num_frames, 16, 24, 25.0)
 
@@ -130,7 +134,7 @@ def test_any_frames_in_any_order(model: TivTok) -> None:
     assert (got.int() - whole[frames].int()).abs().max() <= 1
     with torch.no_grad():
         direct = model.decode(tokens, frames=frames)
-        torch.testing.assert_close(direct, model.decode(tokens)[:, :, frames])
+        torch.testing.assert_close(direct, model.decode(tokens)[:, :, frames], **ROUNDING)
     with pytest.raises(IndexError):
         model.decode(tokens, frames=[37])
 

@@ -92,6 +92,7 @@ def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> Train
         adversarial=AdversarialConfig(dinov2, start=2, image_size=28),
         feature_frames=6,
         short_clips=0.5,
+        siblings=0.5,
         entropy=0.01,
     )
 

@@ -62,6 +62,27 @@ def test_the_clips_of_a_step_are_short_together(config: TrainConfig) -> None:
         replace(config, short_clips=2)
 
 
+def test_the_clips_of_a_step_have_as_many_chunks(config: TrainConfig) -> None:
+    config = replace(config, steps=60, batch_size=4, chunks=(1, 2, 4), model=config.model.replace(groups_per_chunk=1))
+    refs = split_sources(config)[0]
+    batches = list(training_batches(refs, config, 0, 0, 1))
+    assert {(len(batch), batch.shape[2]) for batch in batches} == {(4, 4), (2, 8), (1, 16)}
+    counts = [[len(batch) for batch in batches].count(size) for size in (4, 2, 1)]
+    assert min(counts) > 10
+    later = list(training_batches(refs, config, 50, 0, 1))  # a function of the step, wherever one begins
+    assert all(torch.equal(a, b) for a, b in zip(batches[50:], later, strict=True))
+    for step in (0, 1, 2):
+        assert not torch.equal(batches[step][0, :, :4], batches[step + 1][0, :, :4])
+    with pytest.raises(ValueError, match=r"the 1 processes times accumulate = 2, got 4, 1 of 4 chunks"):
+        training_batches(refs, replace(config, accumulate=2), 0, 0, 1)
+    shared = replace(config, chunks=(1, 2))
+    whole, *shares = (list(training_batches(refs, shared, 0, r, n)) for r, n in ((0, 1), (0, 2), (1, 2)))
+    assert all(torch.equal(torch.cat(parts), batch) for batch, *parts in zip(whole, *shares, strict=True))
+    for chunks in (0, (), (1, 0)):
+        with pytest.raises(ValueError, match="chunks must be at least 1, got"):
+            replace(config, chunks=chunks)
+
+
 def test_every_epoch_has_every_video_once_in_another_order(config: TrainConfig) -> None:
     seen: list[int] = []
 
@@ -142,7 +163,7 @@ def test_unreadable_videos_are_reported_and_replaced(
     config: TrainConfig, on_disk: TrainingClips, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = VideoRef("missing.mp4", tmp_path / "missing.mp4")
-    videos = VideosOnDisk([missing, *find_sources(config.data)], config.model.native_size)
+    videos = VideosOnDisk([missing, *find_sources(config.data).videos], config.model.native_size)
     with caplog.at_level(logging.WARNING):
         clips = [TrainingClips(videos, config)[number] for number in range(4)]
     assert len(clips) == 4 and "missing.mp4" in caplog.text

@@ -69,22 +69,26 @@ def test_tars_are_read_where_their_members_lie(video: Path, tmp_path: Path) -> N
         with tarfile.open(tmp_path / name, "w") as tar:
             for member in ("0001.json", "0001.mp4", "0002.mp4"):
                 tar.add(video, f"shard/{Path(name).stem}-{member}")
-    refs = find_sources(tmp_path)
+    refs, left_out = find_sources(tmp_path)
     assert [ref.name for ref in refs] == ["a-0001.mp4", "a-0002.mp4", "b-0001.mp4", "b-0002.mp4"]
+    assert [path.name for path, reason in left_out if reason == "not named like a video"] == [
+        "a-0001.json",
+        "b-0001.json",
+    ]
     assert all(numbers(read_clip(ref, 3, position=0.5)) == [19, 20, 21] for ref in refs)
 
 
 def test_lists_name_files_and_their_parts(video: Path) -> None:
     path = video.parent / "list.csv"
     path.write_text(f"path,start,end\n{video.name},,\n{video.name},1,2\n{video.name},3,\n")
-    refs = find_sources(path)
+    refs = find_sources(path).videos
     assert [(ref.path, ref.start, ref.end) for ref in refs] == [
         (video, 0.0, None),
         (video, 1.0, 2.0),
         (video, 3.0, None),
     ]
     path.write_text(f"path\n{video.name}\n")
-    assert find_sources(path) == [VideoRef(video.name, video)]
+    assert find_sources(path).videos == [VideoRef(video.name, video)]
 
 
 @pytest.mark.parametrize(
@@ -120,10 +124,12 @@ def test_what_is_no_data_is_named(tmp_path: Path, video: Path) -> None:
 
 
 def test_held_out_videos_are_never_trained_on(config: TrainConfig, video: Path) -> None:
-    training, held_out = split_sources(config)
+    training, held_out, _ = split_sources(config)
     assert [ref.name for ref in training] == ["a.mp4", "b.mp4"] and [ref.name for ref in held_out] == ["test.mp4"]
+    left_alone = replace(config, excluded=("a*",))
+    assert [[ref.name for ref in refs] for refs in split_sources(left_alone)[:2]] == [["b.mp4"], ["test.mp4"]]
     elsewhere = replace(config, held_out=(), validation=video.parent)
-    training, held_out = split_sources(elsewhere)
+    training, held_out, _ = split_sources(elsewhere)
     assert len(training) == 3 and [ref.name for ref in held_out] == ["numbered.mp4"]
     with pytest.raises(ValueError, match=r"has 3 videos, 0 of them match held_out = \['x'\], validation is None"):
         split_sources(replace(config, held_out=("x",)))

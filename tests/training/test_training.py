@@ -140,7 +140,7 @@ def test_the_long_video_stage_begins_with_the_first_ones_weights(full_config: Tr
     first = replace(full_config, steps=3, chunks=1, feature_frames=3)
     train(first)
     second = replace(full_config, output=tmp_path / "long", start_from=first.output, steps=1, learning_rate=0.0)
-    with pytest.raises(ValueError, match="start_from must be the output of a run with a saved state"):
+    with pytest.raises(ValueError, match="start_from must be the output of a run or a checkpoint: there is no "):
         train(replace(second, start_from=tmp_path / "nowhere"))
     second = replace(second, adversarial=replace(second.adversarial, start=1))
     train(second)
@@ -151,6 +151,39 @@ def test_the_long_video_stage_begins_with_the_first_ones_weights(full_config: Tr
             assert torch.equal(x, before[f"average.{rest}"])
         if kept in ("discriminator", "lecam"):
             assert torch.equal(x, before[name])
+
+
+@pytest.mark.parametrize("form", ["run without its state", "folder", "file"])
+def test_a_run_begins_with_the_weights_of_any_checkpoint(config: TrainConfig, tmp_path: Path, form: str) -> None:
+    first = tmp_path / "first"
+    torch.manual_seed(7)
+    expected = TivTok(config.model)
+    folder = first / "checkpoint" if form == "run without its state" else first
+    expected.save_pretrained(folder)
+    start_from = folder / "model.safetensors" if form == "file" else first
+    # A second stage may also train with other positions: they are no weights.
+    model = config.model.replace(encoder_time="none")
+    train(replace(config, model=model, start_from=start_from, steps=1, learning_rate=0.0, muon_learning_rate=0.0))
+    after = TivTok.from_pretrained(config.output / "checkpoint")
+    assert all(torch.equal(x, after.state_dict()[name]) for name, x in expected.state_dict().items())
+    with pytest.raises(ValueError, match="the state is of a different model"):
+        wider = replace(config, output=tmp_path / "wider", model=config.model.replace(num_tv=3), start_from=first)
+        train(wider)
+
+
+def test_siblings_are_drawn_by_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = TivTok.forward
+
+    def watched(self: TivTok, video: torch.Tensor, siblings: bool = False) -> torch.Tensor:
+        if self.training:
+            seen.append(siblings)
+        return forward(self, video, siblings)
+
+    monkeypatch.setattr(TivTok, "forward", watched)
+    config = replace(config, model=config.model.replace(groups_per_chunk=1), chunks=(2, 3), steps=40, siblings=0.3)
+    train(replace(config, evaluate_every=40, save_every=40))
+    assert len(seen) == 40 and 5 < sum(seen) < 20
 
 
 def test_clips_of_several_chunks_share_the_mean_of_their_tiv_tokens(full_config: TrainConfig) -> None:

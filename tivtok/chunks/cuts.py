@@ -11,17 +11,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tivtok.video.frames import to_float
+
 # A cut is a change that is large and stands out. (Measured on concatenated clips; docs/long-video.md.)
 CUT_LEVELS = 8.0  # mean absolute change of the pixels, in levels of 8 bits
 CUT_RATIO = 3.0  # to the median change of the chunk
 
 
 def until_cut(video: Tensor, frames_per_group: int) -> int:
-    """How many of the frames of ``video`` (B, 3, F, H, W) in [-1, 1] go before its first cut: whole groups, or all F.
+    """How many of the frames of ``video`` (B, 3, F, H, W) go before its first cut: whole groups, or all F.
 
-    A batch is judged by its mean.
+    Float in [-1, 1] or uint8. A batch is judged by its mean.
     """
-    frames = video.unbind(dim=2)
+    frames = to_float(video, torch.promote_types(video.dtype, torch.float32)).unbind(dim=2)
     if len(frames) < 2:
         return len(frames)
     changes = torch.stack([(b - a).abs().mean() for a, b in pairwise(frames)]).cpu() * 127.5  # to levels of 8 bits

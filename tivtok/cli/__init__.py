@@ -5,6 +5,7 @@ Command modules import torch and all that needs it inside their functions, so th
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
@@ -12,6 +13,7 @@ from typing import Annotated, cast
 import typer
 
 from tivtok.cli import codec, demo, doctor, encode_dir, evaluate, inspect, stats, swap, train, weights
+from tivtok.files import missing_hint, printable
 
 # What typer raises for a command line that does not parse; it has no public name in every version.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for an error, 2 for a command line that does not parse, 130 for ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, prog_name="tivtok", standalone_mode=False) or 0
         return _fail("interrupted", code) if code == 130 else code  # some versions of typer return, others raise
@@ -69,10 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_line(error: OSError | ValueError) -> str:
     """Without the "[Errno 2]" that Python puts before what went wrong with a file."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        hint = missing_hint(error.filename) if isinstance(error, FileNotFoundError) else ""
+        return f"{error.filename}: {error.strerror}{hint}"
     return str(error)
 
 
 def _fail(message: str, code: int) -> int:
-    print("tivtok: " + " ".join(message.split()), file=sys.stderr)
+    lines = (line.strip() for line in message.splitlines())
+    print("tivtok: " + printable(" ".join(line for line in lines if line)), file=sys.stderr)
     return code

@@ -14,19 +14,21 @@ from tivtok.cli.common import (
     ModelOption,
     SizeOption,
     Source,
+    StrictOption,
     TivSetsOption,
     TruncatedOption,
     check_output,
     compare,
     encode_source,
     load_model,
-    out,
     parse_frames,
     parse_tiv_sets,
     print_rows,
+    say,
     score_text,
     token_rows,
     track,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def encode(
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Video to tokens.
 
@@ -64,9 +67,10 @@ def encode(
     check_output(tokens_file, video)
     sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
-    source = Source(video, size, tokenizer, allow_truncated)
+    source = Source(video, size, tokenizer, allow_truncated, strict)
     encode_to_file(tokenizer, source.chunks("encoding"), tokens_file, sets, source.fps, dtype.value)
     print_rows({"wrote": str(tokens_file)} | token_rows(Tokens.open(tokens_file), tokens_file.stat().st_size))
+    warn(source.damage())
 
 
 def decode(
@@ -101,7 +105,7 @@ def decode(
     with VideoWriter(video, rate, tokens.width, tokens.height, audio_from=audio_from) as writer:
         for chunk in track(chunks, "decoding", len(wanted)):
             writer.write(chunk)
-    out.print(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}", soft_wrap=True)
+    say(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}")
 
 
 def reconstruct(
@@ -114,6 +118,7 @@ def reconstruct(
     tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Video to tokens to video, and how close it is.
 
@@ -122,11 +127,12 @@ def reconstruct(
     check_output(result, video)
     sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
-    source = Source(video, size, tokenizer, allow_truncated)
+    source = Source(video, size, tokenizer, allow_truncated, strict)
     rate = known_rate(source.fps, video)
     tokens = encode_source(tokenizer, source, sets)
     scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
-    out.print(f"wrote {result}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
+    say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
+    warn(source.damage())
 
 
 def write_reconstruction(

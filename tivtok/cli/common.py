@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,16 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from tivtok.files import missing_hint, printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tivtok.chunks.sharing import TivSets
     from tivtok.tokenizer import TivTok
     from tivtok.tokens import Tokens
+    from tivtok.video import LeftOut
 
 Item = TypeVar("Item")
 
-out = Console(highlight=False, markup=False)
+_console = Console(highlight=False, markup=False)
 _progress_console = Console(stderr=True)
 
 ModelOption = Annotated[
@@ -48,6 +52,9 @@ TivSetsOption = Annotated[
 TruncatedOption = Annotated[
     bool, typer.Option("--allow-truncated", help="Take what can be read of a file that ends early.")
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Fail where a decoder has made up for damage, instead of a warning at the end.")
+]
 
 
 class CommandError(ValueError):
@@ -62,12 +69,14 @@ class Source:
         fps: frames per second, or None.
     """
 
-    def __init__(self, path: Path, size: str, model: TivTok, allow_truncated: bool = False) -> None:
+    def __init__(
+        self, path: Path, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
+    ) -> None:
         from tivtok.video import VideoReader
 
         self.path = path
         self.chunk_frames = model.config.chunk_frames
-        self._reader = VideoReader(path, allow_truncated)
+        self._reader = VideoReader(path, allow_truncated, strict=strict)
         self.fps = None if self._reader.fps is None else float(self._reader.fps)
         self.height, self.width = _parse_size(size, (self._reader.height, self._reader.width), model.config.native_size)
 
@@ -81,6 +90,16 @@ class Source:
 
         return (fit(chunk, self.height, self.width) for chunk in self._reader.chunks(self.chunk_frames))
 
+    def damage(self) -> str:
+        """Of what was read last, in a line; empty where nothing is damaged."""
+        return self._reader.damage()
+
+
+def warn(message: str) -> None:
+    """One line on stderr, nothing for an empty message."""
+    if message:
+        print("tivtok: warning: " + " ".join(message.split()), file=sys.stderr)
+
 
 def load_model(path_or_name: str, device: str) -> TivTok:
     import torch
@@ -90,8 +109,8 @@ def load_model(path_or_name: str, device: str) -> TivTok:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch uses both for a device that is not there
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch has all of these for one that is not there
         raise CommandError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     return TivTok.from_pretrained(path_or_name).to(device)
 
@@ -157,16 +176,32 @@ def check_output(path: Path, source: Path | None = None) -> None:
     """Find out before the work, not after it, that ``path`` cannot be written.
 
     Raises:
-        CommandError: it is a folder or a device, in no folder, in one that is not writable, or the input itself.
+        CommandError: it is a folder or a device, in no folder, in one that is not writable, or the input itself; or
+            "-", which means standard output elsewhere.
     """
+    if str(path) == "-":
+        raise CommandError(f"cannot write {path}{missing_hint(path)}")
     if path.exists() and not path.is_file():
         raise CommandError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'not a regular file'}")
     if not path.parent.is_dir():
-        raise CommandError(f"cannot write {path}: the folder {path.parent} does not exist")
+        raise CommandError(f"cannot write {path}: the folder {path.parent} does not exist{missing_hint(path)}")
     if not os.access(path.parent, os.W_OK):
         raise CommandError(f"cannot write {path}: the folder {path.parent} is not writable")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise CommandError(f"cannot write {path}: it is the input")
+
+
+def say(text: str) -> None:
+    """Print one line on stdout, whatever is in it."""
+    _print(printable(text))
+
+
+def say_left_out(left_out: Sequence[LeftOut]) -> None:
+    """Say how many files were left out, and why."""
+    from tivtok.video.find import summary
+
+    for line in summary(left_out):
+        say(line)
 
 
 def print_rows(rows: dict[str, str], title: str | None = None) -> None:
@@ -175,8 +210,20 @@ def print_rows(rows: dict[str, str], title: str | None = None) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
-    out.print(table)
+        table.add_row(Text(name), Text(printable(value)))
+    _print(table)
+
+
+def _print(what: str | Table) -> None:
+    """
+    Raises:
+        CommandError: stdout cannot be written to (a full disk behind it, say).
+    """
+    try:
+        _console.print(what, soft_wrap=isinstance(what, str))
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (Python would try to write what is left when it ends)
+        raise CommandError(f"standard output: {error.strerror}") from None
 
 
 def token_rows(tokens: Tokens, stored_bytes: int | None = None) -> dict[str, str]:

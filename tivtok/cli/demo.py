@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tivtok.cli.codec import known_rate, write_reconstruction
-from tivtok.cli.common import Source, load_model, out, print_rows, token_rows
+from tivtok.cli.common import Source, load_model, print_rows, say, token_rows
 from tivtok.cli.inspect import write_sheet
 
 CLIP = Path(__file__).parents[1] / "assets" / "bikes.mp4"
@@ -33,4 +33,4 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
     scores = write_reconstruction(tokenizer, tokens, source, together, rate, beside=True, audio=False)
     write_sheet(tokenizer, tokens, source, folder / "contact_sheet.png", columns=8)
     print_rows(token_rows(tokens, stored.stat().st_size) | {"quality": scores}, f"Token budget of {CLIP.name}")
-    out.print(f"\nwrote {stored}, {together}, {folder / 'contact_sheet.png'}", soft_wrap=True)
+    say(f"wrote {stored}, {together}, {folder / 'contact_sheet.png'}")

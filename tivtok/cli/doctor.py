@@ -7,7 +7,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from tivtok.cli.common import out, print_rows
+from tivtok.cli.common import print_rows, say
 
 
 def doctor() -> None:
@@ -24,16 +24,30 @@ def doctor() -> None:
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tivtok", "torch", "triton", "av")},
         "CUDA extension": extension.origin if extension and extension.origin else "not built (docs/cuda.md)",
+        "CPU engine": _cpu_engine(),
         "nvcc": shutil.which("nvcc") or "not found",
         "GPU": _gpu(),
     }
     print_rows(versions, "Versions")
     for device in ("cpu", "cuda"):
-        out.print()
+        say("")
         if device == "cuda" and not torch.cuda.is_available():
             print_rows({"none": f"no CUDA device (torch {torch.__version__} sees none)"}, "Backends for cuda tensors")
         else:
             print_rows(tivtok_kernels.available_backends(device), f"Backends for {device} tensors")
+
+
+def _cpu_engine() -> str:
+    """The instruction sets of the CPU engine, or why there is none."""
+    import torch
+
+    from tivtok_kernels.cpu import backend
+    from tivtok_kernels.problem import Problem
+
+    if reason := backend.why_not(Problem(torch.device("cpu"))):
+        return reason
+    others = [name if runs else f"{name} (not on this machine)" for name, runs in backend.variants().items()]
+    return f"{backend.variant()}, of {', '.join(others)}"
 
 
 def _version(package: str) -> str:

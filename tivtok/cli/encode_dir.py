@@ -20,14 +20,18 @@ from tivtok.cli.common import (
     DeviceOption,
     ModelOption,
     SizeOption,
+    StrictOption,
     TivSetsOption,
     load_model,
-    out,
     parse_tiv_sets,
+    say,
+    say_left_out,
     track,
+    warn,
 )
 
 PLAN_FILE = "plan.json"
+SHOWN_FAILURES = 20
 
 
 class Job(NamedTuple):
@@ -41,6 +45,7 @@ class Job(NamedTuple):
     tiv_sets: str
     dtype: str
     device: str
+    strict: bool
 
 
 def encode_dir(
@@ -53,37 +58,54 @@ def encode_dir(
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
     device: DeviceOption = "auto",
+    strict: StrictOption = False,
 ) -> None:
     """Encode all videos of a folder to token shards for `tivtok.tokens.dataset.TokenDataset`; go on where it stopped.
 
+    What is no video, or cannot be read, is left out, reported and listed in the index; that is no error unless nothing
+    is left.
+
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
-    from tivtok.tokens.dataset import shard_name, write_index
-    from tivtok.video import find_videos
+    from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index
+    from tivtok.video import search_folder
 
     parse_tiv_sets(tiv_sets)
-    names = [str(path.relative_to(folder)) for path in find_videos(folder)]
+    found = search_folder(folder)
+    say_left_out(found.left_out)
+    names = [str(path.relative_to(folder)) for path in found.files]
     if not names:
         raise CommandError(f"there are no videos in {folder}")
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
     _check_plan(result, options | {"model": load_model(model, device).model_id, "videos": names})
+    settings = (model, size, tiv_sets, dtype.value, device, strict)
     jobs = [
-        Job(result / shard_name(number), folder, names[at : at + per_shard], model, size, tiv_sets, dtype.value, device)
+        Job(result / shard_name(number), folder, names[at : at + per_shard], *settings)
         for number, at in enumerate(range(0, len(names), per_shard))
     ]
     to_do = [job for job in jobs if not job.shard.exists()]
-    for _ in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
-        pass
-    index = write_index(result, len(jobs))
-    for lost in index["failed"]:
-        out.print(f"left out {lost['path']}: {lost['error']}", soft_wrap=True)
-    out.print(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards", soft_wrap=True)
+    damage: list[str] = []
+    for lines in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
+        damage += lines
+    left_out = [{"path": str(path.relative_to(folder)), "reason": reason} for path, reason in found.left_out]
+    index = write_index(result, len(jobs), left_out)
+    failed = index["failed"]
+    for lost in failed[:SHOWN_FAILURES]:
+        say(f"left out {lost['path']}: {lost['error']}")
+    more = f", {len(failed)} could not be encoded: {INDEX_FILE} says why" if failed else ""
+    say(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards{more}")
+    for line in damage:
+        warn(line)
     if not index["videos"]:
         raise CommandError(f"none of the {len(names)} videos in {folder} could be encoded")
 
 
-def encode_shard(job: Job) -> None:
-    """Encode the videos of one shard; those that cannot be read are noted in it."""
+def encode_shard(job: Job) -> list[str]:
+    """Encode the videos of one shard; those that cannot be read are noted in it.
+
+    Returns:
+        A line on each video whose damage a decoder has made up for.
+    """
     from tivtok.cli.common import Source
     from tivtok.streaming import encode_stream
     from tivtok.tokens import Tokens
@@ -92,31 +114,31 @@ def encode_shard(job: Job) -> None:
     tokenizer = load_model(job.model, job.device)
     done: list[tuple[str, Tokens]] = []
     failed: list[tuple[str, str]] = []
+    damage: list[str] = []
     for name in job.videos:
         try:
-            source = Source(job.source / name, job.size, tokenizer)
+            source = Source(job.source / name, job.size, tokenizer, strict=job.strict)
             done.append(
                 (name, encode_stream(tokenizer, source.plain_chunks(), parse_tiv_sets(job.tiv_sets), source.fps))
             )
+            damage += filter(None, [source.damage()])
         except ValueError as error:  # a video that cannot be read, or has fewer chunks than TIV sets
             failed.append((name, str(error)))
     write_shard(job.shard, done, failed, job.dtype)
+    return damage
 
 
-def _run(jobs: list[Job], workers: int) -> Iterator[Job]:
-    """Encode the shards; yields each when it is done."""
+def _run(jobs: list[Job], workers: int) -> Iterator[list[str]]:
+    """Encode the shards; yields what `encode_shard` returns of each when it is done."""
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            encode_shard(job)
-            yield job
+            yield encode_shard(job)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_quiet_ctrl_c) as pool:
         try:
-            running = {pool.submit(encode_shard, job): job for job in jobs}
-            for done in as_completed(running):
-                done.result()
-                yield running[done]
+            for done in as_completed([pool.submit(encode_shard, job) for job in jobs]):
+                yield done.result()
         except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
             raise KeyboardInterrupt from None
         except BrokenProcessPool:

@@ -16,12 +16,15 @@ from tivtok.cli.common import (
     DeviceOption,
     ModelOption,
     Source,
+    StrictOption,
     TivSetsOption,
     check_output,
     compare,
     load_model,
-    out,
     parse_tiv_sets,
+    say,
+    say_left_out,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from tivtok.metrics.evaluation import Evaluation
     from tivtok.metrics.protocols import Protocol
     from tivtok.tokenizer import TivTok
+    from tivtok.video import LeftOut
 
 METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
 # Scores of each video, and their titles.
@@ -65,18 +69,22 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write protocol and scores.")] = None,
     tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
+    strict: StrictOption = False,
 ) -> None:
     """PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams: change across chunk borders over change inside chunks.
 
-    LPIPS and rFVD need weights: run `tivtok weights` once. Scores of different protocols do not compare.
+    What is no video in a folder, or cannot be read, is left out of the means and reported; a file that is named must be
+    readable. LPIPS and rFVD need weights: run `tivtok weights` once. Scores of different protocols do not compare.
 
     Example: tivtok eval clips/ --model runs/mine --protocol larp --metrics all --json scores.json
     """
     from tivtok.streaming import encode_stream
+    from tivtok.video import LeftOut, VideoError
 
     if json_file is not None:
         check_output(json_file)
-    files, sets = _files(paths), parse_tiv_sets(tiv_sets)
+    sets = parse_tiv_sets(tiv_sets)
+    files, left_out = _files(paths)
     wanted, rules = _parse_metrics(metrics), _parse_protocol(protocol, features)
     tokenizer = load_model(model, device)
     evaluation = _evaluation(rules, wanted, tokenizer, weights)
@@ -85,24 +93,32 @@ def evaluate(
 
     shown = wanted | ({"seams", "seams_original"} if rules.clip == "all" else set())
     columns = {name: title for name, title in COLUMNS.items() if name in shown}
-    out.print("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video", soft_wrap=True)
-    videos = {}
+    say("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video")
+    videos, damage = {}, []
     for file in files:
-        source = Source(file, size, tokenizer)
-        chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
-        tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
+        try:
+            source = Source(file, size, tokenizer, strict=strict)
+            chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
+            tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
+        except VideoError as error:
+            if file in paths:
+                raise
+            left_out.append(LeftOut(file, str(error)))
+            say(f"left out {file}: {error}")
+            continue
         pairs = compare(tokenizer, tokens, chunks("decoding"))
         scores = evaluation.add(pairs, tokens.chunk_frames or tokenizer.config.chunk_frames)
         videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
-        out.print(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}", soft_wrap=True)
+        say(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}")
+        damage.append(source.damage())
+    if not videos:
+        raise CommandError(f"none of the {len(files)} videos could be read")
     means = evaluation.means()
-    out.print(f"{_row(means, columns)}                  mean of {len(files)}", soft_wrap=True)
+    say(f"{_row(means, columns)}                  mean of {len(videos)}")
     if "rfvd" in means:
-        out.print(f"rFVD {means['rfvd']:.2f} of {evaluation.clips} clips (few clips bias it upwards)")
+        say(f"rFVD {means['rfvd']:.2f} of {evaluation.clips} clips (few clips bias it upwards)")
     _print_protocol(rules, size, protocol)
-    out.print(
-        f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)", soft_wrap=True
-    )
+    say(f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)")
     if json_file is not None:
         settings = {
             "protocol": asdict(rules) | {"size": size},
@@ -110,19 +126,29 @@ def evaluate(
             "tiv_sets": tiv_sets,
             "rfvd_clips": evaluation.clips,
         }
-        _write_json(json_file, settings | {"scores": means, "videos": videos})
+        lost = [{"path": str(path), "reason": reason} for path, reason in left_out]
+        _write_json(json_file, settings | {"scores": means, "videos": videos, "left_out": lost})
+    for line in damage:
+        warn(line)
 
 
-def _files(paths: list[Path]) -> list[Path]:
-    from tivtok.video import find_videos
+def _files(paths: list[Path]) -> tuple[list[Path], list[LeftOut]]:
+    """The videos, and what the folders hold beside them, which is said here."""
+    from tivtok.video import search_folder
 
     files: list[Path] = []
+    left_out: list[LeftOut] = []
     for path in paths:
-        found = find_videos(path) if path.is_dir() else [path]
-        if not found:
-            raise CommandError(f"there are no videos in {path}")
-        files += found
-    return files
+        if path.is_dir():
+            found = search_folder(path)
+            say_left_out(found.left_out)
+            if not found.files:
+                raise CommandError(f"there are no videos in {path}")
+            files += found.files
+            left_out += found.left_out
+        else:
+            files.append(path)
+    return files, left_out
 
 
 def _parse_metrics(text: str) -> set[str]:
@@ -186,9 +212,9 @@ def _print_protocol(rules: Protocol, size: str, name: str) -> None:
     changed = ["features"] * (rules.features != published.features)
     changed += ["size"] * (published.size is not None and size != f"{published.size[1]}x{published.size[0]}")
     note = f" (CHANGED: {', '.join(changed)})" if changed else ""
-    out.print(f"protocol {rules}{note}", soft_wrap=True)
+    say(f"protocol {rules}{note}")
     seams = f"; seams: {SEAMS}" if rules.clip == "all" else ""
-    out.print(f"scores: {PROTOCOL}{seams}; mean of the videos' means", soft_wrap=True)
+    say(f"scores: {PROTOCOL}{seams}; mean of the videos' means")
 
 
 def _write_json(path: Path, record: dict) -> None:
@@ -200,4 +226,4 @@ def _write_json(path: Path, record: dict) -> None:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(record), indent=1) + "\n")
+        temporary.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")

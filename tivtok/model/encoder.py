@@ -63,5 +63,13 @@ class Encoder(nn.Module):
     def _rotary(self, grid: tuple[int, int, int], like: Tensor) -> Rotary:
         config = self.config
         return rotary_table(
-            config.head_dim, config.num_tv, grid, config.rope_theta, config.num_tiv, config.latent_grid, like.device
+            config.head_dim,
+            config.num_tv,
+            grid,
+            config.rope_theta,
+            config.num_tiv,
+            config.latent_grid,
+            like.device,
+            placed=config.latent_positions == "grid",
+            timed=config.encoder_time == "rotary",
         )

@@ -25,6 +25,8 @@ def rotary_table(
     tokens_before: int = 0,
     latent_grid: tuple[int, int] | None = None,
     device: torch.device | None = None,
+    placed: bool = True,
+    timed: bool = True,
 ) -> Rotary:
     """cos and sin, each float32 (rows, head_dim / 2), for rows ``[before | (latents, patches) of group 1 | ...]``.
 
@@ -35,9 +37,11 @@ def rotary_table(
         latent_grid: None: patches are at their integer coordinates and latents are not rotated. Otherwise the rows and
             columns of a frame in units of position: the patches of any ``grid`` fill it, and so do `places` of latents,
             those of a group at its time and those before at time 0.
+        placed: with ``latent_grid``, whether the latents of a group have places; otherwise they are not rotated.
+        timed: whether groups are at times 0, 1, ...; otherwise all are at time 0.
     """
     with torch.inference_mode(False):  # a cached table outlives the mode it was made in
-        return _table(head_dim, num_latents, grid, theta, tokens_before, latent_grid, device)
+        return _table(head_dim, num_latents, grid, theta, tokens_before, latent_grid, device, placed, timed)
 
 
 def places(count: int) -> Tensor:
@@ -59,11 +63,14 @@ def _table(
     tokens_before: int,
     latent_grid: tuple[int, int] | None,
     device: torch.device | None,
+    placed: bool,
+    timed: bool,
 ) -> Rotary:
     groups, *size = grid
     centres = torch.cartesian_prod(*((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in size)).view(-1, 2)
     in_frame = torch.cat([places(num_latents), centres])
-    in_time = torch.arange(groups, dtype=torch.float64).repeat_interleave(len(in_frame))
+    times = torch.arange(groups, dtype=torch.float64) if timed else torch.zeros(groups, dtype=torch.float64)
+    in_time = times.repeat_interleave(len(in_frame))
     points = torch.cat([places(tokens_before), in_frame.repeat(groups, 1)]) * torch.tensor(latent_grid or size) - 0.5
     coordinates = torch.cat([torch.nn.functional.pad(in_time, (tokens_before, 0))[:, None], points], dim=1)
     angles = torch.cat(
@@ -75,5 +82,6 @@ def _table(
     )
     if latent_grid is None:
         angles[:tokens_before] = 0
-        angles[tokens_before:].unflatten(0, (groups, -1))[:, :num_latents] = 0
+    if latent_grid is None or not placed:
+        angles[tokens_before:].unflatten(0, (groups, len(in_frame)))[:, :num_latents] = 0
     return angles.cos().float().to(device), angles.sin().float().to(device)

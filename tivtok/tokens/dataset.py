@@ -7,9 +7,10 @@ Version 1 of the format. A folder holds ``shard-00000.safetensors``, ``shard-000
   float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64. Its string
   metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos, so that
   the index can be made again from the shards.
-- The index: ``{"format", "version", "shards", "videos": [...], "failed": [...]}``. A video is ``{"path", "shard",
-  "key"}`` and the scalar fields of `Tokens`; a failed one is ``{"path", "error"}``. Paths are relative to the folder
-  that was encoded.
+- The index: ``{"format", "version", "shards", "videos": [...], "failed": [...], "left_out": [...]}``. A video is
+  ``{"path", "shard", "key"}`` and the scalar fields of `Tokens`; a failed one is ``{"path", "error"}``; what was never
+  tried is ``{"path", "reason"}``. Paths are relative to the folder that was encoded; bytes in them that are not UTF-8
+  are written as Python's "surrogateescape" does it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tivtok.checkpoints import write_tensors
-from tivtok.files import replacing
+from tivtok.files import replacing, utf8_path
 from tivtok.tokens.format import FIELDS, to_stored
 from tivtok.tokens.tokens import Tokens, TokensError
 
@@ -73,7 +74,7 @@ class TokenDataset(Dataset[Tokens]):
         record = self.videos[index]
         try:
             path = self.folder / Path(record["shard"]).name
-            with safetensors.safe_open(path, framework="pt") as file:
+            with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
                 tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
                 cut = f"{record['key']}.chunk_frames"
                 chunk_frames = tuple(file.get_tensor(cut).tolist()) if cut in file.keys() else None  # noqa: SIM118
@@ -112,7 +113,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         TokensError: it is no shard, or damaged.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_path(path) as name, safetensors.safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
         _check_format(metadata)
         return json.loads(metadata["records"]), json.loads(metadata["failed"])
@@ -120,8 +121,12 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         raise TokensError(f"{path} is not a shard of tokens: {error}") from None
 
 
-def write_index(folder: Path, shards: int) -> dict[str, Any]:
-    """Write ``index.json`` from the first ``shards`` shards of a folder, and return it."""
+def write_index(folder: Path, shards: int, left_out: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+    """Write ``index.json`` from the first ``shards`` shards of a folder, and return it.
+
+    Args:
+        left_out: ``{"path", "reason"}`` of what was not taken for a video.
+    """
     both = [read_records(folder / shard_name(number)) for number in range(shards)]
     index = {
         "format": FORMAT,
@@ -129,6 +134,7 @@ def write_index(folder: Path, shards: int) -> dict[str, Any]:
         "shards": shards,
         "videos": [record for records, _ in both for record in records],
         "failed": [record for _, failed in both for record in failed],
+        "left_out": list(left_out),
     }
     with replacing(folder / INDEX_FILE) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -19,6 +19,8 @@ import safetensors
 import torch
 from torch import Tensor
 
+from tivtok.files import utf8_path
+
 FORMAT = "tivtok.tokens"
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -46,10 +48,8 @@ def map_file(path: str | os.PathLike[str]) -> Contents:
         OSError: the file cannot be read.
         TokensError: it is not a token file, one of another version, or damaged.
     """
-    with open(path, "rb"):  # the plain OSError, before safetensors wraps it in one of its own
-        pass
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
             metadata = file.metadata() or {}
             fields = _fields_from(metadata)
             _check_stored(file, _TENSORS[metadata["version"]])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tivtok.checkpoints import CheckpointError, find_checkpoint, write_tensors
+from tivtok.files import utf8_path
 
 STATS_FILE = "latents.safetensors"
 _NAMES = ("tiv_mean", "tiv_std", "tv_mean", "tv_std")
@@ -67,7 +68,7 @@ class LatentStats:
         if not path.is_file():
             raise CheckpointError(f"the checkpoint has no {STATS_FILE}: `tivtok stats` writes it")
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
                 return cls(**{name: file.get_tensor(name) for name in _NAMES}, model_id=file.metadata()["model_id"])
         except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from functools import lru_cache
+from pathlib import Path
 
-import av
 import numpy as np
 import torch
-from av.container import InputContainer
-from av.video.frame import VideoFrame
 from torch import Tensor
 
 from tivtok.training.sources import VideoRef
-from tivtok.video import VideoError, upright
+from tivtok.video import VideoError, VideoReader
+
+log = logging.getLogger(__name__)
+
+# Videos whose timestamps each process remembers, a few bytes a frame.
+REMEMBERED = 256
 
 
 def read_clip(ref: VideoRef, count: int, stride: int = 1, position: float = 0.0) -> Tensor:
     """``count`` frames, every ``stride``-th one, uint8 (F, H, W, 3). A video that is too short repeats its last frame.
 
     Args:
-        position: of the clip between the first (0) and the last (1) place that it can have, by the length and the
-            frame rate that the file states.
+        position: of the clip between the first (0) and the last (1) place that it can have.
 
     Raises:
         VideoError: the video cannot be read, or has no frame there.
     """
-    with _open(ref) as container:
-        rate, length = _timing(ref, container)
-        times = ref.start + frame_indices(round(length * rate), count, stride, position) / rate
-        frames = _frames(container, times[0] - 0.5 / rate)
-        _, frame = next(frames, (0.0, None))
-        if frame is None:
-            raise VideoError(f"{ref.name} has no frame from {times[0]:.2f} s on")
-        clip, shown = [upright(frame)], times[0]
-        for time in times[1:]:
-            while shown < time - 0.5 / rate and (following := next(frames, None)) is not None:
-                shown, frame = following
-            clip.append(upright(frame))
-        return torch.from_numpy(np.stack(clip))
+    reader, frames = _part(ref)
+    clip = _read(reader, frames[frame_indices(len(frames), count, stride, position)])
+    return torch.cat([clip, clip[-1:].expand(count - len(clip), -1, -1, -1)])
 
 
 def read_video(ref: VideoRef) -> Tensor:
@@ -48,12 +39,7 @@ def read_video(ref: VideoRef) -> Tensor:
     Raises:
         VideoError: the video cannot be read, or has no frames.
     """
-    with _open(ref) as container:
-        end = float("inf") if ref.end is None else ref.end
-        frames = [upright(frame) for time, frame in _frames(container, ref.start) if time < end]
-    if not frames:
-        raise VideoError(f"{ref.name} has no frames between {ref.start} s and {ref.end} s")
-    return torch.from_numpy(np.stack(frames))
+    return _read(*_part(ref))
 
 
 def frame_indices(num_frames: int, count: int, stride: int, position: float) -> np.ndarray:
@@ -65,60 +51,33 @@ def frame_indices(num_frames: int, count: int, stride: int, position: float) -> 
     return (first + stride * np.arange(count)).clip(max=max(0, num_frames - 1))
 
 
-@contextmanager
-def _open(ref: VideoRef) -> Iterator[InputContainer]:
-    """Every way in which a file can be broken becomes a `VideoError` that names it."""
+def _part(ref: VideoRef) -> tuple[VideoReader, np.ndarray]:
+    """The video, and the numbers of the frames that count."""
     try:
-        with av.open(str(ref.path) if ref.member is None else _member(ref), "r") as container:
-            if not container.streams.video:
-                raise VideoError(f"{ref.name} has no video stream")
-            container.streams.video[0].thread_count = 1  # the data loader's workers are the parallelism
-            yield container
-    except (av.FFmpegError, OSError) as error:
+        status = ref.path.stat()
+        reader = _reader(ref.path, ref.member, status.st_size, status.st_mtime_ns)
+    except OSError as error:
         raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error.strerror}") from None
+    except VideoError as error:
+        raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error}") from None
+    try:
+        first = reader.timeline.first_from(ref.start) if ref.start else 0
+        last = len(reader.timeline) if ref.end is None else reader.timeline.first_from(ref.end)
+    except ValueError as error:
+        raise VideoError(f"{ref.name} has no part from {ref.start} s to {ref.end} s: {error}") from None
+    if first >= last:
+        raise VideoError(f"{ref.name} has no frame from {ref.start} s on{f', before {ref.end} s' if ref.end else ''}")
+    return reader, np.arange(first, last)
 
 
-def _member(ref: VideoRef) -> io.BytesIO:
-    assert ref.member is not None
-    offset, size = ref.member
-    with ref.path.open("rb") as tar:
-        tar.seek(offset)
-        return io.BytesIO(tar.read(size))
+@lru_cache(maxsize=REMEMBERED)
+def _reader(path: Path, member: tuple[int, int] | None, size: int, changed: int) -> VideoReader:
+    """Made anew where the file is no longer of this size and time of change."""
+    return VideoReader(path, member=member, threads=1)  # the data loader's workers are the parallelism
 
 
-def _timing(ref: VideoRef, container: InputContainer) -> tuple[float, float]:
-    """Frames per second, and the seconds of the part that counts, as the file states them."""
-    stream = container.streams.video[0]
-    rate = stream.average_rate or stream.guessed_rate
-    if rate is None:
-        raise VideoError(f"{ref.name} states no frame rate")
-    if stream.frames:
-        seconds = float(stream.frames / rate)
-    elif container.duration is not None:
-        seconds = container.duration / av.time_base
-    else:
-        raise VideoError(f"{ref.name} states no length")
-    return float(rate), (seconds if ref.end is None else min(seconds, ref.end)) - ref.start
-
-
-def _frames(container: InputContainer, start: float) -> Iterator[tuple[float, VideoFrame]]:
-    """(seconds from the first frame, frame) of the frames from ``start`` on."""
-    stream = container.streams.video[0]
-    tick = float(stream.time_base or 1)  # seconds
-    begin = (stream.start_time or 0) * tick
-
-    def decode() -> Iterator[tuple[float, VideoFrame]]:
-        return ((f.time - begin, f) for f in container.decode(stream) if f.time is not None)
-
-    decoded = decode()
-    if start > 0:
-        container.seek(int((begin + start) / tick), stream=stream)
-        first = next(decoded, None)
-        if first is None or first[0] > start:  # an index that leads too far: decode what comes before after all
-            container.seek(stream.start_time or 0, stream=stream)
-            decoded = decode()
-        elif first[0] == start:
-            yield first
-    for time, frame in decoded:
-        if time >= start:
-            yield time, frame
+def _read(reader: VideoReader, numbers: np.ndarray) -> Tensor:
+    frames = reader.read(numbers.tolist())
+    if reader.damaged_frames:
+        log.warning("%s", reader.damage())
+    return frames

@@ -74,11 +74,16 @@ class TrainConfig:
         accumulate: in how many parts, one after another, a process's share of the batch goes through the model: less
             memory for the same gradient (SoftVQ's entropy and the adversarial term's balance are each part's own).
         start_from: the ``output`` of another run, whose averaged weights and discriminator this one begins with (the
-            long-video stage begins with the first one's).
+            long-video stage begins with the first one's), or a checkpoint as `TivTok.from_pretrained` takes it.
         held_out: name patterns (fnmatch) of the videos in ``data`` that are never trained on, only measured on.
+        excluded: of those in ``data`` that the run leaves alone: neither trained nor measured on, so not chosen on.
         validation: videos to measure on from elsewhere, in any of the forms of ``data``.
         held_out_clips: how many videos are measured on at most, evenly picked.
-        chunks: clips are this many chunks long and share the mean of their TIV tokens (paper Alg. 1).
+        chunks: clips are this many chunks long and share the mean of their TIV tokens (paper Alg. 1). Of several
+            numbers one is drawn for each step, whose batch has fewer clips the longer they are: ``batch_size`` is that
+            of the shortest.
+        siblings: the share of steps in which each chunk is decoded through the TIV set of the chunk before it (the
+            first through the last's) instead of the mean.
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
         in_memory: decode all videos once and keep them; for data of a few GB.
@@ -114,11 +119,13 @@ class TrainConfig:
     steps: int
     batch_size: int = 16
     accumulate: int = 1
-    start_from: Path | None = None
+    start_from: str | Path | None = None
     held_out: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     validation: Path | None = None
     held_out_clips: int = 64
-    chunks: int = 1
+    chunks: int | tuple[int, ...] = 1
+    siblings: float = 0.0
     short_clips: float = 0.0
     in_memory: bool = False
     workers: int = 2
@@ -148,17 +155,20 @@ class TrainConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulate", "held_out_clips", "chunks", "max_bad_steps")
+        counts = ("steps", "batch_size", "accumulate", "held_out_clips", "max_bad_steps")
         for name in (*counts, "log_every", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.chunk_choices or min(self.chunk_choices) < 1:
+            raise ValueError(f"chunks must be at least 1, got {self.chunks}")
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
-        if not 0 <= self.short_clips <= 1:
-            raise ValueError(f"short_clips must be between 0 and 1, got {self.short_clips}")
+        for name in ("short_clips", "siblings"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.entropy and self.model.quantizer != "softvq":
             raise ValueError(
                 f'entropy is for model.quantizer "softvq", got {self.entropy} with {self.model.quantizer!r}'
@@ -176,9 +186,18 @@ class TrainConfig:
             object.__setattr__(self, "short_sides", (min(self.model.native_size),))
 
     @property
+    def chunk_choices(self) -> tuple[int, ...]:
+        """The numbers of chunks that a step's clips may have."""
+        return (self.chunks,) if isinstance(self.chunks, int) else self.chunks
+
+    @property
     def clip_frames(self) -> int:
-        """Video frames of a training clip, but for those that `short_clips` cuts."""
-        return self.chunks * self.model.chunk_frames
+        """Video frames of the shortest training clips, but for those that `short_clips` cuts; of held-out ones."""
+        return min(self.chunk_choices) * self.model.chunk_frames
+
+    def clips_of_step(self, chunks: int) -> int:
+        """Clips over all processes in a step whose clips have so many chunks."""
+        return max(1, self.batch_size * min(self.chunk_choices) // chunks)
 
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
@@ -212,7 +231,7 @@ _CHOICES = {
     "optimizer": ("adamw", "muon"),
     "precision": ("float32", "bfloat16"),
 }
-_PATHS = {"output", "data", "validation", "start_from", "weights", "dinov2"}
+_PATHS = {"output", "data", "validation", "weights", "dinov2"}
 
 
 def _checked(cls: type, values: dict[str, Any], required: set[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Clips to train on and to measure on.
 
 Clip number i of a run depends on the seed and i alone, and step s takes the clips from s * batch_size on. So any number
-of processes and workers sees the same batches, and the position in the data is the step.
+of processes and workers sees the same batches, and the position in the data is the step. (Steps of longer clips take
+fewer; the numbers up to the next step's are left out.)
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class VideosInMemory:
 class TrainingClips(Dataset[Tensor]):
     """Clip number i, (3, F, *native_size) in [-1, 1], for any i: each epoch has every video once.
 
-    F is ``clip_frames``, or for all clips of a step some frame groups less if `short_clips` wants it.
+    F is that of `chunks_of_step`, or for all clips of a step some frame groups less if `short_clips` wants it.
 
     A video that cannot be read is reported in the log, and the next one of the epoch's order takes its place.
     """
@@ -92,19 +93,21 @@ class TrainingClips(Dataset[Tensor]):
         epoch, place = divmod(number, len(self.videos))
         order = _order(self.config.seed, epoch, len(self.videos))
         rng = generator(self.config.seed, Purpose.CLIP, number)
+        step = number // self.config.batch_size
+        frames = chunks_of_step(self.config, step) * self.config.model.chunk_frames
         for attempt in range(MAX_UNREADABLE):
             try:
-                clip = self._clip(int(order[(place + attempt) % len(order)]), rng)
+                clip = self._clip(int(order[(place + attempt) % len(order)]), frames, rng)
                 mixed = clip if self.config.augmentation == "flip" else self._mixed(clip, rng)
-                return mixed[:, : self._length(number // self.config.batch_size)]
+                return mixed[:, : self._kept(frames, step)]
             except VideoError as error:
                 log.warning("%s", error)
         raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
 
-    def _length(self, step: int) -> int:
-        """The frames of this step's clips."""
+    def _kept(self, frames: int, step: int) -> int:
+        """How many of the clips' frames `short_clips` leaves in this step."""
         config, rng = self.config, generator(self.config.seed, Purpose.LENGTH, step)
-        groups = config.model.num_groups(config.clip_frames)
+        groups = config.model.num_groups(frames)
         if groups > 1 and rng.random() < config.short_clips:
             groups = int(rng.integers(1, groups))
         return groups * config.model.frames_per_group
@@ -112,18 +115,18 @@ class TrainingClips(Dataset[Tensor]):
     def _mixed(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
         """With pieces of others over it, if that is wanted, and maybe another shining through."""
         for _ in range(rng.integers(MAX_PIECES + 1) if self.config.augmentation == "collage" else 0):
-            clip = lay_over(clip, self._other(rng), rng)
+            clip = lay_over(clip, self._other(clip, rng), rng)
         if rng.random() < BLENDED:
-            clip = torch.lerp(clip, self._other(rng), float(rng.uniform(0, 0.5)))
+            clip = torch.lerp(clip, self._other(clip, rng), float(rng.uniform(0, 0.5)))
         return clip
 
-    def _other(self, rng: np.random.Generator) -> Tensor:
-        return self._clip(int(rng.integers(len(self.videos))), rng)
+    def _other(self, like: Tensor, rng: np.random.Generator) -> Tensor:
+        return self._clip(int(rng.integers(len(self.videos))), like.shape[1], rng)
 
-    def _clip(self, video: int, rng: np.random.Generator) -> Tensor:
+    def _clip(self, video: int, count: int, rng: np.random.Generator) -> Tensor:
         config = self.config
         side, stride = int(rng.choice(config.short_sides)), int(rng.choice(config.strides))
-        frames = self.videos.clip(video, side, config.clip_frames, stride, position=rng.random())
+        frames = self.videos.clip(video, side, count, stride, position=rng.random())
         if config.augmentation == "flip":
             clip = frames_to_video(_crop(frames, config.model.native_size, (0.5, 0.5)))
         else:
@@ -139,17 +142,19 @@ class TrainingClips(Dataset[Tensor]):
 def training_batches(
     refs: list[VideoRef], config: TrainConfig, first_step: int, rank: int, num_processes: int
 ) -> DataLoader[Tensor]:
-    """This process's share of each step's batch from ``first_step`` on: (batch_size / num_processes, 3, F, H, W).
+    """This process's share of each step's batch from ``first_step`` on: (clips / num_processes, 3, F, H, W).
 
     Raises:
         ValueError: the batch cannot be shared evenly.
         VideoError: with ``in_memory``, a video cannot be read.
     """
-    if config.batch_size % (num_processes * config.accumulate):
-        raise ValueError(
-            f"batch_size must be a multiple of the {num_processes} processes times accumulate = {config.accumulate}, "
-            f"got {config.batch_size}"
-        )
+    for chunks in config.chunk_choices:
+        if (clips := config.clips_of_step(chunks)) % (num_processes * config.accumulate):
+            got = f"got {config.batch_size}" + (f", {clips} of {chunks} chunks" if clips != config.batch_size else "")
+            raise ValueError(
+                f"batch_size must be a multiple of the {num_processes} processes times accumulate = "
+                f"{config.accumulate}, {got}"
+            )
     size = config.model.native_size
     videos = VideosInMemory(refs, config.short_sides, size) if config.in_memory else VideosOnDisk(refs, size)
     return DataLoader(
@@ -169,22 +174,29 @@ def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
     return fit(read_clip(ref, config.clip_frames), *config.model.native_size)
 
 
+def chunks_of_step(config: TrainConfig, step: int) -> int:
+    """How many chunks this step's clips have."""
+    choices = config.chunk_choices
+    return choices[int(generator(config.seed, Purpose.CHUNKS, step).integers(len(choices)))]
+
+
 class _Share(Sampler[list[int]]):
     """The clip numbers of each step that are one process's."""
 
     def __init__(self, config: TrainConfig, first_step: int, rank: int, num_processes: int) -> None:
         self.steps = range(first_step, config.steps)
-        self.batch_size = config.batch_size
-        self.size = config.batch_size // num_processes
+        self.config = config
         self.rank = rank
+        self.num_processes = num_processes
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            first = step * self.batch_size + self.rank * self.size
-            yield list(range(first, first + self.size))
+            size = self.config.clips_of_step(chunks_of_step(self.config, step)) // self.num_processes
+            first = step * self.config.batch_size + self.rank * size
+            yield list(range(first, first + size))
 
 
 @lru_cache(maxsize=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -11,9 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from tivtok.files import replacing
+from tivtok.files import printable, replacing
+from tivtok.video.find import LeftOut, summary
 
 LOG_FILE = "log.jsonl"
+LEFT_OUT_FILE = "left_out.json"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -28,6 +31,7 @@ class Journal:
 
     def __init__(self, folder: Path, first_step: int, steps: int, writing: bool) -> None:
         self.writing = writing
+        self._folder = folder
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         self._progress = Progress(*columns, TimeRemainingColumn(), disable=not writing)
         self._task = self._progress.add_task("train", total=steps, completed=first_step)
@@ -49,6 +53,15 @@ class Journal:
             self._log.close()
             self._board.close()
 
+    def list_left_out(self, left_out: Sequence[LeftOut]) -> None:
+        """Say what of the data is not used and why, in short; all of it goes into a file."""
+        if self.writing:
+            for line in summary(left_out):
+                self._print(line)
+            listing = [{"path": str(path), "reason": reason} for path, reason in left_out]
+            with replacing(self._folder / LEFT_OUT_FILE) as temporary:
+                temporary.write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+
     def advance(self, description: str) -> None:
         """One step is done."""
         self._progress.update(self._task, advance=1, description=description)
@@ -61,13 +74,16 @@ class Journal:
             self._log.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print(line)
 
     def show(self, step: int, clips: list[Tensor]) -> None:
         """Four frames of each clip, uint8 (F, H, W, 3), one clip below the other."""
         if self.writing:
             rows = [torch.cat([clip[len(clip) * i // 4] for i in range(4)], dim=1) for clip in clips]
             self._board.add_image("held_out", torch.cat(rows), step, dataformats="HWC")
+
+    def _print(self, line: str) -> None:
+        self._progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from tivtok.checkpoints import save_checkpoint
+from tivtok.checkpoints import CheckpointError, bundled_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.identity import new_model_id
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
@@ -50,7 +51,7 @@ def train(config: TrainConfig) -> Path:
     # Precision is the config's; "no" also overrides what accelerate's own configuration might say.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     config.output.mkdir(parents=True, exist_ok=True)
-    training, held_out = split_sources(config)
+    training, held_out, left_out = split_sources(config)
     trainer = Trainer(config, accelerator)
     first_step = _restore(trainer, config)
     batches = training_batches(training, config, first_step, accelerator.process_index, accelerator.num_processes)
@@ -59,6 +60,7 @@ def train(config: TrainConfig) -> Path:
     means, bad_in_a_row, started = _Means(), 0, time.monotonic()
     main = accelerator.is_main_process
     with Journal(config.output, first_step, config.steps, main) as journal, _sigterm_as_trigger(accelerator):
+        journal.list_left_out(left_out)
         for done, video in enumerate(batches, first_step + 1):
             stats = trainer.step(video.to(accelerator.device, non_blocking=True), done - 1)
             bad_in_a_row = 0 if stats else bad_in_a_row + 1
@@ -104,11 +106,23 @@ def _restore(trainer: Trainer, config: TrainConfig) -> int:
         trainer.bad_steps = counts["bad_steps"]
         return counts["step"]
     if config.start_from is not None:
-        path = config.start_from / STATE_FILE
-        if not path.exists():
-            raise ValueError(f"start_from must be the output of a run with a saved state, got {config.start_from}")
-        trainer.begin_from(load_state(path)[0])
+        trainer.begin_from(_starting_point(config.start_from))
     return 0
+
+
+def _starting_point(start_from: str | Path) -> dict[str, Tensor]:
+    """The state of another run, or as much of one as there is in a checkpoint: averaged weights."""
+    output = Path(start_from)
+    if (output / STATE_FILE).exists():
+        return load_state(output / STATE_FILE)[0]
+    inside = output / CHECKPOINT_FOLDER
+    try:
+        if not output.exists() and str(start_from) not in bundled_checkpoints():
+            raise CheckpointError(f"there is no {start_from}")  # nothing is downloaded for a run
+        weights = load_checkpoint(find_checkpoint(inside if inside.is_dir() else start_from)).weights
+    except CheckpointError as error:
+        raise ValueError(f"start_from must be the output of a run or a checkpoint: {error}") from None
+    return {f"average.{name}": x for name, x in weights.items()}
 
 
 def _save(trainer: Trainer, config: TrainConfig, step: int) -> None:

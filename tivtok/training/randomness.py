@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     LOSS = 2  # which frames the feature losses see and how the discriminator's are augmented, by step
     MODEL = 3  # torch's own generator during a step, should a module draw from it (none does now)
     LENGTH = 4  # how many frame groups the clips have, by step
+    CHUNKS = 5  # how many chunks the clips have, by step
+    SIBLINGS = 6  # whether chunks are decoded through another's TIV set, by step
 
 
 def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from tivtok.files import not_a_file
 from tivtok.training.config import TrainConfig
-from tivtok.video import VIDEO_SUFFIXES, VideoError, find_videos
+from tivtok.video import VIDEO_SUFFIXES, LeftOut, VideoError, search_folder
+from tivtok.video.find import why_not_wanted
+
+TAR = ".tar"
 
 
 @dataclass(frozen=True)
@@ -31,75 +36,111 @@ class VideoRef:
     member: tuple[int, int] | None = None
 
 
-def find_sources(data: Path) -> list[VideoRef]:
-    """The videos of ``data``, in a fixed order.
+class Sources(NamedTuple):
+    """The videos of some data, in a fixed order, and what else is there."""
+
+    videos: list[VideoRef]
+    left_out: list[LeftOut]
+
+
+class SplitSources(NamedTuple):
+    """Videos to train on and held-out videos, and what both were found among."""
+
+    training: list[VideoRef]
+    held_out: list[VideoRef]
+    left_out: list[LeftOut]
+
+
+def find_sources(data: Path) -> Sources:
+    """The videos of ``data``.
 
     Args:
         data: a folder, searched recursively for videos and for tars of videos (WebDataset shards: a member is found by
             its suffix and read where it lies, so the order of the shards and what else they hold is of no matter); or
-            a CSV file with the header ``path`` or ``path,start,end``: paths relative to the list's folder, seconds, an
-            empty end meaning the video's.
+            a CSV file in UTF-8 with the header ``path`` or ``path,start,end``: paths relative to the list's folder,
+            seconds, an empty end meaning the video's. Files in a list that are missing are left out.
 
     Raises:
         VideoError: ``data`` is neither, a list or a tar is not well-formed, or there is no video.
     """
     if data.is_dir():
-        refs = [VideoRef(path.name, path) for path in find_videos(data)]
-        refs += [ref for tar in sorted(data.rglob("*.tar")) for ref in _in_tar(tar)]
+        files, others = search_folder(data, VIDEO_SUFFIXES | {TAR})
+        tars = [path for path in files if path.suffix.lower() == TAR]
+        found: list[VideoRef | LeftOut] = [VideoRef(path.name, path) for path in files if path.suffix.lower() != TAR]
+        found += [item for tar in tars for item in _in_tar(tar)]
+        found += others
     elif data.suffix.lower() == ".csv" and data.is_file():
-        refs = list(_in_list(data))
+        found = list(_in_list(data))
     else:
         raise VideoError(f"data must be a folder or a .csv list, got {data}{'' if data.exists() else ' (missing)'}")
-    if not refs:
+    sources = Sources(
+        [item for item in found if isinstance(item, VideoRef)], [item for item in found if isinstance(item, LeftOut)]
+    )
+    if not sources.videos:
         raise VideoError(f"data has no videos: {data}")
-    return refs
+    return sources
 
 
-def split_sources(config: TrainConfig) -> tuple[list[VideoRef], list[VideoRef]]:
-    """Videos to train on and held-out videos.
+def split_sources(config: TrainConfig) -> SplitSources:
+    """What a run trains on and what it is measured on.
 
     Raises:
         VideoError: as `find_sources`.
         ValueError: one of the two is empty.
     """
-    refs = find_sources(config.data)
+    found, left_out = find_sources(config.data)
+    refs = [ref for ref in found if not any(fnmatch(ref.name, pattern) for pattern in config.excluded)]
     matching = [ref for ref in refs if any(fnmatch(ref.name, pattern) for pattern in config.held_out)]
     names = {ref.name for ref in matching}
     training = [ref for ref in refs if ref.name not in names]
-    held_out = matching + (find_sources(config.validation) if config.validation else [])
+    validation = find_sources(config.validation) if config.validation else Sources([], [])
+    held_out = matching + validation.videos
     if not training or not held_out:
         raise ValueError(
             f"there must be videos to train on and held-out ones: {config.data} has {len(refs)} videos, "
             f"{len(matching)} of them match held_out = {list(config.held_out)}, validation is {config.validation}"
         )
     step = max(1, len(held_out) / config.held_out_clips)
-    return training, [held_out[int(i * step)] for i in range(min(len(held_out), config.held_out_clips))]
+    some = [held_out[int(i * step)] for i in range(min(len(held_out), config.held_out_clips))]
+    return SplitSources(training, some, left_out + validation.left_out)
 
 
-def _in_list(path: Path) -> Iterator[VideoRef]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        if reader.fieldnames not in (["path"], ["path", "start", "end"]):
-            raise VideoError(f"{path} must have the header path or path,start,end, got {reader.fieldnames}")
-        for row in reader:
-            try:
-                start, end = float(row.get("start") or 0), float(row["end"]) if row.get("end") else None
-                if None in row or not 0 <= start < (float("inf") if end is None else end):
-                    raise ValueError
-                file_path = path.parent / row["path"]
-            except (ValueError, TypeError):
-                raise VideoError(
-                    f"{path}, line {reader.line_num}: expected a path and seconds 0 <= start < end, got {row}"
-                ) from None
-            yield VideoRef(file_path.name, file_path, start, end)
+def _in_list(path: Path) -> Iterator[VideoRef | LeftOut]:
+    # Other programs write a byte order mark and spaces after commas; names may be any bytes.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+        try:
+            if reader.fieldnames not in (["path"], ["path", "start", "end"]):
+                raise VideoError(f"{path} must have the header path or path,start,end, got {reader.fieldnames}")
+            for row in reader:
+                yield _listed(row, path, reader.line_num)
+        except csv.Error as error:
+            raise VideoError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _in_tar(path: Path) -> Iterator[VideoRef]:
+def _listed(row: dict[str, str], path: Path, line: int) -> VideoRef | LeftOut:
+    try:
+        start, end = float(row.get("start") or 0), float(row["end"]) if row.get("end") else None
+        if None in row or not 0 <= start < (float("inf") if end is None else end):
+            raise ValueError
+        file_path = path.parent / row["path"]
+    except (ValueError, TypeError):
+        raise VideoError(f"{path}, line {line}: expected a path and seconds 0 <= start < end, got {row}") from None
+    if not file_path.is_file():
+        return LeftOut(file_path, f"listed in {path.name}, but it {not_a_file(file_path)}")
+    return VideoRef(file_path.name, file_path, start, end)
+
+
+def _in_tar(path: Path) -> Iterator[VideoRef | LeftOut]:
     try:
         with tarfile.open(path, "r:") as tar:  # uncompressed: members can be read in any order
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if member.isreg() and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                if member.isdir():
+                    continue
+                if reason := why_not_wanted(name) or (None if member.isreg() else "not a regular file"):
+                    yield LeftOut(path / member.name, reason)
+                else:
                     yield VideoRef(name, path, member=(member.offset_data, member.size))
     except tarfile.TarError as error:
         raise VideoError(f"{path} cannot be read as an uncompressed tar: {error}") from None

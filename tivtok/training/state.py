@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from tivtok.checkpoints import write_tensors
+from tivtok.files import utf8_path
 
 _GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SHARE = StateDictOptions(full_state_dict=True)
@@ -96,7 +97,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
         ValueError: it is none of these.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
             counts = {name: int(count) for name, count in (file.metadata() or {}).items()}
             if not counts.keys() >= COUNTS:
                 raise ValueError(f"it must count {sorted(COUNTS)}")

@@ -88,6 +88,7 @@ class Trainer:
         config = self.config
         torch.manual_seed(int(generator(config.seed, Purpose.MODEL, step).integers(2**62)))
         frames, draws = self._draw(step, video)
+        siblings = bool(generator(config.seed, Purpose.SIBLINGS, step).random() < config.siblings)
         rate = schedule(step, config)
         adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
 
@@ -95,7 +96,7 @@ class Trainer:
         parts = list(zip(video.chunk(config.accumulate), draws[0].chunk(config.accumulate), strict=True))
         for number, (clips, clip_draws) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                output, its_terms = self._backward(clips, frames, clip_draws, adversary, share=1 / len(parts))
+                output, its_terms = self._backward(clips, siblings, frames, clip_draws, adversary, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
         means = {name: torch.stack([x[name] for x in terms]).mean() for name in terms[0]}
@@ -177,12 +178,18 @@ class Trainer:
         return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
 
     def _backward(
-        self, video: Tensor, frames: Tensor, draws: Tensor, adversary: Adversary | None, share: float
+        self,
+        video: Tensor,
+        siblings: bool,
+        frames: Tensor,
+        draws: Tensor,
+        adversary: Adversary | None,
+        share: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add ``share`` of the gradient for some clips to the model's; their reconstruction and the terms, detached."""
         config = self.config
         with self.autocast():
-            reconstruction = self.model(video).float()
+            reconstruction = self.model(video, siblings).float()
             output = reconstruction.detach().requires_grad_()
             terms = reconstruction_terms(output, video, frames, self.perceptual, config)
         total = torch.stack(list(terms.values())).sum()

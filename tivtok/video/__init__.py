@@ -1,19 +1,22 @@
 """Video files in and out, streamed: frames are uint8 RGB (H, W, 3), the model's video float (3, F, H, W) in [-1, 1].
 
 What comes back, by rule:
-- Every stored frame once, in the order shown. Frames of variable duration become evenly spaced at the average rate.
-- Rotation from the file's display matrix is applied (in quarter turns). Pixels count as square.
+- Every stored frame once, in the order shown; an empty packet, which repeats a frame, gives none. Frames of variable
+  duration become evenly spaced, at as many per second as make the whole as long as it was. A file that keeps to its
+  nominal rate, up to what its timestamps are rounded to, has exactly that (`timing.py`).
+- Turned and mirrored as the file's display matrix or the picture's EXIF data says. Pixels count as square.
 - A file that ends early, or is damaged, gives all frames up to there and then an error that says how many there were.
+  Where the decoder makes up for damage, `VideoReader.damaged_frames` says so, and ``strict`` makes it an error.
 - Written: H.264, BT.709 colours; even sizes as yuv420p, which plays everywhere, odd sizes as yuv444p, since yuv420p has
   no odd sizes and no pixel is to be lost. Sound is left out unless asked for, then copied as it is from the first
-  audio track of a file, up to the end of the pictures.
+  audio track of a file, from the first picture to the end of the last, to within a packet of it.
 """
 
 from tivtok.video.audio import AudioCopy
 from tivtok.video.errors import AudioError, VideoError
-from tivtok.video.find import VIDEO_SUFFIXES, find_videos
-from tivtok.video.frames import fit, frames_to_video, resize, video_to_frames
-from tivtok.video.reader import VideoReader, upright
+from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, find_videos, search_folder
+from tivtok.video.frames import fit, frames_to_video, resize, to_float, video_to_frames
+from tivtok.video.reader import VideoReader
 from tivtok.video.writer import MAX_FPS, MIN_FPS, VideoWriter
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "AudioCopy",
     "AudioError",
+    "LeftOut",
     "VideoError",
     "VideoReader",
     "VideoWriter",
@@ -29,6 +33,7 @@ __all__ = [
     "fit",
     "frames_to_video",
     "resize",
-    "upright",
+    "search_folder",
+    "to_float",
     "video_to_frames",
 ]

@@ -8,7 +8,14 @@ from torch import Tensor
 
 def frames_to_video(frames: Tensor) -> Tensor:
     """uint8 (F, H, W, 3) -> float32 (3, F, H, W) in [-1, 1]."""
-    return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
+    return to_float(frames.permute(3, 0, 1, 2), torch.float32)
+
+
+def to_float(video: Tensor, dtype: torch.dtype) -> Tensor:
+    """Video of any shape in ``dtype``: floating point as it is, uint8 from 0..255 to [-1, 1]."""
+    if video.dtype == torch.uint8:
+        video = video.to(torch.promote_types(dtype, torch.float32)) / 127.5 - 1
+    return video.to(dtype)
 
 
 def video_to_frames(video: Tensor) -> Tensor:

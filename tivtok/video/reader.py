@@ -1,11 +1,10 @@
-"""Reading video files, one frame at a time."""
+"""Reading video files, one frame at a time or some of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -16,50 +15,83 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from tivtok.files import not_a_file
+from tivtok.video.decoding import Damage, Decoded, frames_from, whole_frames
 from tivtok.video.errors import VideoError
+from tivtok.video.opening import check_decodable, open_input
+from tivtok.video.orientation import upright
+from tivtok.video.part import FilePart
+from tivtok.video.timing import timeline
 
-# Matroska states how long a track is, and a file cut between two packets reads like a shorter one without this.
-MAX_MISSING_SECONDS = 0.5
+# Formats in which FFmpeg finds key frames by their time. Others are read from the start.
+SEEKABLE_FORMATS = frozenset({"asf", "avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mpegts", "ogg"})
 
-
-class _Damage(Exception):
-    """A file stops being readable; the message says how."""
+# So many frames before the wanted one a key frame is looked for, where one found at first comes after it.
+STEPS_BACK = (0, 16, 128, 1024)
 
 
 class VideoReader:
     """A video file. Iterating decodes it from the start, one frame at a time, as uint8 arrays (H, W, 3).
 
+    Args:
+        path: the file.
+        allow_truncated: let the frames just end where the file is damaged or ends early.
+        strict: make it an error, too, where the decoder has made up for damage.
+        member: offset and size in bytes of the video inside ``path``, where that is a tar.
+        threads: of the decoder, 0 is as many as there are cores.
+
     Attributes:
         height, width: of the frames as they come, rotation applied.
-        fps: average frames per second, None when the file does not say.
-        expected_frames: what the file's header promises, for progress bars; it may be wrong, or None.
+        timeline: when each frame is shown.
+        fps: frames per second, a Fraction: the nominal rate where the frames keep to it, or else frames over duration;
+            None when the file does not say.
+        expected_frames: by the file's packets, which may hold fewer or more.
+        num_read: how many frames the last iteration or `read` has given so far.
+        damaged_frames: the numbers of those among them that the decoder has made up in part or whole.
 
     Raises:
         VideoError: not a file, not a video, no video stream or no frames; while iterating: the file is damaged or ends
             early (unless ``allow_truncated``: then iteration just ends there), or the frame size changes.
     """
 
-    def __init__(self, path: str | os.PathLike[str], allow_truncated: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        allow_truncated: bool = False,
+        *,
+        strict: bool = False,
+        member: tuple[int, int] | None = None,
+        threads: int = 0,
+    ) -> None:
         self.path = Path(path)
         self.allow_truncated = allow_truncated
+        self.strict = strict
+        self.member = member
+        self.threads = threads
+        self.num_read = 0
+        self.damaged_frames: list[int] = []
         with self._open() as container:
-            stream = _video_stream(container)
-            self.fps = stream.average_rate or stream.guessed_rate
-            self.expected_frames = stream.frames or _frames_in(container.duration, self.fps)
-            first = next(self._decode(container, stream), None)
+            self.timeline = timeline(container, self._stream(container))
+        with self._open() as container:
+            first = next(self._decode(container), None)
         if first is None:
             raise VideoError(f"{self.path} has no video frames")
-        self.height, self.width = first.shape[:2]
+        self.height, self.width = upright(first.frame, first.origin.exif).shape[:2]
+        self.timeline = self.timeline.starting_at(self.timeline.number_of(first.origin.time) or 0)
+
+    @property
+    def fps(self) -> Fraction | None:
+        return self.timeline.rate
+
+    @property
+    def expected_frames(self) -> int:
+        return len(self.timeline)
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        self.num_read, self.damaged_frames = 0, []
         with self._open() as container:
-            for index, frame in enumerate(self._decode(container, _video_stream(container))):
-                if frame.shape[:2] != (self.height, self.width):
-                    raise VideoError(
-                        f"{self.path} changes its frame size from {self.width}x{self.height} "
-                        f"to {frame.shape[1]}x{frame.shape[0]} at frame {index}"
-                    )
-                yield frame
+            for number, decoded in enumerate(self._decode(container)):
+                yield self._picture(number, decoded)
 
     def chunks(self, num_frames: int) -> Iterator[Tensor]:
         """The frames as uint8 tensors (num_frames, H, W, 3); the last one may be shorter."""
@@ -72,11 +104,88 @@ class VideoReader:
         if chunk:
             yield torch.from_numpy(np.stack(chunk))
 
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        """The frames with these numbers, ascending, uint8 (n, H, W, 3); fewer where the file ends before the last.
+
+        Where timestamps tell the frames apart, decoding begins at a key frame shortly before the first.
+
+        Raises:
+            VideoError: as while iterating, or the file ends before the first of them.
+        """
+        try:
+            return self._pick(self._numbered_from(numbers[0]), numbers)
+        except (_NotInOrder, Damage, av.FFmpegError):
+            return self._pick(self._numbered_from(0), numbers)
+
+    def damage(self) -> str:
+        """What ``damaged_frames`` says, in a line; empty where nothing is damaged."""
+        if not self.damaged_frames:
+            return ""
+        first = self.damaged_frames[0]
+        return (
+            f"{self.path} is damaged: {len(self.damaged_frames)} of {self.num_read} frames are made up in part or "
+            f"whole, the first is frame {first}{self.timeline.place(first)}"
+        )
+
+    def _pick(self, frames: Iterator[tuple[int, Decoded]], numbers: Sequence[int]) -> Tensor:
+        self.num_read, self.damaged_frames = 0, []
+        picked: list[np.ndarray] = []
+        for number, decoded in frames:
+            while len(picked) < len(numbers) and numbers[len(picked)] == number:
+                picked.append(self._picture(number, decoded))
+            if len(picked) == len(numbers):
+                break
+        if not picked:
+            raise VideoError(f"{self.path} has no frame {numbers[0]}")
+        return torch.from_numpy(np.stack(picked))
+
+    def _numbered_from(self, first: int) -> Iterator[tuple[int, Decoded]]:
+        """Frames and their numbers, from ``first`` or one before it on.
+
+        Raises:
+            _NotInOrder: while iterating: what comes out is not what the timestamps say.
+        """
+        with self._open() as container:
+            stream = self._stream(container)
+            if not (first and self.timeline.by_time and container.format.name in SEEKABLE_FORMATS):
+                yield from enumerate(self._decode(container))
+                return
+            for back in STEPS_BACK:
+                time = int(self.timeline.times[min(max(0, first - back), len(self.timeline) - 1)])
+                frames = frames_from(container, stream, time, self.threads)
+                decoded = next(frames, None)
+                number = None if decoded is None else self.timeline.number_of(decoded.origin.time)
+                if decoded is not None and number is not None and number <= first:
+                    break
+            else:
+                raise _NotInOrder
+            while decoded is not None:
+                if self.timeline.number_of(decoded.origin.time) != number:
+                    raise _NotInOrder
+                yield number, decoded
+                decoded, number = next(frames, None), number + 1
+
+    def _picture(self, number: int, decoded: Decoded) -> np.ndarray:
+        """A frame in RGB, upright, if it is as it must be."""
+        if decoded.damaged:
+            if self.strict:
+                place = self.timeline.place(number)
+                raise VideoError(f"{self.path} is damaged: frame {number}{place} is made up in part or whole")
+            self.damaged_frames.append(number)
+        picture = upright(decoded.frame, decoded.origin.exif)
+        if picture.shape[:2] != (self.height, self.width):
+            raise VideoError(
+                f"{self.path} changes its frame size from {self.width}x{self.height} "
+                f"to {picture.shape[1]}x{picture.shape[0]} at frame {number}"
+            )
+        self.num_read += 1
+        return picture
+
     def _open(self) -> InputContainer:
         if not self.path.is_file():
-            raise VideoError(f"{self.path} is {'not a file' if self.path.exists() else 'missing'}")
+            raise VideoError(f"{self.path} {not_a_file(self.path)}")
         try:
-            container = av.open(str(self.path))
+            container = open_input(self.path if self.member is None else FilePart(self.path, *self.member))
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{self.path} cannot be read as a video: {error.strerror}") from None
         if container.format.name == "tty":  # the format that any file named .txt has
@@ -84,69 +193,31 @@ class VideoReader:
             raise VideoError(f"{self.path} cannot be read as a video: it is text")
         return container
 
-    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[np.ndarray]:
-        """All frames in RGB, upright; then the error if the file is damaged."""
+    def _stream(self, container: InputContainer) -> VideoStream:
+        stream = video_stream(container)
+        if stream is None:
+            raise VideoError(f"{self.path} has no video stream")
+        check_decodable(stream)
+        return stream
+
+    def _decode(self, container: InputContainer) -> Iterator[Decoded]:
+        """All frames; then the error if the file is damaged."""
         count = 0
         try:
-            for frame in _whole_frames(container, stream):
+            for decoded in whole_frames(container, self._stream(container), self.threads):
                 count += 1
-                yield upright(frame)
-        except _Damage as damage:
+                yield decoded
+        except Damage as damage:
             if not self.allow_truncated:
                 raise VideoError(
                     f"{self.path} is truncated or damaged after {count} readable frames: {damage}"
                 ) from None
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover picture of a song
-            return stream
-    raise VideoError(f"{container.name} has no video stream")
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The first one that is not the cover picture of a song."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
-def _whole_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of all packets that are whole.
-
-    Raises:
-        _Damage: after the last of them, when the file ends early or a packet cannot be decoded.
-    """
-    stream.thread_type = "AUTO"
-    stated, end, damage = _stated_seconds(container, stream), 0.0, None
-    try:
-        for packet, following in pairwise(container.demux(stream)):
-            if packet.is_corrupt and not following.size:  # an empty packet comes last
-                damage = "it ends within a frame"
-            else:
-                end = max(end, float(((packet.pts or 0) + (packet.duration or 0)) * (packet.time_base or 0)))
-                yield from packet.decode()
-        if stated - end > MAX_MISSING_SECONDS:
-            damage = f"it states {stated:.2f} s and ends after {end:.2f} s"
-    except av.FFmpegError as error:
-        damage = error.strerror
-    try:
-        yield from stream.decode(None)  # what the decoder still holds
-    except av.FFmpegError as error:
-        damage = damage or error.strerror
-    if damage:
-        raise _Damage(damage)
-
-
-def _frames_in(duration: int | None, fps: Fraction | None) -> int | None:
-    return None if duration is None or fps is None else round(duration / av.time_base * fps)
-
-
-def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """Length of the track as a Matroska file states it ("00:00:01.600000000"), 0 where it does not."""
-    stated = stream.metadata.get("DURATION", "") if "matroska" in container.format.name else ""
-    try:
-        hours, minutes, seconds = stated.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except ValueError:
-        return 0.0
-
-
-def upright(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 (H, W, 3), turned as the display matrix says (rotation: degrees counter-clockwise, as np.rot90 turns)."""
-    rgb = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+class _NotInOrder(Exception):
+    """Frames come out in another order than their timestamps say, so only counting them tells them apart."""

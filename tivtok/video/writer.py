@@ -18,6 +18,7 @@ from torch import Tensor
 from tivtok.files import replacing
 from tivtok.video.audio import AudioCopy
 from tivtok.video.errors import AudioError, VideoError
+from tivtok.video.opening import file_url
 
 # Frame rates that H.264 files can state.
 MIN_FPS, MAX_FPS = 0.001, 100_000
@@ -66,13 +67,13 @@ class VideoWriter:
             try:
                 temporary = cleanup.enter_context(replacing(self.path))
                 options = {"movflags": "faststart"} if self.path.suffix in (".mp4", ".m4v", ".mov") else {}
-                self._container: OutputContainer = av.open(str(temporary), "w", options=options)
+                self._container: OutputContainer = av.open(file_url(temporary), "w", options=options)
                 cleanup.callback(self._close)
                 self._stream = self._add_stream()
                 self._audio = None
                 if self.audio_from is not None:
                     self._audio = cleanup.enter_context(AudioCopy(self.audio_from, self._container))
-            except AudioError:
+            except (AudioError, VideoError):
                 raise
             except (OSError, ValueError) as error:  # ValueError: no such container, or not for these codecs
                 raise VideoError(f"{self.path} cannot be written: {_reason(error)}") from None

@@ -11,7 +11,7 @@ from html import escape
 from PIL import Image
 from torch import Tensor
 
-from tivtok.files import replacing
+from tivtok.files import printable, replacing
 from tivtok.views.pictures import timeline
 
 TIMELINE_WIDTH = 960
@@ -54,6 +54,7 @@ def write_page(
     Raises:
         OSError: the file cannot be written.
     """
+    title = printable(title)
     sets = int(tiv_index.max()) + 1
     shared = (
         "one TIV set, shared by all" if sets == 1 else f"{sets} TIV sets; where the colour changes, so does the set"

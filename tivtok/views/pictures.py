@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tivtok.attention import SifLayout
-from tivtok.files import replacing
+from tivtok.files import printable, replacing
 
 GAP = 4
 FONT_SIZE = 14
@@ -73,6 +73,7 @@ def contact_sheet(
     Raises:
         OSError: the file cannot be written.
     """
+    title = printable(title)
     font = ImageFont.load_default(FONT_SIZE)
     frames, height, width, _ = next(iter(rows.values())).shape
     height, width = height * scale, width * scale

@@ -1,0 +1,194 @@
+// The library's C interface: which instruction set, which thread does what. It knows pointers and sizes alone;
+// arguments come as arrays of int64 in the order of the structures in params.h.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "params.h"
+
+namespace tivtok {
+
+extern const Variant portable;
+#if TIVTOK_X86
+extern const Variant avx2, avx512;
+#endif
+
+namespace {
+
+struct Choice {
+    const Variant* variant;
+    bool runs_here;
+};
+
+// From the least to the most demanding.
+std::vector<Choice> choices() {
+    std::vector<Choice> all = {{&portable, true}};
+#if TIVTOK_X86
+    __builtin_cpu_init();
+    const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    all.push_back({&avx2, fma});
+    all.push_back({&avx512, fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")});
+#endif
+    return all;
+}
+
+const Variant* best() {
+    const Variant* found = nullptr;
+    for (const Choice& choice : choices())
+        if (choice.runs_here) found = choice.variant;
+    return found;
+}
+
+std::atomic<const Variant*> chosen{best()};
+
+// A thread's scratch memory, kept for its next call unless it is large.
+class Scratch {
+  public:
+    float* reserve(int64_t floats) {
+        if (floats > held_) {
+            data_.reset(static_cast<float*>(std::aligned_alloc(64, round_up(floats, PANEL) * sizeof(float))));
+            if (!data_) throw std::bad_alloc();
+            held_ = floats;
+        }
+        return data_.get();
+    }
+    void shrink() {
+        if (held_ > KEPT) data_.reset(), held_ = 0;
+    }
+
+  private:
+    static constexpr int64_t KEPT = 4 << 20;
+    struct Free {
+        void operator()(float* p) const { std::free(p); }
+    };
+    std::unique_ptr<float, Free> data_;
+    int64_t held_ = 0;
+};
+
+thread_local Scratch scratch;
+
+// GOMP_parallel of the OpenMP runtime that the caller's process already uses, or null.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// Calls body(i) for i in [0, count) on up to `threads` threads, in no particular order; false if memory ran out.
+template <class Body>
+bool for_each(int64_t count, int64_t threads, Parallel parallel, const Body& body) {
+    struct Shared {
+        const Body& body;
+        int64_t count;
+        std::atomic<int64_t> next{0};
+        std::atomic<bool> failed{false};
+
+        static void work(void* data) {
+            Shared& shared = *static_cast<Shared*>(data);
+            try {
+                for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.count;)
+                    shared.body(i);
+            } catch (const std::bad_alloc&) {
+                shared.failed = true;
+            }
+            scratch.shrink();
+        }
+    } shared{body, count};
+
+    if (threads > count) threads = count;
+    if (threads <= 1) {
+        Shared::work(&shared);
+    } else if (parallel) {
+        parallel(Shared::work, &shared, static_cast<unsigned>(threads), 0);
+    } else {
+        std::vector<std::thread> others;
+        for (int64_t i = 1; i < threads; i++) others.emplace_back(Shared::work, &shared);
+        Shared::work(&shared);
+        for (std::thread& other : others) other.join();
+    }
+    return !shared.failed;
+}
+
+template <class Params>
+Params read(const int64_t* fields) {
+    static_assert(sizeof(Params) % sizeof(int64_t) == 0 && sizeof(void*) == sizeof(int64_t));
+    Params params;
+    std::memcpy(&params, fields, sizeof params);
+    return params;
+}
+
+}  // namespace
+}  // namespace tivtok
+
+using namespace tivtok;
+
+#define TIVTOK_EXPORT extern "C" __attribute__((visibility("default")))
+
+// int64 fields that forward and backward read.
+TIVTOK_EXPORT int64_t tivtok_cpu_forward_fields() { return sizeof(ForwardParams) / sizeof(int64_t); }
+TIVTOK_EXPORT int64_t tivtok_cpu_backward_fields() { return sizeof(BackwardParams) / sizeof(int64_t); }
+
+// Names of all variants, each followed by a space if this machine runs it, by an exclamation mark if not.
+TIVTOK_EXPORT void tivtok_cpu_variants(char* text, int64_t size) {
+    text[0] = 0;
+    for (const Choice& choice : choices()) {
+        std::strncat(text, choice.variant->name, size - std::strlen(text) - 1);
+        std::strncat(text, choice.runs_here ? " " : "!", size - std::strlen(text) - 1);
+    }
+}
+
+TIVTOK_EXPORT const char* tivtok_cpu_variant() { return chosen.load()->name; }
+
+// Uses the named variant from now on; 0 if there is none of that name that runs here.
+TIVTOK_EXPORT int tivtok_cpu_use(const char* name) {
+    for (const Choice& choice : choices())
+        if (choice.runs_here && std::strcmp(choice.variant->name, name) == 0) {
+            chosen = choice.variant;
+            return 1;
+        }
+    return 0;
+}
+
+// 0: done. 1: out of memory.
+TIVTOK_EXPORT int tivtok_cpu_forward(const int64_t* fields, double scale, int64_t threads, void* parallel) {
+    const auto params = read<ForwardParams>(fields);
+    const Variant& variant = *chosen.load();
+    const Plan& plan = params.plan;
+    const auto run = reinterpret_cast<Parallel>(parallel);
+    const int64_t key_heads = params.shape.heads / params.shape.group;
+    bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i) {
+        const Unit& unit = plan.units[i / key_heads];
+        float* const memory = scratch.reserve(variant.forward_scratch(params, unit));
+        variant.forward_unit(params, unit, i % key_heads, static_cast<float>(scale), memory);
+    });
+    done = done && for_each(plan.num_q_merges * params.shape.heads, threads, run, [&](int64_t i) {
+               float* const memory = scratch.reserve(round_up(params.shape.head_dim, PANEL) * SLOT_ROWS);
+               variant.forward_merge(params, plan.q_merges[i / params.shape.heads], i % params.shape.heads, memory);
+           });
+    return !done;
+}
+
+TIVTOK_EXPORT int tivtok_cpu_backward(const int64_t* fields, double scale, int64_t threads, void* parallel) {
+    const auto params = read<BackwardParams>(fields);
+    const Variant& variant = *chosen.load();
+    const Plan& plan = params.plan;
+    const auto run = reinterpret_cast<Parallel>(parallel);
+    const auto c = static_cast<float>(scale);
+    const int64_t heads = params.shape.heads, key_heads = heads / params.shape.group;
+    bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i) {
+        const Unit& unit = plan.units[i / key_heads];
+        float* const memory = scratch.reserve(variant.backward_scratch(params, unit));
+        variant.backward_unit(params, unit, i % key_heads, c, memory);
+    });
+    done = done && for_each(plan.num_q_merges * heads, threads, run,
+                            [&](int64_t i) { variant.merge_q(params, plan.q_merges[i / heads], i % heads, c); });
+    done = done && for_each((plan.num_k_merges + plan.num_frame_merges) * key_heads, threads, run, [&](int64_t i) {
+               const int64_t merge = i / key_heads;
+               const bool tiv = merge < plan.num_k_merges;
+               const Merge& rows = tiv ? plan.k_merges[merge] : plan.frame_merges[merge - plan.num_k_merges];
+               variant.merge_keys(params, rows, i % key_heads, c, tiv);
+           });
+    return !done;
+}

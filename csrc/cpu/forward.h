@@ -1,0 +1,337 @@
+// Forward of one unit: out and LSE of its frame rows, and the state of the clip's TIV rows over the keys it has.
+
+// Keys of a block. Its scores and values stay in the first two cache levels while all groups of rows pass over it.
+constexpr int64_t BLOCK_KEYS = 128;
+
+// Streaming softmax of a group of rows: maximum and sum in base 2, and sums of values (columns, WIDTH).
+struct State {
+    float *peak, *total, *sums;
+
+    static int64_t size(int64_t columns) { return (columns + 2) * WIDTH; }
+
+    explicit State(float* p) : peak(p), total(p + WIDTH), sums(p + 2 * WIDTH) {}
+    void clear(int64_t columns) const {
+        for (int i = 0; i < WIDTH; i++) peak[i] = -__builtin_inff();
+        clear_floats(total, (columns + 1) * WIDTH);
+    }
+};
+
+struct KeyBlock {
+    Panels keys, values;
+};
+
+// The subtrahend of a row's exponents: its maximum, or 0 where all scores are -inf.
+TIVTOK_INLINE Vec finite_peak(Vec peak) { return select(peak > splat(-__builtin_inff()), peak, Vec{}); }
+
+// Adds keys [first, end) of a block to the state of a group. `c` >= 0 brings scores to base 2.
+template <int V>
+__attribute__((noinline)) void attend(const float* queries, const KeyBlock& block, int64_t first, int64_t end,
+                                      int64_t columns, float c, const State& state, float* scores) {
+    Vec peak[V];
+    for (int v = 0; v < V; v++) peak[v] = splat(-__builtin_inff());
+    in_steps<ROWS>(first, end, [&](int64_t k, auto rows) {
+        constexpr int R = decltype(rows)::value;
+        Tile<R, V> tile;
+        dot(tile, queries, block.keys.at(k, 0), block.keys.capacity * PANEL, columns);
+        float* to = scores + (k - first) * WIDTH;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < V; v++) {
+                store(to + r * WIDTH + v * LANES, tile.x[r][v]);
+                peak[v] = max(tile.x[r][v], peak[v]);
+            }
+    });
+
+    Vec decay[V];
+    const int64_t count = end - first;
+    for (int v = 0; v < V; v++) {
+        const Vec before = load(state.peak + v * LANES), now = max(peak[v] * c, before);
+        const Vec base = finite_peak(now);
+        decay[v] = exp2(before - base);
+        store(state.peak + v * LANES, now);
+        float* s = scores + v * LANES;
+        Vec sum_even = Vec{}, sum_odd = Vec{};
+        int64_t k = 0;
+        for (; k + 2 <= count; k += 2, s += 2 * WIDTH) {
+            const Vec even = exp2(load(s) * c - base), odd = exp2(load(s + WIDTH) * c - base);
+            store(s, even), store(s + WIDTH, odd);
+            sum_even += even, sum_odd += odd;
+        }
+        if (k < count) {
+            const Vec even = exp2(load(s) * c - base);
+            store(s, even);
+            sum_even += even;
+        }
+        store(state.total + v * LANES, load(state.total + v * LANES) * decay[v] + (sum_even + sum_odd));
+    }
+
+    for (int64_t column = 0; column < columns; column += ROWS) {
+        Tile<ROWS, V> tile;
+        float* to = state.sums + column * WIDTH;
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < V; v++) tile.x[r][v] = load(to + r * WIDTH + v * LANES) * decay[v];
+        mix(tile, scores, block.values.at(first, column), count);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < V; v++) store(to + r * WIDTH + v * LANES, tile.x[r][v]);
+    }
+}
+
+// Writes out and LSE of a group of `count` rows. `rows`: room for (WIDTH, columns).
+template <int V>
+void finish(const ForwardParams& params, const State& state, int64_t row, int64_t count, int64_t head, int64_t columns,
+            float* rows) {
+    Vec inverse[V];
+    float lse[WIDTH];
+    for (int v = 0; v < V; v++) {
+        const Vec peak = load(state.peak + v * LANES), total = load(state.total + v * LANES);
+        const Vec all_hidden = splat(__builtin_nanf(""));  // no score above -inf: 0 / 0, as softmax has it
+        inverse[v] = select(peak > splat(-__builtin_inff()), 1.f / total, all_hidden);
+        store(lse + v * LANES, (peak + log2(total)) * splat(0.6931471805599453f));
+    }
+    transpose_out<V>(state.sums, inverse, count, columns, rows);
+    for (int64_t i = 0; i < count; i++) {
+        write_row(params.shape, params.shape.heads, params.out, row + i, head, rows + i * columns, PANEL, 1.f);
+        params.lse[(row + i) * params.shape.heads + head] = lse[i];
+    }
+}
+
+// Query rows of some heads, transposed group by group, and their states.
+class QueryRows {
+  public:
+    static int64_t scratch(int64_t rows, int64_t heads, int64_t columns, bool with_states) {
+        return heads * Groups(rows).count * (columns * WIDTH + (with_states ? State::size(columns) : 0));
+    }
+
+    QueryRows(int64_t rows, int64_t heads, int64_t columns, float* queries)
+        : groups_(rows), rows_(rows), heads_(heads), columns_(columns), queries_(queries) {}
+
+    void use_states(float* states, int64_t head_stride) { states_ = states, head_stride_ = head_stride; }
+
+    // `panels`: room for WIDTH rows.
+    void pack(const Shape& shape, const Tensor& q, int64_t first_head, int64_t row, float sign, const Panels& panels) {
+        for (int64_t h = 0; h < heads_; h++)
+            for (int64_t g = 0; g < groups_.count; g++) {
+                const int64_t start = groups_.first_row(g), count = size(g);
+                pack_rows(shape, q, first_head + h, row + start, count, panels, 0);
+                for_vectors(groups_.num_vectors(g), [&](auto vectors) {
+                    transpose_in<decltype(vectors)::value>(panels, 0, count, columns_, sign, queries(h, g));
+                });
+                state(h, g).clear(columns_);
+            }
+    }
+
+    void attend_all(const KeyBlock& block, int64_t first, int64_t end, float c, float* scores) const {
+        if (first >= end) return;
+        for (int64_t h = 0; h < heads_; h++)
+            for (int64_t g = 0; g < groups_.count; g++)
+                for_vectors(groups_.num_vectors(g), [&](auto vectors) {
+                    attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g),
+                                                     scores);
+                });
+    }
+
+    void finish_all(const ForwardParams& params, int64_t first_head, int64_t row, float* rows) const {
+        for (int64_t h = 0; h < heads_; h++)
+            for (int64_t g = 0; g < groups_.count; g++)
+                for_vectors(groups_.num_vectors(g), [&](auto vectors) {
+                    finish<decltype(vectors)::value>(params, state(h, g), row + groups_.first_row(g), size(g),
+                                                     first_head + h, columns_, rows);
+                });
+    }
+
+    State state(int64_t h, int64_t g) const { return State(states_ + h * head_stride_ + g * State::size(columns_)); }
+    int64_t size(int64_t g) const {
+        const int64_t end = groups_.first_row(g + 1);
+        return (end < rows_ ? end : rows_) - groups_.first_row(g);
+    }
+
+  private:
+    float* queries(int64_t h, int64_t g) const { return queries_ + (h * groups_.count + g) * columns_ * WIDTH; }
+
+    Groups groups_;
+    int64_t rows_, heads_, columns_;
+    float *queries_, *states_ = nullptr;
+    int64_t head_stride_ = 0;
+};
+
+// Where the state of a clip's TIV rows lies in a workspace.
+TIVTOK_INLINE float* slot_states(const ForwardParams& params, int64_t slot, int64_t num_tiv, int64_t head) {
+    const int64_t columns = round_up(params.shape.head_dim, PANEL), rows = round_up(num_tiv, SLOT_ROWS);
+    return params.part + (slot * params.shape.heads + head * rows) * (columns + 2);
+}
+
+// The keys a unit has in hand: TIV keys in blocks, the last of which goes on with keys of a frame.
+struct UnitKeys {
+    int64_t full_blocks, tail;  // of TIV keys
+
+    explicit UnitKeys(int64_t num_tiv) : full_blocks(num_tiv / BLOCK_KEYS), tail(num_tiv % BLOCK_KEYS) {}
+    int64_t blocks() const { return full_blocks + 2; }  // the shared one, and one for the frame alone
+};
+
+TIVTOK_INLINE bool has_tiv_rows(const Unit& unit) { return unit.self < unit.self_end || unit.tiv_sees_rows; }
+
+// Rows of the unit's largest frame.
+TIVTOK_INLINE int64_t most_rows(const Plan& plan, const Unit& unit) {
+    if (unit.frames == 1) return unit.row_end - unit.row;
+    int64_t most = 0;
+    for (int64_t f = 0; f < unit.frames; f++) {
+        const int64_t tokens = plan.frames[unit.frame + f].tokens;
+        most = tokens > most ? tokens : most;
+    }
+    return most;
+}
+
+int64_t forward_scratch(const ForwardParams& params, const Unit& unit) {
+    const int64_t columns = round_up(params.shape.head_dim, PANEL), group = params.shape.group;
+    const int64_t keys = UnitKeys(unit.num_tiv).blocks() * BLOCK_KEYS * columns * 2;
+    const int64_t frame_rows = QueryRows::scratch(most_rows(params.plan, unit), group, columns, true);
+    const int64_t tiv_rows = has_tiv_rows(unit) ? QueryRows::scratch(unit.num_tiv, group, columns, true) : 0;
+    return keys + frame_rows + tiv_rows + BLOCK_KEYS * WIDTH + columns * WIDTH;
+}
+
+class ForwardUnit {
+  public:
+    ForwardUnit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
+        : params_(params),
+          unit_(unit),
+          key_head_(key_head),
+          keys_(unit.num_tiv),
+          scratch_(scratch),
+          columns_(round_up(params.shape.head_dim, PANEL)),
+          group_(params.shape.group),
+          sign_(scale < 0 ? -1.f : 1.f),
+          c_((scale < 0 ? -scale : scale) * 1.4426950408889634f) {
+        blocks_ = take(keys_.blocks() * BLOCK_KEYS * columns_ * 2);
+        scores_ = take(BLOCK_KEYS * WIDTH);
+        rows_ = take(columns_ * WIDTH);
+    }
+
+    void run() {
+        pack_tiv_keys();
+        const bool with_tiv_rows = has_tiv_rows(unit_);
+        QueryRows tiv(unit_.num_tiv, group_, columns_, nullptr);
+        if (with_tiv_rows) {
+            tiv = query_rows(unit_.num_tiv, unit_.q_slot < 0);
+            if (unit_.q_slot >= 0) {
+                const int64_t head_stride = round_up(unit_.num_tiv, SLOT_ROWS) * (columns_ + 2);
+                tiv.use_states(slot_states(params_, unit_.q_slot, unit_.num_tiv, first_head()), head_stride);
+            }
+            tiv.pack(params_.shape, params_.q, first_head(), unit_.tiv_row, sign_, row_panels());
+            for (int64_t b = 0; b <= keys_.full_blocks; b++) {
+                const int64_t from = unit_.self - b * BLOCK_KEYS, to = unit_.self_end - b * BLOCK_KEYS;
+                const int64_t held = b < keys_.full_blocks ? BLOCK_KEYS : keys_.tail;
+                tiv.attend_all(block(b), from > 0 ? from : 0, to < held ? to : held, c_, scores_);
+            }
+        }
+        float* const frame_scratch = scratch_;
+        for (int64_t f = 0; f < unit_.frames; f++, scratch_ = frame_scratch)
+            run_frame(params_.plan.frames[unit_.frame + f], tiv);
+        if (with_tiv_rows && unit_.q_slot < 0) tiv.finish_all(params_, first_head(), unit_.tiv_row, rows_);
+    }
+
+  private:
+    float* take(int64_t floats) {
+        float* const p = scratch_;
+        scratch_ += floats;
+        return p;
+    }
+    int64_t first_head() const { return key_head_ * group_; }
+    Panels row_panels() const { return {rows_, WIDTH}; }
+    KeyBlock block(int64_t b) const {
+        float* const keys = blocks_ + b * BLOCK_KEYS * columns_ * 2;
+        return {{keys, BLOCK_KEYS}, {keys + BLOCK_KEYS * columns_, BLOCK_KEYS}};
+    }
+    QueryRows query_rows(int64_t rows, bool own_states) {
+        const int64_t queries = QueryRows::scratch(rows, group_, columns_, false);
+        QueryRows result(rows, group_, columns_, take(queries));
+        if (own_states) {
+            const int64_t head_stride = Groups(rows).count * State::size(columns_);
+            result.use_states(take(group_ * head_stride), head_stride);
+        }
+        return result;
+    }
+    void pack_keys(const Tensor& k, const Tensor& v, int64_t first, int64_t count, const KeyBlock& to, int64_t row) {
+        pack_rows(params_.shape, k, key_head_, first, count, to.keys, row);
+        pack_rows(params_.shape, v, key_head_, first, count, to.values, row);
+    }
+    void pack_tiv_keys() {
+        for (int64_t b = 0; b <= keys_.full_blocks; b++) {
+            const int64_t held = b < keys_.full_blocks ? BLOCK_KEYS : keys_.tail;
+            pack_keys(params_.k_tiv, params_.v_tiv, unit_.tiv_key + b * BLOCK_KEYS, held, block(b), 0);
+        }
+    }
+
+    void run_frame(const Frame& frame, const QueryRows& tiv) {
+        const int64_t first = unit_.frames == 1 ? unit_.row : 0;
+        const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
+        QueryRows own = query_rows(end - first, true);
+        own.pack(params_.shape, params_.q, first_head(), frame.row + first, sign_, row_panels());
+        for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, scores_);
+
+        // The block that the TIV keys left unfinished, then blocks of this frame's keys alone.
+        int64_t held = keys_.tail;
+        for (int64_t key = 0; key < frame.tokens; held = 0) {
+            const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
+            const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
+            pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
+            own.attend_all(here, 0, held + count, c_, scores_);
+            if (unit_.tiv_sees_rows) {
+                const int64_t from = first - key, to = end - key;
+                tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, scores_);
+            }
+            key += count;
+        }
+        own.finish_all(params_, first_head(), frame.row + first, rows_);
+    }
+
+    const ForwardParams& params_;
+    const Unit& unit_;
+    int64_t key_head_;
+    UnitKeys keys_;
+    float* scratch_;
+    int64_t columns_, group_;
+    float sign_, c_;
+    float *blocks_, *scores_, *rows_;
+};
+
+void forward_unit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {
+    ForwardUnit(params, unit, key_head, scale, scratch).run();
+}
+
+// Joins the states that several units have of the same TIV rows. `scratch`: room for (WIDTH, columns).
+template <int V>
+void join_states(const State& into, const State& other, int64_t columns) {
+    for (int v = 0; v < V; v++) {
+        float *peak = into.peak + v * LANES, *total = into.total + v * LANES;
+        const Vec a = load(peak), b = load(other.peak + v * LANES), now = max(a, b);
+        const Vec base = finite_peak(now), weight_a = exp2(a - base), weight_b = exp2(b - base);
+        store(peak, now);
+        store(total, load(total) * weight_a + load(other.total + v * LANES) * weight_b);
+        for (int64_t c = 0; c < columns; c++) {
+            float* sums = into.sums + c * WIDTH + v * LANES;
+            store(sums, load(sums) * weight_a + load(other.sums + c * WIDTH + v * LANES) * weight_b);
+        }
+    }
+}
+
+void forward_merge(const ForwardParams& params, const Merge& merge, int64_t head, float* scratch) {
+    const int64_t columns = round_up(params.shape.head_dim, PANEL);
+    QueryRows first(merge.length, 1, columns, nullptr);
+    first.use_states(slot_states(params, merge.slot, merge.length, head), 0);
+    const Groups groups(merge.length);
+    for (int64_t s = 1; s < merge.slots; s++) {
+        QueryRows other(merge.length, 1, columns, nullptr);
+        const int64_t slot = merge.slot + s * round_up(merge.length, SLOT_ROWS);
+        other.use_states(slot_states(params, slot, merge.length, head), 0);
+        for (int64_t g = 0; g < groups.count; g++)
+            for_vectors(groups.num_vectors(g), [&](auto vectors) {
+                join_states<decltype(vectors)::value>(first.state(0, g), other.state(0, g), columns);
+            });
+    }
+    first.finish_all(params, head, merge.row, scratch);
+}

@@ -1,0 +1,34 @@
+// The body of a translation unit: one instruction set's kernels, from TIVTOK_LANES, TIVTOK_REGISTERS and its name.
+// Everything is in an unnamed namespace, so that the linker cannot put code for one machine in another's place.
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#include "params.h"
+
+namespace tivtok {
+namespace {
+// clang-format off: each builds on those before it
+#include "simd.h"
+#include "tiles.h"
+#include "rows.h"
+#include "forward.h"
+#include "backward.h"
+// clang-format on
+}  // namespace
+
+extern const Variant TIVTOK_VARIANT;
+#define TIVTOK_TEXT_(x) #x
+#define TIVTOK_TEXT(x) TIVTOK_TEXT_(x)
+const Variant TIVTOK_VARIANT = {TIVTOK_TEXT(TIVTOK_VARIANT),
+                                forward_scratch,
+                                forward_unit,
+                                forward_merge,
+                                backward_scratch,
+                                backward_unit,
+                                merge_q,
+                                merge_keys};
+}  // namespace tivtok

@@ -1,0 +1,111 @@
+"""The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer, in a program of its own (driver.cpp).
+
+It is also where the tile shapes of AVX-512 run: the same source, 16 lanes wide, compiled for the instructions at hand.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from error_budgets import Arithmetic
+from oracle import assert_within_budget, budgets, make_case, run
+from torch import Tensor
+
+from tivtok_kernels import SifLayout
+from tivtok_kernels.cpu import backend, plan
+
+HERE, SOURCES = Path(__file__).parent, Path(__file__).parents[2] / "csrc" / "cpu"
+LAYOUT = SifLayout.from_lengths([60, 0, 7, 131], [[140, 0, 9], [7, 13], [], [20]])
+WIDE = ["-mavx2", "-mfma"] if "AVX" in torch.backends.cpu.get_cpu_capability() else []
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cpu_engine")
+    flags = ["g++", "-std=c++17", "-O1", "-g1", "-Wno-psabi", "-pthread", "-DTIVTOK_X86=0", f"-I{SOURCES}"]
+    flags += ["-ffp-contract=fast", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    jobs = [(SOURCES / "avx512.cpp", [*WIDE, "-fno-sanitize=undefined"]), (SOURCES / "portable.cpp", [])]
+    jobs += [(HERE / "driver.cpp", [])]
+
+    def compile_one(job: tuple[Path, list[str]]) -> Path:
+        source, more = job
+        output = folder / f"{source.stem}.o"
+        subprocess.run([*flags, *more, "-c", source, "-o", output], check=True)
+        return output
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile_one, jobs))
+        subprocess.run([*flags, *objects, "-o", folder / "driver"], check=True)
+    except FileNotFoundError:
+        pytest.skip("needs g++")
+    return folder / "driver"
+
+
+class Recorder:
+    """Stands in for the library: sends each call to the driver and brings the results back into the tensors."""
+
+    def __init__(self, driver: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.driver, self.variant, self.buffers, self.calls = driver, variant, {}, 0
+        monkeypatch.setattr(backend, "_run", self.run)
+        for name in ("_strided", "_addresses"):
+            monkeypatch.setattr(backend, name, self.remembering(getattr(backend, name)))
+        monkeypatch.setattr(backend, "make_plan", self.make_plan)
+        monkeypatch.setattr(backend, "_load_error", lambda: None)
+
+    def remember(self, *tensors: Tensor | None) -> None:
+        for x in tensors:
+            if x is not None and x.numel():
+                assert x.is_contiguous()
+                self.buffers[x.data_ptr()] = x
+
+    def remembering(self, function):
+        def call(*tensors):
+            self.remember(*tensors)
+            return function(*tensors)
+
+        return call
+
+    def make_plan(self, layout: SifLayout, scope: str, most_rows: int) -> plan.Plan:
+        self.buffers.clear()
+        made = plan.make_plan(layout, scope, 96)
+        self.remember(*made[:5])
+        return made
+
+    def run(self, name: str, fields: tuple[int, ...], scale: float) -> None:
+        order = {address: -1 - i for i, address in enumerate(self.buffers)}
+        tensors = list(self.buffers.values())
+        bytes_of = [x.detach().view(torch.uint8).numpy().tobytes() for x in tensors]
+        numbers = [len(fields), *(order.get(field, field) for field in fields), len(tensors), *map(len, bytes_of)]
+        call = np.array(numbers, np.int64).tobytes() + b"".join(bytes_of)
+        command = [self.driver, self.variant, name.removeprefix("tivtok_cpu_"), str(scale), "3"]
+        done = subprocess.run(command, input=call, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        results, at = done.stdout, 0
+        for x, data in zip(tensors, bytes_of, strict=True):
+            part = np.frombuffer(results[at : at + len(data)], np.uint8).copy()
+            x.detach().view(torch.uint8).copy_(torch.from_numpy(part).view(x.view(torch.uint8).shape))
+            at += len(data)
+        self.calls += 1
+
+
+@pytest.mark.parametrize("variant", ["portable", "avx512"])
+@pytest.mark.parametrize("scope", ["clip", "tiv", "broadcast"])
+def test_no_access_out_of_bounds(driver, variant, scope, monkeypatch):
+    monkeypatch.setattr(plan, "PAIRS_PER_UNIT", 3000)
+    plan.make_plan.cache_clear()
+    for dtype, head_dim in ((torch.float32, 40), (torch.bfloat16, 64), (torch.float16, 16)):
+        case = make_case(LAYOUT, scope, heads=2, kv_heads=1, head_dim=head_dim).to(dtype)
+        truth, budget = run(case.to(torch.float64), "reference"), budgets(case, Arithmetic.of("cpu", dtype))
+        with monkeypatch.context() as patch:
+            recorder = Recorder(driver, variant, patch)
+            got = run(case, "cpu")
+        assert recorder.calls == 2
+        for name in truth:
+            assert_within_budget(f"{name} in {dtype}", got[name], truth[name], budget[name])
+    plan.make_plan.cache_clear()

@@ -1,0 +1,50 @@
+"""The machine code of the CPU engine's product loops, read from its library: loads, broadcasts and products alone."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+
+import pytest
+
+from tivtok_kernels.cpu import backend
+
+if shutil.which("objdump") is None or not backend.LIBRARY.exists() or "avx2" not in backend.variants():
+    pytest.skip("needs objdump and the CPU engine for x86", allow_module_level=True)
+
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:bnd )?(\S+)\s*(.*)$")
+
+STACK = re.compile(r"\(%rsp|-0x[0-9a-f]+\(%rbp")
+
+
+def product_loops(register: str) -> list[list[tuple[str, str]]]:
+    """Innermost loops with at least 8 products of these vectors, as (mnemonic, operands)."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(backend.LIBRARY)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = [(int(m[1], 16), m[2], m[3]) for m in map(INSTRUCTION.match, text.splitlines()) if m]
+    at = {address: i for i, (address, _, _) in enumerate(code)}
+    loops = []
+    for i, (address, name, operands) in enumerate(code):
+        target = re.match(r"[0-9a-f]+", operands) if name.startswith("j") else None
+        if target is None or int(target[0], 16) >= address or int(target[0], 16) not in at:
+            continue
+        body = [(name, operands) for _, name, operands in code[at[int(target[0], 16)] : i]]
+        if any(name.startswith(("j", "call", "ret", "vpslld")) for name, _ in body):
+            continue  # not innermost, or the loop of exponentials
+        if sum(name.startswith("vfmadd") and register in operands for name, operands in body) >= 8:
+            loops.append(body)
+    return loops
+
+
+@pytest.mark.parametrize(("register", "accumulators"), [("ymm", 12), ("zmm", 24)])
+def test_product_loops_spill_nothing(register, accumulators):
+    loops = product_loops(register)
+    full = 0
+    for body in loops:
+        names = Counter(name for name, _ in body)
+        products = sum(count for name, count in names.items() if name.startswith("vfmadd"))
+        stores = [operands for name, operands in body if name.startswith("vmov") and operands.endswith(")")]
+        assert not stores, body
+        assert not any(STACK.search(operands) for name, operands in body if name[0] == "v"), body
+        full += products % accumulators == 0
+    assert full >= 6  # scores, gradients, sums of values, dQ, dV and dK at full height and width

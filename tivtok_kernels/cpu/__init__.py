@@ -1,0 +1,1 @@
+"""CPU backend: the C++ kernels of csrc/cpu (docs/kernels/cpu.md)."""

@@ -1,0 +1,164 @@
+"""CPU backend: the C++ kernels of csrc/cpu (docs/kernels/cpu.md), for all dtypes but float64.
+
+Importing this module does not load the library; the first question about it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.cpu.plan import Plan, make_plan
+from tivtok_kernels.problem import Call, Problem
+
+NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
+MAX_HEAD_DIM = 256
+
+LIBRARY = Path(__file__).with_name("engine" + sysconfig.get_config_var("EXT_SUFFIX"))
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ElementType of csrc/cpu/params.h
+
+# Query rows of a unit, all query heads of a key head together. The forward's state of that many rows stays in the
+# second-level cache; the backward writes partial gradients of a frame's keys for every piece that it cuts a frame into.
+_FORWARD_ROWS = 576
+_BACKWARD_ROWS = 2048
+
+_PANEL = 16  # columns are padded to a multiple of it
+
+
+def why_not(problem: Problem) -> str | None:
+    if problem.device.type != "cpu":
+        return f"it runs on CPU tensors, not on {problem.device.type} tensors"
+    if problem.dtype not in (None, *_TYPES):
+        return f"it computes in float32, which is not enough for {str(problem.dtype).removeprefix('torch.')}"
+    if problem.head_dim is not None and problem.head_dim > MAX_HEAD_DIM:
+        return f"head_dim must be at most {MAX_HEAD_DIM}, got {problem.head_dim}"
+    return _load_error()
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    q, k, v = call.q, call.k, call.v
+    heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
+    plan = make_plan(call.layout, call.scope, max(96, _FORWARD_ROWS * key_heads // heads))
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32)
+    part = torch.empty(plan.q_slots * heads * (columns + 2))
+    fields = (*_plan_and_shape(plan, call), *_strided(q, k, v, *call.tiv_or_own), *_addresses(out, lse, part))
+    _run("tivtok_cpu_forward", fields, call.scale)
+    return out, lse
+
+
+def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
+    q, k, v = call.q, call.k, call.v
+    k_tiv, v_tiv = call.tiv_or_own
+    heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
+    plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
+    grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, *(call.tiv or ()))]
+    part_q = torch.empty(plan.q_slots * heads * columns)
+    part_k = torch.empty(plan.k_slots * key_heads * 2 * columns)
+    part_frame = torch.empty(plan.frame_slots * key_heads * 2 * columns)
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
+    fields = (
+        *_plan_and_shape(plan, call),
+        *_strided(q, dout, k, v, k_tiv, v_tiv),
+        *_addresses(out, lse, dlse, *grads[:3], *(grads[3:] or grads[1:3]), part_q, part_k, part_frame),
+    )
+    _run("tivtok_cpu_backward", fields, call.scale)
+    return grads
+
+
+def variants() -> dict[str, bool]:
+    """The instruction sets that the library has kernels for, and whether this machine runs them."""
+    text = ctypes.create_string_buffer(256)
+    _library().tivtok_cpu_variants(text, len(text))
+    words = text.value.decode().replace("!", "! ").split()
+    return {word.removesuffix("!"): not word.endswith("!") for word in words}
+
+
+def variant() -> str:
+    """The instruction set in use."""
+    return _library().tivtok_cpu_variant().decode()
+
+
+def use_variant(name: str) -> None:
+    """Use the kernels of the named instruction set from now on, in the whole process.
+
+    Raises:
+        ValueError: there are none of that name, or this machine cannot run them.
+    """
+    _use(_library(), name, "name")
+
+
+def _use(library: ctypes.CDLL, name: str, source: str) -> None:
+    if not library.tivtok_cpu_use(name.encode()):
+        raise ValueError(f"{source} must be an instruction set that this machine and this build have, got {name!r}")
+
+
+def _padded(head_dim: int) -> int:
+    return -(-head_dim // _PANEL) * _PANEL
+
+
+def _plan_and_shape(plan: Plan, call: Call) -> tuple[int, ...]:
+    heads, head_dim = call.q.shape[1:]
+    return (*plan.fields, _TYPES[call.q.dtype], heads, heads // call.k.shape[1], head_dim)
+
+
+def _strided(*tensors: Tensor) -> list[int]:
+    return [n for x in tensors for n in (x.data_ptr(), *x.stride()[:2])]
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in tensors]
+
+
+def _run(name: str, fields: tuple[int, ...], scale: float) -> None:
+    array = (ctypes.c_int64 * len(fields))(*fields)
+    if getattr(_library(), name)(array, scale, torch.get_num_threads(), _parallel()):
+        raise MemoryError("the CPU attention kernels found no memory for their scratch space")
+
+
+@cache
+def _load_error() -> str | None:
+    if not LIBRARY.exists():
+        return NOT_BUILT
+    try:
+        _library()
+    except OSError as error:
+        return f"its library cannot be loaded: {error}"
+    return None
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(LIBRARY))
+    for name in ("tivtok_cpu_forward", "tivtok_cpu_backward"):
+        arguments = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int64, ctypes.c_void_p]
+        getattr(library, name).argtypes = arguments
+        getattr(library, f"{name}_fields").restype = ctypes.c_int64
+    library.tivtok_cpu_variants.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+    library.tivtok_cpu_variant.restype = ctypes.c_char_p
+    library.tivtok_cpu_use.argtypes = [ctypes.c_char_p]
+    if forced := os.environ.get("TIVTOK_CPU_VARIANT"):
+        _use(library, forced, "TIVTOK_CPU_VARIANT")
+    return library
+
+
+@cache
+def _parallel() -> int | None:
+    """GOMP_parallel of the OpenMP that torch itself runs on, so that both share one pool of threads.
+
+    None where torch was built without it: the engine then starts threads of its own.
+    """
+    for library in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu.*")):
+        try:
+            return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None

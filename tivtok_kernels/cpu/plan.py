@@ -1,0 +1,164 @@
+"""What the CPU engine's threads do: units of work, and the merges of what several units have of the same rows.
+
+A unit is some frames of a clip, or some rows of one large frame, for one key head. It packs the clip's TIV keys once,
+then goes from frame to frame, and takes the TIV rows along over the keys of these frames. Where a clip has several
+units, each leaves what it has of the TIV rows (or keys) in a slot of a workspace; slots are added up in their order.
+
+Units depend on lengths alone, never on the number of threads: results are the same bit for bit for any number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels.layout import Scope, SifLayout
+
+# Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
+PAIRS_PER_UNIT = 1 << 17
+
+# Slots of TIV rows are rounded up to this many rows (SLOT_ROWS of csrc/cpu/params.h).
+SLOT_ROWS = 48
+
+
+class Plan(NamedTuple):
+    """Tables for csrc/cpu/params.h, int64, and how many rows the workspaces need.
+
+    Attributes:
+        units: (units, 13). frames: (frames, 2). q_merges, k_merges, frame_merges: (merges, 4).
+        q_slots, k_slots, frame_slots: rows of the workspaces of TIV rows, TIV keys and frame keys.
+        fields: the tables as the C structure `Plan` has them.
+    """
+
+    units: Tensor
+    frames: Tensor
+    q_merges: Tensor
+    k_merges: Tensor
+    frame_merges: Tensor
+    q_slots: int
+    k_slots: int
+    frame_slots: int
+    fields: tuple[int, ...]
+
+
+class _Span(NamedTuple):
+    """Frames of a clip that one unit takes, and the rows of them."""
+
+    frame: int
+    frames: int
+    row: int
+    row_end: int
+
+
+@lru_cache(maxsize=1024)
+def make_plan(layout: SifLayout, scope: Scope, most_rows: int) -> Plan:
+    """The plan of a layout, with at most about ``most_rows`` query rows of a frame per unit."""
+    builder = _Builder()
+    row = tiv_row = 0
+    for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
+        if scope != "broadcast":
+            tiv_row = row
+        row = builder.add_clip(num_tiv, frames, row + num_tiv * (scope != "broadcast"), tiv_row, scope, most_rows)
+        tiv_row += num_tiv
+    return builder.plan()
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.units: list[tuple[int, ...]] = []
+        self.frames: list[tuple[int, int]] = []
+        self.merges: dict[str, list[tuple[int, ...]]] = {"q": [], "k": [], "frame": []}
+        self.slots = {"q": 0, "k": 0, "frame": 0}
+
+    def add_clip(
+        self, num_tiv: int, lengths: tuple[int, ...], row: int, tiv_row: int, scope: Scope, most_rows: int
+    ) -> int:
+        """Add a clip whose frames start at ``row``; returns the row behind it."""
+        first_frame = len(self.frames)
+        for tokens in lengths:
+            if tokens:
+                self.frames.append((row, tokens))
+            row += tokens
+        frames = self.frames[first_frame:]
+        spans = _spans(num_tiv, [tokens for _, tokens in frames], most_rows)
+        if not spans and num_tiv:
+            spans = [_Span(0, 0, 0, 0)]
+
+        shared = len(spans) if scope == "clip" and num_tiv else 1  # units that TIV rows are in
+        q_slots = self._take("q", tiv_row, num_tiv, -(-num_tiv // SLOT_ROWS) * SLOT_ROWS, shared)
+        k_slots = self._take("k", tiv_row, num_tiv, num_tiv, len(spans)) if num_tiv else [-1] * len(spans)
+        for i, span in enumerate(spans):
+            frame_slot = -1
+            if span.frames == 1 and span.row_end - span.row < (tokens := frames[span.frame][1]):
+                if span.row == 0:
+                    pieces = sum(other.frame == span.frame for other in spans)
+                    frame_slots = iter(self._take("frame", frames[span.frame][0], tokens, tokens, pieces))
+                frame_slot = next(frame_slots)
+            here = i < shared and scope != "broadcast"
+            unit = [tiv_row, tiv_row, num_tiv, first_frame + span.frame, span.frames, span.row, span.row_end]
+            unit += [num_tiv * i // shared * here, num_tiv * (i + 1) // shared * here]
+            unit += [int(scope == "clip" and num_tiv > 0), q_slots[i] if here else -1, k_slots[i], frame_slot]
+            self.units.append(tuple(unit))
+        return row
+
+    def _take(self, kind: str, row: int, length: int, slot_rows: int, count: int) -> list[int]:
+        """Slots for ``count`` units' results of these rows, -1 where there is but one unit; the merge is noted."""
+        if count < 2:
+            return [-1] * count
+        first = self.slots[kind]
+        self.merges[kind].append((row, length, first, count))
+        self.slots[kind] = first + slot_rows * count
+        return [first + slot_rows * i for i in range(count)]
+
+    def plan(self) -> Plan:
+        # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
+        self.units.sort(key=self._pairs, reverse=True)
+        units, frames = _table(self.units, 13), _table(self.frames, 2)
+        q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
+        pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
+        slots = self.slots
+        fields = (*pointers, len(q), len(k), len(frame))
+        return Plan(units, frames, q, k, frame, slots["q"], slots["k"], slots["frame"], fields)
+
+    def _pairs(self, unit: tuple[int, ...]) -> int:
+        num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
+        tokens = [n for _, n in self.frames[frame : frame + frames]]
+        own = (row_end - row) * (num_tiv + tokens[0]) if frames == 1 else sum(n * (num_tiv + n) for n in tokens)
+        keys = row_end - row if frames == 1 else sum(tokens)
+        return own + num_tiv * (end - first + keys * sees_rows)
+
+
+def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
+    """Cut a clip: large frames into pieces of about equally many rows, small ones put together."""
+    spans: list[_Span] = []
+    first = pairs = 0
+    for i, n in enumerate(tokens):
+        pieces = -(-n // most_rows)
+        if pieces > 1:
+            if first < i:
+                spans.append(_whole(first, i, tokens))
+            cuts = [n * piece // pieces for piece in range(pieces + 1)]
+            spans += [_Span(i, 1, start, end) for start, end in pairwise(cuts)]
+            first, pairs = i + 1, 0
+            continue
+        pairs += n * (2 * num_tiv + n)
+        if pairs >= PAIRS_PER_UNIT:
+            spans.append(_whole(first, i + 1, tokens))
+            first, pairs = i + 1, 0
+    if first < len(tokens):
+        spans.append(_whole(first, len(tokens), tokens))
+    return spans
+
+
+def _whole(first: int, end: int, tokens: list[int]) -> _Span:
+    return _Span(first, end - first, 0, tokens[first] if end - first == 1 else 0)
+
+
+def _table(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+    with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
+        return torch.tensor(rows, dtype=torch.int64).view(-1, width)

@@ -1,0 +1,61 @@
+"""What operators of this package say when they are differentiated in a way that they cannot be: no silent zeros.
+
+Their formulas give first derivatives in reverse mode. Of forward mode (dual numbers, torch.func.jvp) and of derivatives
+of gradients (create_graph=True) torch knows nothing: it would take their results for constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transforms_active() -> bool:
+    """Whether dual numbers or transforms of torch.func may be about. Costs next to nothing."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def need_grad(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def refuse_transforms(function: str, backend: str, better: str, tensors: Sequence[Tensor | None]) -> None:
+    """For the autograd kernel of an operator, while `transforms_active`.
+
+    Raises:
+        NotImplementedError: one of its arguments is a dual number, or is differentiated by torch.func.
+    """
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        refused = "forward-mode derivative (dual numbers, torch.func.jvp)"
+    elif torch._C._are_functorch_transforms_active() and need_grad(tensors):
+        refused = "derivative by torch.func (torch.autograd.grad gives the same)"
+    else:
+        return
+    raise NotImplementedError(f'backend "{backend}" of {function} has no {refused}; "{better}" has one')
+
+
+def differentiable_once(
+    function: str, backend: str, better: str, operator: Callable[..., list[Tensor]], inputs: Sequence[Any]
+) -> list[Tensor]:
+    """``operator(*inputs)``, gradients that raise NotImplementedError when they are differentiated themselves."""
+    message = (
+        f'gradients that backend "{backend}" of {function} gives cannot be differentiated again (create_graph=True); '
+        f'those of "{better}" can'
+    )
+    return list(_Once.apply(message, operator, *inputs))
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, message: str, operator: Callable[..., list[Tensor]], *inputs: Any) -> tuple[Tensor, ...]:
+        ctx.message = message
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(operator(*inputs))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
