@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made import MILLISECOND, first_picture_and_tone, write_video
 
@@ -160,6 +160,7 @@ def test_pictures_and_sound_keep_their_place(
     sound: int,
 ) -> None:
     """Packets are copied whole, so sound is right to one of its packets, and where it may be cut to a last frame."""
+    assume((suffix, result) != (".webm", ".mov"))  # MOV holds no Opus
     folder = tmp_path_factory.mktemp("property")
     times = [start + sum(gaps[:i]) for i in range(len(gaps))]
     begin, end = start / 1000, (times[-1] + gaps[-1]) / 1000
