@@ -75,22 +75,22 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
 
 
 class Rows(NamedTuple):
-    """``count`` blocks of ``length`` rows of a packed tensor, ``distance`` rows apart (0: the same block for all)."""
+    """``num_blocks`` blocks of ``length`` rows of a packed tensor, ``distance`` rows apart (0: the same block for all)."""
 
     first: int
     length: int
-    count: int
+    num_blocks: int
     distance: int
 
     def view(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (count, length, ...)."""
-        size, stride = (self.count, self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
+        """(rows, ...) -> (num_blocks, length, ...)."""
+        size, stride = (self.num_blocks, self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
         return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
 
     def add(self, x: Tensor, blocks: Tensor) -> None:
-        """Add (count, length, ...); a block that is the same for all receives the sum."""
+        """Add (num_blocks, length, ...); a block that is the same for all receives the sum."""
         if self.distance == 0:
-            self._replace(count=1).view(x).add_(blocks.sum(0, keepdim=True))
+            self._replace(num_blocks=1).view(x).add_(blocks.sum(0, keepdim=True))
         else:
             self.view(x).add_(blocks)
 
