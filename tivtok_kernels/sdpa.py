@@ -75,7 +75,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
 
 
 class Rows(NamedTuple):
-    """``num_blocks`` blocks of ``length`` rows of a packed tensor, ``distance`` rows apart (0: the same block for all)."""
+    """``num_blocks`` blocks of ``length`` rows of a packed tensor, ``distance`` rows apart (0: one block for all)."""
 
     first: int
     length: int
