@@ -22,6 +22,7 @@ import subprocess
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -81,6 +82,7 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{home}/bin" if home else None)
 
 
+@cache
 def find_cxx() -> list[str] | None:
     """The command of a C++17 compiler with vector extensions, the first that compiles a probe."""
     with tempfile.TemporaryDirectory() as folder:

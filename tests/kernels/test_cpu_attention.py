@@ -260,3 +260,17 @@ def test_units_cover_the_mask_once(scope):
                 pairs += sum(r * (num_tiv + n) + sees_rows * num_tiv * r for r, n in zip(rows, tokens, strict=True))
                 pairs += num_tiv * (end - first)
             assert pairs == layout.area(scope)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_scratch_space_does_not_follow_the_default_dtype(small_units, dtype):
+    """The kernels write float32 to addresses: half the bytes would be written beyond their end."""
+    case = make_case(RAGGED, "clip")
+    before, expected = torch.get_default_dtype(), run(case, "cpu")
+    torch.set_default_dtype(dtype)
+    try:
+        got = run(case, "cpu")
+    finally:
+        torch.set_default_dtype(before)
+    for name, x in expected.items():
+        assert got[name].dtype == x.dtype and torch.equal(got[name], x)

@@ -6,7 +6,7 @@ import io
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from PIL import ExifTags, Image
 
 # Codecs whose packets are whole picture files, which may have EXIF data.
@@ -57,7 +57,8 @@ def orient(rgb: np.ndarray, matrix: Matrix) -> np.ndarray:
 
 def _display_matrix(frame: av.VideoFrame) -> Matrix:
     try:
-        data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
+        # Not `frame.side_data`: the frame keeps that one, which keeps the frame, and memory waits for the collector.
+        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     except ValueError:  # there is also a kind of data that PyAV has no name for: it still tells turns
         turns = round(frame.rotation / 90) % 4
         return tuple(EXIF_MATRICES[exif] for exif in (1, 8, 3, 6))[turns]

@@ -46,9 +46,9 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = call.q, call.k, call.v
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
     plan = make_plan(call.layout, call.scope, max(96, _FORWARD_ROWS * key_heads // heads))
-    out = torch.empty(q.shape, dtype=q.dtype)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32)
-    part = torch.empty(plan.q_slots * heads * (columns + 2))
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = _scratch(q, *q.shape[:2])
+    part = _scratch(q, plan.q_slots * heads * (columns + 2))
     fields = (*_plan_and_shape(plan, call), *_strided(q, k, v, *call.tiv_or_own), *_addresses(out, lse, part))
     _run("tivtok_cpu_forward", fields, call.scale)
     return out, lse
@@ -59,10 +59,10 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
     plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
-    grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v, *(call.tiv or ()))]
-    part_q = torch.empty(plan.q_slots * heads * columns)
-    part_k = torch.empty(plan.k_slots * key_heads * 2 * columns)
-    part_frame = torch.empty(plan.frame_slots * key_heads * 2 * columns)
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
+    part_q = _scratch(q, plan.q_slots * heads * columns)
+    part_k = _scratch(q, plan.k_slots * key_heads * 2 * columns)
+    part_frame = _scratch(q, plan.frame_slots * key_heads * 2 * columns)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
     fields = (
@@ -99,6 +99,11 @@ def use_variant(name: str) -> None:
 def _use(library: ctypes.CDLL, name: str, source: str) -> None:
     if not library.tivtok_cpu_use(name.encode()):
         raise ValueError(f"{source} must be an instruction set that this machine and this build have, got {name!r}")
+
+
+def _scratch(like: Tensor, *shape: int) -> Tensor:
+    """float32 whatever torch's default dtype and device are: the kernels are given its address alone."""
+    return like.new_empty(shape, dtype=torch.float32)
 
 
 def _padded(head_dim: int) -> int:

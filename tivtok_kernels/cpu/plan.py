@@ -161,4 +161,4 @@ def _whole(first: int, end: int, tokens: list[int]) -> _Span:
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
     with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
-        return torch.tensor(rows, dtype=torch.int64).view(-1, width)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, width)
