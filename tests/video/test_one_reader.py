@@ -55,7 +55,7 @@ NAMES = [*KINDS, "negative.mkv", "late_start.ts", "repeats.ogv", "a.tar"]
 def ref_of(path: Path, start: float = 0.0, end: float | None = None) -> VideoRef:
     member = None
     if path.suffix == ".tar":
-        (found,) = (ref for ref in find_sources(path.parent) if ref.path == path)
+        (found,) = (ref for ref in find_sources(path.parent).videos if ref.path == path)
         member = found.member
     return VideoRef(path.name, path, start, end, member)
 
