@@ -7,6 +7,7 @@ fewer; the numbers up to the next step's are left out.)
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -157,6 +158,8 @@ def training_batches(
             )
     size = config.model.native_size
     videos = VideosInMemory(refs, config.short_sides, size) if config.in_memory else VideosOnDisk(refs, size)
+    # Decoders that are garbage may have threads, which are not there in a forked worker that tries to free them.
+    gc.collect()
     return DataLoader(
         TrainingClips(videos, config),
         batch_sampler=_Share(config, first_step, rank, num_processes),
