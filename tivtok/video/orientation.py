@@ -58,7 +58,7 @@ def orient(rgb: np.ndarray, matrix: Matrix) -> np.ndarray:
 def _display_matrix(frame: av.VideoFrame) -> Matrix:
     try:
         # Not `frame.side_data`: the frame keeps that one, which keeps the frame, and memory waits for the collector.
-        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
+        data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg, call-overload]
     except ValueError:  # there is also a kind of data that PyAV has no name for: it still tells turns
         turns = round(frame.rotation / 90) % 4
         return tuple(EXIF_MATRICES[exif] for exif in (1, 8, 3, 6))[turns]
