@@ -9,13 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tivtok.chunks.sharing import TivSets
 from tivtok.model.config import TivTokConfig
+from tivtok.refinement import OnStep, check_refinable
+from tivtok.refinement import refine as improve
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens, TokensError
 from tivtok.tokens.format import check_finite
@@ -25,7 +28,14 @@ from tivtok.video import frames_to_video, video_to_frames
 KEPT_SETS = 8  # TIV sets whose keys and values a decoder holds on to
 
 
-def encode_stream(model: TivTok, chunks: Iterable[Tensor], tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
+def encode_stream(
+    model: TivTok,
+    chunks: Iterable[Tensor],
+    tiv_sets: TivSets = 1,
+    fps: float | None = None,
+    refine: int = 0,
+    on_step: OnStep = lambda done, total: None,
+) -> Tokens:
     """The tokens that ``model.encode`` gives for the whole video, holding one chunk of it at a time (Alg. 1).
 
     Args, Raises: as `encode_to_file`.
@@ -35,7 +45,7 @@ def encode_stream(model: TivTok, chunks: Iterable[Tensor], tiv_sets: TivSets = 1
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream.tivtok"
-        encode_to_file(model, chunks, path, tiv_sets, fps)
+        encode_to_file(model, chunks, path, tiv_sets, fps, "float32", refine, on_step)
         return Tokens.open(path)
 
 
@@ -47,18 +57,32 @@ def encode_to_file(
     tiv_sets: TivSets = 1,
     fps: float | None = None,
     dtype: Literal["float32", "float16"] = "float32",
+    refine: int = 0,
+    on_step: OnStep = lambda done, total: None,
 ) -> None:
     """Encode a video chunk by chunk, appending to a token file as it goes (see `TokenWriter`).
 
+    To refine tokens the frames are needed many times: meanwhile they are in an unnamed file in the same folder.
+
     Args:
         chunks: uint8 (f, H, W, 3) on the CPU, each of ``model.config.chunk_frames`` frames, the last may be shorter.
-        tiv_sets, fps: as in ``TivTok.encode``.
+        tiv_sets, fps, refine: as in ``TivTok.encode``.
         dtype: that tokens are stored in, as in ``Tokens.save``.
+        on_step: as in `tivtok.refinement.refine`.
 
     Raises:
-        ValueError: there are no chunks, a chunk before the last is shorter or longer, or ``tiv_sets`` does not fit.
+        ValueError: there are no chunks, a chunk before the last is shorter or longer, ``tiv_sets`` does not fit, or the
+            model's tokens cannot be refined.
         OSError, TokensError: the file cannot be written, or not with these tokens.
     """
+    if refine:
+        check_refinable(model.config, refine)
+        with tempfile.TemporaryFile(dir=Path(path).parent) as shelf:
+            tokens = encode_stream(model, _kept(chunks, shelf), tiv_sets, fps)
+            shape = (tokens.num_frames, tokens.height, tokens.width, 3)
+            frames = torch.from_numpy(np.memmap(shelf, np.uint8, "c", shape=shape))
+            improve(model, tokens, frames.permute(3, 0, 1, 2)[None], refine, on_step).save(path, dtype)
+        return
     checked = _checked(chunks, model.config.chunk_frames)
     videos = (frames_to_video(chunk.to(_device(model)))[None] for chunk in checked)
     with TokenWriter.create(path, dtype) as out:
@@ -97,6 +121,14 @@ def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = 
         check_finite("tv", tv, f"in frame groups {groups[0]} to {groups[-1]}")
         video = model.decode_groups(prepared(tiv_set), tv, [len(groups)], tokens.height, tokens.width)[0]
         yield video_to_frames(video[:, (where * per_group + run % per_group).to(video.device)]).cpu()
+
+
+def _kept(chunks: Iterable[Tensor], shelf: IO[bytes]) -> Iterator[Tensor]:
+    """Pass chunks on once their bytes are on the shelf."""
+    for chunk in chunks:
+        shelf.write(chunk.contiguous().numpy().data)
+        yield chunk
+    shelf.flush()
 
 
 def _checked(chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:

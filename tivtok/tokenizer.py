@@ -21,6 +21,8 @@ from tivtok.model.decoder import DECODERS, Prepared
 from tivtok.model.encoder import Encoder
 from tivtok.model.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.model.quantizer import SoftVQ
+from tivtok.refinement import check_refinable
+from tivtok.refinement import refine as improve
 from tivtok.tokens import TokenCollector, Tokens, TokensError
 from tivtok.video.frames import to_float
 
@@ -115,7 +117,7 @@ class TivTok(nn.Module):
             tiv = tiv.mean(dim=1, keepdim=True)
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
-    def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None) -> Tokens:
+    def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None, refine: int = 0) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).
 
         Args:
@@ -124,20 +126,25 @@ class TivTok(nn.Module):
             tiv_sets: how many TIV sets the chunks share: 1 is full reuse, one per chunk is none, "auto" ends chunks at
                 cuts and starts a new set where the content has changed too much (for a whole batch at once).
             fps: kept with the tokens, in frames per second.
+            refine: how many steps to improve the tokens by, through the decoder (`tivtok.refinement.refine`).
 
         Returns:
-            tokens in the dtype of the weights. They can be stored in any of `Tokens.save`'s, and `decode` takes tokens
-            of any floating dtype to that of the weights.
+            tokens in the dtype of the weights; refined ones in float32, or float64 if the weights are. They can be
+            stored in any of `Tokens.save`'s, and `decode` takes tokens of any floating dtype to that of the weights.
 
         Raises:
             TypeError: ``video`` is no tensor, or of another dtype.
             ValueError: ``video`` has another shape or is on another device than the weights, has values that are not
-                finite or beyond +-`LARGEST_VALUE`, or there are fewer chunks than ``tiv_sets``.
+                finite or beyond +-`LARGEST_VALUE`, there are fewer chunks than ``tiv_sets``, or the model's tokens
+                cannot be refined.
         """
         _check_video(video)
         _check_values(video, self._like.device)
-        tokens = TokenCollector()
-        return self.encode_into(tokens, video.split(self.config.chunk_frames, dim=2), tiv_sets, fps, at_once=None)
+        if refine:
+            check_refinable(self.config, refine)
+        chunks = video.split(self.config.chunk_frames, dim=2)
+        tokens = self.encode_into(TokenCollector(), chunks, tiv_sets, fps, at_once=None)
+        return improve(self, tokens, video, refine) if refine else tokens
 
     def encode_into(
         self,
