@@ -30,7 +30,7 @@ from tivtok.training.config import TrainConfig
 from tivtok.training.data import held_out_frames
 from tivtok.training.journal import read_log
 from tivtok.training.loop import CHECKPOINT_FOLDER
-from tivtok.training.sources import split_sources
+from tivtok.training.split import split_sources
 from tivtok.video import frames_to_video, video_to_frames
 
 OURS, RESAMPLING = "TivTok", "resampling"

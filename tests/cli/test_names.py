@@ -274,7 +274,7 @@ def test_one_picture_is_no_sequence(tmp_path: Path) -> None:
 
 
 def test_a_list_as_other_programs_write_it(clip: Path, tmp_path: Path) -> None:
-    from tivtok.training.sources import find_sources
+    from tivtok.video.sources import find_sources
 
     shutil.copy(clip, tmp_path / f"{LATIN1}.mp4")
     text = f"\ufeffpath, start, end\r\n{clip}, 0.04, 0.2\r\n{LATIN1}.mp4,,\r\n\r\ngone.mp4,,\r\n"

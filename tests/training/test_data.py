@@ -11,8 +11,9 @@ import torch
 
 from tivtok.training import TrainConfig
 from tivtok.training.data import MAX_UNREADABLE, TrainingClips, VideosInMemory, VideosOnDisk, training_batches
-from tivtok.training.sources import VideoRef, find_sources, split_sources
+from tivtok.training.split import split_sources
 from tivtok.video import VideoError
+from tivtok.video.sources import VideoRef, find_sources
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tivtok.training import TrainConfig
-from tivtok.training.clips import frame_indices, read_clip, read_video
-from tivtok.training.sources import VideoRef, find_sources, split_sources
+from tivtok.training.split import split_sources
 from tivtok.video import VideoError, VideoWriter
+from tivtok.video.clips import frame_indices, read_clip, read_video
+from tivtok.video.sources import VideoRef, find_sources
 
 FPS, FRAMES = 10, 40
 

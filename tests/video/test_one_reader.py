@@ -15,9 +15,9 @@ from tivtok.cli import main
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
-from tivtok.training.clips import frame_indices, read_clip, read_video
-from tivtok.training.sources import VideoRef, find_sources
 from tivtok.video import VideoError, VideoReader
+from tivtok.video.clips import frame_indices, read_clip, read_video
+from tivtok.video.sources import VideoRef, find_sources
 
 DATA = Path(__file__).parents[1] / "data" / "videos"
 TIMES = [100 + 40 * i for i in range(60)]
@@ -132,3 +132,15 @@ def test_damage_that_is_made_up_for_is_reported(
 
     read_video(VideoRef("lost", path))
     assert "1 of" in caplog.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("first, last", [(0, None), (17, 41), (41, None), (59, 60), (3, 3)])
+def test_a_run_of_frames_is_that_part_of_all(files: dict[str, Path], name: str, first: int, last: int | None) -> None:
+    reader = VideoReader(files[name], member=ref_of(files[name]).member)
+    every = list(reader)
+    if len(every) <= first:
+        pytest.skip("the file is shorter")
+    run = list(reader.frames(first, last))
+    assert len(run) == len(every[first:last]) == reader.num_read
+    assert all(np.array_equal(a, b) for a, b in zip(run, every[first:last], strict=True))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from tivtok.training.clips import read_video
-from tivtok.training.sources import VideoRef
 from tivtok.video import VideoReader, VideoWriter
+from tivtok.video.clips import read_video
 from tivtok.video.orientation import EXIF_MATRICES
+from tivtok.video.sources import VideoRef
 
 FOUR = np.kron(np.array([[250, 170], [90, 10]], np.uint8), np.ones((16, 24), np.uint8))  # a level for each quarter
 PICTURE = np.repeat(FOUR[:, :, None], 3, axis=2)

@@ -67,7 +67,7 @@ class TrainConfig:
 
     Attributes:
         output: folder of the run: checkpoint, logs, resumable state.
-        data: what to train on: a folder of videos or of WebDataset tars, or a CSV list (`tivtok.training.sources`).
+        data: what to train on: a folder of videos or of WebDataset tars, or a CSV list (`tivtok.video.sources`).
         model: the tokenizer, from the table ``[model]``: ``preset``, ``size`` and any field of `TivTokConfig`.
         steps: optimizer steps of the whole run.
         batch_size: clips per step over all processes.

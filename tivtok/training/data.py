@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tivtok.training.clips import frame_indices, read_clip, read_video
 from tivtok.training.collage import MAX_PIECES, lay_over
 from tivtok.training.config import TrainConfig
 from tivtok.training.randomness import Purpose, generator
-from tivtok.training.sources import VideoRef
 from tivtok.video import VideoError, fit, frames_to_video, resize
+from tivtok.video.clips import frame_indices, read_clip, read_video
+from tivtok.video.sources import VideoRef
 
 log = logging.getLogger(__name__)
 

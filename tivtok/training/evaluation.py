@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from tivtok.training.data import held_out_frames
-from tivtok.training.sources import VideoRef
 from tivtok.training.trainer import Trainer
 from tivtok.video import frames_to_video, video_to_frames
+from tivtok.video.sources import VideoRef
 
 NUM_SHOWN = 4
 

@@ -19,7 +19,7 @@ from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
 from tivtok.training.evaluation import Evaluation
 from tivtok.training.journal import Journal
-from tivtok.training.sources import split_sources
+from tivtok.training.split import split_sources
 from tivtok.training.state import load_state, part, save_state
 from tivtok.training.trainer import Trainer
 

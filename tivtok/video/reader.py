@@ -88,15 +88,26 @@ class VideoReader:
         return len(self.timeline)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        self.num_read, self.damaged_frames = 0, []
-        with self._open() as container:
-            for number, decoded in enumerate(self._decode(container)):
-                yield self._picture(number, decoded)
+        return self.frames()
 
-    def chunks(self, num_frames: int) -> Iterator[Tensor]:
-        """The frames as uint8 tensors (num_frames, H, W, 3); the last one may be shorter."""
+    def frames(self, first: int = 0, last: int | None = None) -> Iterator[np.ndarray]:
+        """The frames from number ``first`` on, up to ``last`` but without it.
+
+        Where timestamps tell the frames apart, decoding begins at a key frame shortly before the first.
+        """
+        self.num_read, self.damaged_frames = 0, []
+        expected = first
+        for number, decoded in self._all_from(first):
+            if last is not None and number >= last:
+                return
+            if number >= expected:
+                yield self._picture(number, decoded)
+                expected = number + 1
+
+    def chunks(self, num_frames: int, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
+        """The `frames` as uint8 tensors (num_frames, H, W, 3); the last one may be shorter."""
         chunk: list[np.ndarray] = []
-        for frame in self:
+        for frame in self.frames(first, last):
             chunk.append(frame)
             if len(chunk) == num_frames:
                 yield torch.from_numpy(np.stack(chunk))
@@ -138,6 +149,16 @@ class VideoReader:
         if not picked:
             raise VideoError(f"{self.path} has no frame {numbers[0]}")
         return torch.from_numpy(np.stack(picked))
+
+    def _all_from(self, first: int) -> Iterator[tuple[int, Decoded]]:
+        """`_numbered_from`, and once more from the start of the file where that gives up: some frames come twice."""
+        if first:
+            try:
+                yield from self._numbered_from(first)
+                return
+            except (_NotInOrder, Damage, av.FFmpegError):
+                pass
+        yield from self._numbered_from(0)
 
     def _numbered_from(self, first: int) -> Iterator[tuple[int, Decoded]]:
         """Frames and their numbers, from ``first`` or one before it on.

@@ -1,4 +1,4 @@
-"""Which videos a run has: found in a folder, in WebDataset tars, or listed in a CSV file."""
+"""Which videos there are: found in a folder, in WebDataset tars, or listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import csv
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tivtok.files import not_a_file
-from tivtok.training.config import TrainConfig
-from tivtok.video import VIDEO_SUFFIXES, LeftOut, VideoError, search_folder
-from tivtok.video.find import why_not_wanted
+from tivtok.video.errors import VideoError
+from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, search_folder, why_not_wanted
 
 TAR = ".tar"
 
@@ -40,14 +38,6 @@ class Sources(NamedTuple):
     """The videos of some data, in a fixed order, and what else is there."""
 
     videos: list[VideoRef]
-    left_out: list[LeftOut]
-
-
-class SplitSources(NamedTuple):
-    """Videos to train on and held-out videos, and what both were found among."""
-
-    training: list[VideoRef]
-    held_out: list[VideoRef]
     left_out: list[LeftOut]
 
 
@@ -79,30 +69,6 @@ def find_sources(data: Path) -> Sources:
     if not sources.videos:
         raise VideoError(f"data has no videos: {data}")
     return sources
-
-
-def split_sources(config: TrainConfig) -> SplitSources:
-    """What a run trains on and what it is measured on.
-
-    Raises:
-        VideoError: as `find_sources`.
-        ValueError: one of the two is empty.
-    """
-    found, left_out = find_sources(config.data)
-    refs = [ref for ref in found if not any(fnmatch(ref.name, pattern) for pattern in config.excluded)]
-    matching = [ref for ref in refs if any(fnmatch(ref.name, pattern) for pattern in config.held_out)]
-    names = {ref.name for ref in matching}
-    training = [ref for ref in refs if ref.name not in names]
-    validation = find_sources(config.validation) if config.validation else Sources([], [])
-    held_out = matching + validation.videos
-    if not training or not held_out:
-        raise ValueError(
-            f"there must be videos to train on and held-out ones: {config.data} has {len(refs)} videos, "
-            f"{len(matching)} of them match held_out = {list(config.held_out)}, validation is {config.validation}"
-        )
-    step = max(1, len(held_out) / config.held_out_clips)
-    some = [held_out[int(i * step)] for i in range(min(len(held_out), config.held_out_clips))]
-    return SplitSources(training, some, left_out + validation.left_out)
 
 
 def _in_list(path: Path) -> Iterator[VideoRef | LeftOut]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tivtok.training.sources import VideoRef
-from tivtok.video import VideoError, VideoReader
+from tivtok.video.errors import VideoError
+from tivtok.video.reader import VideoReader
+from tivtok.video.sources import VideoRef
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,15 @@ def _part(ref: VideoRef) -> tuple[VideoReader, np.ndarray]:
         raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error.strerror}") from None
     except VideoError as error:
         raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error}") from None
+    return reader, np.array(frames_of(reader, ref))
+
+
+def frames_of(reader: VideoReader, ref: VideoRef) -> range:
+    """The numbers of the frames of ``ref``, whose file ``reader`` reads, by its timestamps.
+
+    Raises:
+        VideoError: the file does not say when its frames are shown, or has none there.
+    """
     try:
         first = reader.timeline.first_from(ref.start) if ref.start else 0
         last = len(reader.timeline) if ref.end is None else reader.timeline.first_from(ref.end)
@@ -67,7 +77,7 @@ def _part(ref: VideoRef) -> tuple[VideoReader, np.ndarray]:
         raise VideoError(f"{ref.name} has no part from {ref.start} s to {ref.end} s: {error}") from None
     if first >= last:
         raise VideoError(f"{ref.name} has no frame from {ref.start} s on{f', before {ref.end} s' if ref.end else ''}")
-    return reader, np.arange(first, last)
+    return range(first, last)
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -1,0 +1,156 @@
+"""Encoding and decoding as functions of rows of a table, for engines that spread a table over machines.
+
+    ray.data.read_csv("clips.csv").map_batches(Encoder, fn_constructor_kwargs={"model": "tiny"}, ...)
+
+Both are called with a batch, columns by name, and return one; so they also run in a plain loop. They pickle as their
+settings and load the model where they are first called. A row that fails does not fail the batch: its ``error`` says
+what happened, and is "" otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tivtok.chunks.sharing import TivSets
+from tivtok.loading import load_model
+from tivtok.streaming import decode_stream, encode_stream
+from tivtok.tokenizer import TivTok
+from tivtok.tokens import Tokens
+from tivtok.tokens.rows import empty_row, from_row, to_row
+from tivtok.video.source import Source
+from tivtok.video.sources import VideoRef
+
+Batch = Mapping[str, Sequence[Any]]
+
+
+@dataclass
+class _WithModel:
+    model: str = "tiny"
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: the model does not travel."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def tokenizer(self) -> TivTok:
+        """The model, loaded when it is first asked for."""
+        if "_tokenizer" not in vars(self):
+            self._tokenizer = load_model(self.model, self.device, self.precision)
+        return self._tokenizer
+
+
+@dataclass
+class Encoder(_WithModel):
+    """Rows with the path of a video -> the same rows with its tokens.
+
+    Columns in: ``path``; where they are there, ``start`` and ``end`` in seconds (NaN or None: of the whole video),
+    ``offset`` and ``size`` in bytes of the video inside ``path`` (an uncompressed tar). Columns out: those, any others
+    as they came, those of `tivtok.tokens.rows.to_row`, ``error`` and ``warning`` (damage that a decoder has made up
+    for).
+
+    Attributes:
+        model, device, precision: as of `tivtok.loading.load_model`.
+        frame_size: "native", "source" or WIDTHxHEIGHT.
+        tiv_sets, refine: as in `TivTok.encode`.
+        dtype: of the tokens in the row.
+        strict: make damage that a decoder has made up for an error.
+        threads: of each video's decoder.
+    """
+
+    frame_size: str = "native"
+    tiv_sets: TivSets = 1
+    refine: int = 0
+    dtype: Literal["float16", "float32"] = "float16"
+    strict: bool = False
+    threads: int = 1
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """
+        Raises:
+            KeyError: there is no column ``path``.
+        """
+        made = [self._row(row) for row in _rows(batch, ("path",))]
+        return dict(batch) | {name: _column([row[name] for row in made]) for name in (made[0] if made else ())}
+
+    def encode(self, ref: VideoRef) -> tuple[Tokens, str]:
+        """One video's tokens, in float32, and a line on damage that a decoder has made up for, or "".
+
+        Raises:
+            VideoError: it cannot be read.
+            ValueError: it has fewer chunks than ``tiv_sets``, or a setting is wrong.
+        """
+        model = self.tokenizer
+        source = Source(ref, self.frame_size, model.config.native_size, strict=self.strict, threads=self.threads)
+        chunks = source.chunks(model.config.chunk_frames)
+        return encode_stream(model, chunks, self.tiv_sets, source.fps, self.refine), source.damage()
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        config = self.tokenizer.config
+        try:
+            tokens, warning = self.encode(_reference(row))
+            return to_row(tokens, self.dtype) | {"error": "", "warning": warning}
+        except (ValueError, OSError) as error:
+            nothing = empty_row(config.num_tiv, config.num_tv, config.latent_dim, self.dtype)
+            return nothing | {"error": str(error), "warning": ""}
+
+
+@dataclass
+class Decoder(_WithModel):
+    """Rows with tokens, as `Encoder` makes them -> the same rows with ``frames``, uint8 (F, H, W, 3), and ``error``.
+
+    A row that already has an ``error`` keeps it and gets no frames.
+
+    Attributes:
+        model, device, precision: as of `tivtok.loading.load_model`.
+    """
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        made = [self._row(row) for row in _rows(batch, ("tiv", "tv"))]
+        return dict(batch) | {name: _column([row[name] for row in made]) for name in (made[0] if made else ())}
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        nothing = np.zeros((0, 0, 0, 3), np.uint8)
+        if row.get("error"):
+            return {"frames": nothing, "error": row["error"]}
+        try:
+            frames = torch.cat(list(decode_stream(self.tokenizer, from_row(row)))).numpy()
+        except ValueError as error:
+            return {"frames": nothing, "error": str(error)}
+        return {"frames": frames, "error": ""}
+
+
+def _rows(batch: Batch, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for name in needed:
+        if name not in batch:
+            raise KeyError(f"a batch needs the columns {', '.join(needed)}, got {', '.join(batch)}")
+    for values in zip(*batch.values(), strict=True):
+        yield dict(zip(batch, values, strict=True))
+
+
+def _reference(row: dict[str, Any]) -> VideoRef:
+    path = Path(str(row["path"]))
+    start, end, offset, size = (_number(row.get(name)) for name in ("start", "end", "offset", "size"))
+    member = None if offset is None or size is None else (int(offset), int(size))
+    return VideoRef(path.name, path, start or 0.0, end, member)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """An array per row in a column of objects, anything else as numpy has it."""
+    if not isinstance(values[0], np.ndarray):
+        return np.array(values)
+    column = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        column[place] = value
+    return column

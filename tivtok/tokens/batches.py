@@ -1,0 +1,103 @@
+"""Tokens of several videos as one batch, and as one sequence for a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tivtok.tokens.format import TokensError
+from tivtok.tokens.tokens import Tokens
+
+# What a place of a `TokenSequence` holds.
+PADDING, TIV, TV = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Tokens of B videos as sequences of L places: TIV sets first, then TV tokens, frame group after frame group.
+
+    Attributes:
+        values: (B, L, D), zero where nothing is.
+        kind: (B, L) int64: `PADDING`, `TIV` or `TV`.
+        group: (B, L) int64: the TIV set or the frame group, from 0.
+        position: (B, L) int64: the place within it, from 0.
+        tiv_set: (B, L) int64: the TIV set that goes with the place; a TV token's is that of its frame group.
+    """
+
+    values: Tensor
+    kind: Tensor
+    group: Tensor
+    position: Tensor
+    tiv_set: Tensor
+
+
+def flatten(tokens: Tokens) -> TokenSequence:
+    """One sequence per video of a batch, without padding: L = S * N_TIV + T * N_TV."""
+    batch, sets, num_tiv, _ = tokens.tiv.shape
+    groups, num_tv = tokens.tv.shape[1:3]
+    device = tokens.tv.device
+
+    def columns(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, second]).to(device).expand(batch, -1)
+
+    set_numbers = torch.arange(sets, device=device).repeat_interleave(num_tiv)
+    group_numbers = torch.arange(groups, device=device).repeat_interleave(num_tv)
+    return TokenSequence(
+        values=torch.cat([tokens.tiv.flatten(1, 2), tokens.tv.flatten(1, 2)], dim=1),
+        kind=columns(torch.full_like(set_numbers, TIV), torch.full_like(group_numbers, TV)),
+        group=columns(set_numbers, group_numbers),
+        position=columns(torch.arange(num_tiv).repeat(sets), torch.arange(num_tv).repeat(groups)),
+        tiv_set=columns(set_numbers, tokens.tiv_index[group_numbers]),
+    )
+
+
+def unflatten(sequence: TokenSequence, like: Sequence[Tokens]) -> list[Tokens]:
+    """The inverse of `collate`: the tokens of each video, with the values of ``sequence``.
+
+    Args:
+        like: the videos that the sequence was made of, for all else that tokens have.
+
+    Raises:
+        TokensError: the sequence is of other videos.
+    """
+    if len(like) != len(sequence.values):
+        raise TokensError(f"the sequences are of {len(sequence.values)} videos, got {len(like)} to be like")
+    return [
+        _unflatten(values, kind, one) for values, kind, one in zip(sequence.values, sequence.kind, like, strict=True)
+    ]
+
+
+def collate(videos: Sequence[Tokens]) -> TokenSequence:
+    """Videos of any lengths as one batch of sequences, padded at their ends: a DataLoader's ``collate_fn``.
+
+    Raises:
+        TokensError: there are none, one of them is a batch, or they are of several models.
+    """
+    if not videos:
+        raise TokensError("there must be at least one video to collate")
+    models = {tokens.model_id for tokens in videos}
+    if len(models) > 1:
+        raise TokensError(f"the videos must be of one model, got tokens of {', '.join(sorted(models))}")
+    if any(tokens.tiv.shape[0] != 1 for tokens in videos):
+        raise TokensError("each of the videos must be one, got a batch")
+    parts = [flatten(tokens) for tokens in videos]
+    return TokenSequence(
+        *(
+            pad_sequence([getattr(part, name)[0] for part in parts], batch_first=True)
+            for name in ("values", "kind", "group", "position", "tiv_set")
+        )
+    )
+
+
+def _unflatten(values: Tensor, kind: Tensor, like: Tokens) -> Tokens:
+    tiv, tv = values[kind == TIV], values[kind == TV]
+    if tiv.numel() != like.tiv.numel() or tv.numel() != like.tv.numel():
+        raise TokensError(
+            f"the sequence has {len(tiv)} TIV and {len(tv)} TV tokens of {values.shape[1]} values, "
+            f"expected {like.num_tokens} like the video's"
+        )
+    return replace(like, tiv=tiv.view(like.tiv.shape), tv=tv.view(like.tv.shape))

@@ -1,0 +1,70 @@
+"""Tokens as a row of a table: arrays and plain values by column, for data engines and columnar files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from tivtok.tokens.format import FIELDS, TokensError, to_stored
+from tivtok.tokens.tokens import Tokens
+
+TENSOR_COLUMNS = ("tiv", "tv", "tiv_index", "chunk_frames")
+COLUMNS = (*TENSOR_COLUMNS, *FIELDS)
+
+
+def to_row(tokens: Tokens, dtype: str = "float16") -> dict[str, Any]:
+    """The columns of one video.
+
+    Returns:
+        ``tiv`` (S, N_TIV, D) and ``tv`` (T, N_TV, D) of ``dtype``, ``tiv_index`` (T,) and ``chunk_frames`` (K,) int64,
+        the latter with K = 0 where the tokens have none, all numpy; ``num_frames``, ``height``, ``width``, ``fps``
+        (NaN where the tokens have none), ``preset`` and ``model_id``.
+
+    Raises:
+        TokensError: the tokens are of several videos, or have values that ``dtype`` cannot hold.
+    """
+    if tokens.tiv.shape[0] != 1:
+        raise TokensError(f"a row holds one video, got tokens of {tokens.tiv.shape[0]}")
+    fields = {name: getattr(tokens, name) for name in FIELDS}
+    return {
+        "tiv": to_stored("tiv", tokens.tiv[0], dtype).numpy(),
+        "tv": to_stored("tv", tokens.tv[0], dtype).numpy(),
+        "tiv_index": tokens.tiv_index.cpu().numpy(),
+        "chunk_frames": np.array(tokens.chunk_frames or (), dtype=np.int64),
+        **fields,
+        "fps": np.nan if tokens.fps is None else tokens.fps,
+    }
+
+
+def empty_row(num_tiv: int, num_tv: int, latent_dim: int, dtype: str = "float16") -> dict[str, Any]:
+    """The columns of a video that has no tokens (it could not be read): arrays of the usual rank without entries."""
+    return {
+        "tiv": np.zeros((0, num_tiv, latent_dim), dtype),
+        "tv": np.zeros((0, num_tv, latent_dim), dtype),
+        "tiv_index": np.zeros(0, np.int64),
+        "chunk_frames": np.zeros(0, np.int64),
+        **{name: "" if kind is str else kind(0) for name, kind in FIELDS.items()},
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> Tokens:
+    """The inverse of `to_row`; other columns are ignored.
+
+    Returns:
+        tokens of the dtype that the row has.
+
+    Raises:
+        TokensError: a column is missing, or the row holds no tokens that fit one another.
+    """
+    missing = [name for name in COLUMNS if name not in row]
+    if missing:
+        raise TokensError(f"a row of tokens has the columns {', '.join(COLUMNS)}, this one lacks {', '.join(missing)}")
+    tiv, tv, index, lengths = (torch.from_numpy(np.array(row[name])) for name in TENSOR_COLUMNS)
+    fields = {name: kind(row[name]) for name, kind in FIELDS.items()}
+    if np.isnan(fields["fps"]):
+        fields["fps"] = None
+    chunk_frames = tuple(int(length) for length in lengths) or None
+    return Tokens(tiv[None], tv[None], index, **fields, chunk_frames=chunk_frames)
