@@ -19,7 +19,7 @@ test: .venv/test-ready
 
 # Numbers and streams once more, as older processors compute them: without AVX on one thread, then with AVX2 at most on all.
 # On a processor without AVX2, or an Arm one, torch says so and uses what there is.
-NUMERICS := $(addprefix tests/kernels/test_,attention.py error_budgets.py derivatives.py qk_prepare.py) tests/streaming tests/chunks
+NUMERICS := $(addprefix tests/kernels/test_,attention.py error_budgets.py derivatives.py prepare.py) tests/streaming tests/chunks
 test-processors: .venv/test-ready
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
 	    $(BIN)/python -m pytest $(NUMERICS)

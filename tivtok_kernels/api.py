@@ -11,8 +11,7 @@ from torch import Tensor
 from tivtok_kernels import backends, ops
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call, Problem
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from tivtok_kernels.tensors import check_dtype
 
 
 @overload
@@ -194,14 +193,13 @@ def available_backends(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     problem = Problem(torch.device(device), dtype, head_dim)
-    return {name: backends.why_not(name, problem) or "ok" for name in backends.NAMES}
+    return {name: backends.why_not(name, problem) or "ok" for name in backends.NAMES["attention"]}
 
 
 def _check_options(layout: SifLayout | None, backend: str, scale: float | None) -> None:
     if layout is not None and not isinstance(layout, SifLayout):
         raise TypeError(f"layout must be a SifLayout, got {type(layout).__name__}")
-    if backend != "auto" and backend not in backends.NAMES:
-        raise ValueError(f"backend must be one of {('auto', *backends.NAMES)}, got {backend!r}")
+    backends.check_name("attention", backend)
     if scale is not None and not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
 
@@ -211,8 +209,8 @@ def _check_tensors(**tensors: Tensor) -> None:
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x is first and x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        if x is first:
+            check_dtype(name, x)
         if x.dtype != first.dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {x.dtype}")
         if x.device != first.device:

@@ -1,40 +1,21 @@
-"""The torch.library operators: schema, fake kernel, autograd. Implementations are found at the call, in `backends`.
+"""The operators of attention. Which backend runs is decided at the call, by `backends`.
 
 The layout crosses the operator boundary as its ``lengths`` tensor, so that torch.compile traces one program for all
 lengths; the checks that need the numbers inside therefore live here, at run time.
-
-Written against `torch.library.Library` and not with the ``custom_op`` decorator, whose generic wrappers would add to
-the host time of every call.
 """
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tivtok_kernels import backends, derivatives
+from tivtok_kernels import backends, derivatives, operators
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call, Problem
-from tivtok_kernels.reference import accumulation_dtype
-
-_library = torch.library.Library("tivtok", "DEF")
-
-# q (N, H, D), k and v (M, Hk, D) -> out (N, H, D) and LSE (N, H). With scope "broadcast" q, k and v hold frame rows
-# alone and k_tiv and v_tiv the TIV rows; with the others they are None.
-_library.define(
-    "sif_attention(Tensor q, Tensor k, Tensor v, Tensor? k_tiv, Tensor? v_tiv, Tensor lengths, "
-    "str scope, float scale, str backend, bool deterministic) -> (Tensor, Tensor)"
-)
-# -> the gradients of q, k and v and, where they are given, of k_tiv and v_tiv.
-_library.define(
-    "sif_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? k_tiv, Tensor? v_tiv, "
-    "Tensor out, Tensor lse, Tensor lengths, "
-    "str scope, float scale, str backend, bool deterministic) -> Tensor[]"
-)
-sif_attention = torch.ops.tivtok.sif_attention.default
-sif_attention_backward = torch.ops.tivtok.sif_attention_backward.default
+from tivtok_kernels.tensors import accumulation_dtype
 
 
 def attend(call: Call, backend: str, deterministic: bool) -> tuple[Tensor, Tensor]:
@@ -71,8 +52,8 @@ def _run(call: Call, backend: str, deterministic: bool) -> tuple[Tensor, Tensor]
     check_rows(call.layout, q, call.k, None if call.tiv is None else call.tiv[0])
     if q.numel() == 0:
         return _empty_results(q)
-    module = backends.select(backend, Problem(q.device, q.dtype, q.shape[-1], deterministic))
-    return module.forward(call)
+    problem = Problem(q.device, q.dtype, q.shape[-1], deterministic)
+    return backends.select("attention", backend, problem).forward(call)
 
 
 def _backward(
@@ -91,18 +72,44 @@ def _backward(
     backend: str,
     deterministic: bool,
 ) -> list[Tensor]:
-    tiv = _tiv(k_tiv, v_tiv)
     if q.numel() == 0:
-        return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(tiv or ()))]
-    module = backends.select(backend, Problem(q.device, q.dtype, q.shape[-1], deterministic, "backward"))
-    return module.backward(Call(q, k, v, tiv, SifLayout.from_tensor(lengths), scope, scale), out, lse, dout, dlse)
+        return operators.zero_gradients(q, k, v, k_tiv, v_tiv)
+    call = Call(q, k, v, _tiv(k_tiv, v_tiv), SifLayout.from_tensor(lengths), scope, scale)
+    problem = Problem(q.device, q.dtype, q.shape[-1], deterministic, "backward")
+    return backends.select("attention", backend, problem).backward(call, out, lse, dout, dlse)
+
+
+def _fake_forward(q, k, v, k_tiv, v_tiv, lengths, scope, scale, backend, deterministic):
+    return _empty_results(q)
+
+
+def _fake_backward(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, lengths, scope, scale, backend, deterministic):
+    return operators.empty_gradients(q, k, v, k_tiv, v_tiv)
+
+
+# q (N, H, D), k and v (M, Hk, D) -> out (N, H, D) and LSE (N, H). With scope "broadcast" q, k and v hold frame rows
+# alone and k_tiv and v_tiv the TIV rows; with the others they are None.
+sif_attention = operators.define(
+    "sif_attention(Tensor q, Tensor k, Tensor v, Tensor? k_tiv, Tensor? v_tiv, Tensor lengths, "
+    "str scope, float scale, str backend, bool deterministic) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+)
+
+# -> the gradients of q, k and v and, where they are given, of k_tiv and v_tiv.
+sif_attention_backward = operators.define(
+    "sif_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? k_tiv, Tensor? v_tiv, "
+    "Tensor out, Tensor lse, Tensor lengths, "
+    "str scope, float scale, str backend, bool deterministic) -> Tensor[]",
+    _backward,
+    _fake_backward,
+)
 
 
 class _SifAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse = sif_attention(*inputs)
+        out, lse = operators.below_autograd(sif_attention, *inputs)
         ctx.save_for_backward(*inputs[:5], out, lse, inputs[5])
         ctx.options = inputs[6:]
         ctx.set_materialize_grads(False)
@@ -114,47 +121,22 @@ class _SifAttention(torch.autograd.Function):
         grads: list[Tensor | None] = []
         if dout is not None or dlse is not None:
             dout = torch.zeros_like(out) if dout is None else dout
-            grads += _backward_autograd(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, lengths, *ctx.options)
+            grads += _gradients(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, lengths, *ctx.options)
         return (*grads, *(None,) * (10 - len(grads)))
 
 
-def _autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
-    if derivatives.transforms_active():
-        derivatives.refuse_transforms("attention", inputs[8], "reference", inputs[:5])
-    if derivatives.need_grad(inputs[:5]):
-        return _SifAttention.apply(*inputs)
-    with torch._C._AutoDispatchBelowAutograd():
-        return sif_attention(*inputs)
+def _backward_once(*inputs: Any) -> list[Tensor]:
+    backend = inputs[12]
+    if backend == "reference":  # plain torch, which can be differentiated again
+        return _backward(*inputs)
+    return derivatives.differentiable_once("attention", backend, "reference", sif_attention_backward, inputs)
 
 
-def _backward_autograd(*inputs: Any) -> list[Tensor]:
-    tensors, backend = inputs[:9], inputs[12]
-    if derivatives.transforms_active():
-        derivatives.refuse_transforms("attention", backend, "reference", tensors)
-    if derivatives.need_grad(tensors):
-        if backend == "reference":
-            return _backward(*inputs)
-        return derivatives.differentiable_once("attention", backend, "reference", sif_attention_backward, inputs)
-    with torch._C._AutoDispatchBelowAutograd():
-        return sif_attention_backward(*inputs)
-
-
-_library.impl("sif_attention", _forward, "CompositeExplicitAutograd")
-_library.impl("sif_attention", _autograd, "Autograd")
-_library.impl("sif_attention_backward", _backward, "CompositeExplicitAutograd")
-_library.impl("sif_attention_backward", _backward_autograd, "Autograd")
-
-
-@torch.library.register_fake("tivtok::sif_attention", lib=_library)
-def _(q, k, v, k_tiv, v_tiv, lengths, scope, scale, backend, deterministic):
-    return _empty_results(q)
-
-
-@torch.library.register_fake("tivtok::sif_attention_backward", lib=_library)
-def _(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, lengths, scope, scale, backend, deterministic):
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, k_tiv, v_tiv) if x is not None
-    ]
+_NAMES = {"function": "attention", "better": "reference"}
+operators.set_derivative(sif_attention, _SifAttention.apply, tensors=5, backend=itemgetter(8), **_NAMES)
+_gradients = operators.set_derivative(
+    sif_attention_backward, _backward_once, tensors=9, backend=itemgetter(12), **_NAMES
+)
 
 
 def check_rows(layout: SifLayout, q: Tensor, k: Tensor, k_tiv: Tensor | None) -> None:

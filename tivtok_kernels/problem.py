@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
 
-Pass = Literal["forward", "backward"]
+Direction = Literal["forward", "backward"]
 
 
 class Problem(NamedTuple):
@@ -19,7 +19,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype | None = None
     head_dim: int | None = None
     deterministic: bool = False
-    kernel: Pass = "forward"
+    direction: Direction = "forward"
 
 
 class Call(NamedTuple):

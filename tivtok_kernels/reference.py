@@ -15,16 +15,12 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.tensors import accumulation_dtype
 
 
 def why_not(problem: Problem) -> str | None:
     """Runs wherever torch runs."""
     return None
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of LSE and softmax: float64 for float64 inputs, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:

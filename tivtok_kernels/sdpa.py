@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tivtok_kernels.layout import Scope, Segment, SifLayout
 from tivtok_kernels.problem import Call, Problem
-from tivtok_kernels.reference import accumulation_dtype
+from tivtok_kernels.tensors import accumulation_dtype
 
 
 def why_not(problem: Problem) -> str | None:

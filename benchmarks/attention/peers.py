@@ -39,7 +39,7 @@ class Peer(NamedTuple):
 
 def own_peers() -> list[Peer]:
     """Each backend of `tivtok_kernels`, whether or not it runs here."""
-    return [_own(name) for name in backends.NAMES]
+    return [_own(name) for name in backends.NAMES["attention"]]
 
 
 def own_name(backend: str) -> str:
@@ -48,8 +48,7 @@ def own_name(backend: str) -> str:
 
 def default_peer(case: Case, device: torch.device) -> str:
     """The peer that ``backend="auto"`` amounts to."""
-    chosen = backends.select("auto", Problem(device, case.dtype, case.head_dim))
-    return own_name(next(name for name in backends.NAMES if backends.load(name) is chosen))
+    return own_name(backends.choose("attention", "auto", Problem(device, case.dtype, case.head_dim)))
 
 
 def torch_peers() -> list[Peer]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PRODUCTS = {"forward": 2, "dkdv": 4, "dq": 3}
 
 # Kernels without products and without tiles of their own.
-HELPERS: tuple[Kernel, ...] = ("delta", "merge_outputs", "sum_gradients", "qk_prepare", "qk_prepare_backward")
+HELPERS: tuple[Kernel, ...] = ("delta", "merge_outputs", "sum_gradients", "prepare_qk", "prepare_qk_backward")
 
 GROUP = 4  # query heads per key head where a kernel sums over them
 

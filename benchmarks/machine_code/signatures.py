@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 
 from triton.runtime.jit import KernelInterface
 
-from tivtok_kernels.triton import backward, combine, configs, forward, launch, qk_prepare
+from tivtok_kernels.triton import backward, combine, configs, forward, launch, prepare
 from tivtok_kernels.triton.configs import Config
 from tivtok_kernels.triton.launch import Shape
 
 Kernel = Literal[
-    "forward", "dkdv", "dq", "delta", "merge_outputs", "sum_gradients", "qk_prepare", "qk_prepare_backward"
+    "forward", "dkdv", "dq", "delta", "merge_outputs", "sum_gradients", "prepare_qk", "prepare_qk_backward"
 ]
 
 FUNCTIONS: dict[Kernel, KernelInterface] = {
@@ -25,8 +25,8 @@ FUNCTIONS: dict[Kernel, KernelInterface] = {
     "delta": backward.delta_kernel,
     "merge_outputs": combine.merge_outputs_kernel,
     "sum_gradients": combine.sum_gradients_kernel,
-    "qk_prepare": qk_prepare.qk_prepare_kernel,
-    "qk_prepare_backward": qk_prepare.qk_prepare_backward_kernel,
+    "prepare_qk": prepare.prepare_qk_kernel,
+    "prepare_qk_backward": prepare.prepare_qk_backward_kernel,
 }
 
 # Arguments whose type does not follow that of the tensors; other names in capitals do, other names are integers.
@@ -66,13 +66,13 @@ def build(kernel: Kernel, shape: Shape, config: Config) -> Build:
             constants = {"D": shape.head_dim, "BLOCK_D": padded, "ROWS": backward.DELTA_ROWS, "HAS_DLSE": True}
         case "merge_outputs" | "sum_gradients":
             constants = launch.merge_constants(shape, config.block_q)
-        case "qk_prepare":
-            constants = {**qk_prepare.constants(shape.head_dim, qk_prepare.ELEMENTS, norm=True, rotate=True)}
-            options |= qk_prepare.OPTIONS
-        case "qk_prepare_backward":
-            elements = qk_prepare.BACKWARD_BYTES // (2 if shape.math == "half" else 4)
-            constants = {**qk_prepare.constants(shape.head_dim, elements, norm=True, rotate=True)}
-            options |= qk_prepare.OPTIONS
+        case "prepare_qk":
+            constants = {**prepare.constants(shape.head_dim, prepare.ELEMENTS, norm=True, rotate=True)}
+            options |= prepare.OPTIONS
+        case "prepare_qk_backward":
+            elements = prepare.BACKWARD_BYTES // (2 if shape.math == "half" else 4)
+            constants = {**prepare.constants(shape.head_dim, elements, norm=True, rotate=True)}
+            options |= prepare.OPTIONS
     return Build(function, signature, constants, options)
 
 

@@ -240,7 +240,7 @@ def test_kernels_are_launched_as_they_are_compiled(monkeypatch, tiv_apart):
     """Types, alignment, constants and options of every launch of a forward and a backward are those of the report."""
     pytest.importorskip("triton")
     from benchmarks.machine_code import signatures
-    from tivtok_kernels.triton import configs, launch, qk_prepare
+    from tivtok_kernels.triton import configs, launch, prepare
 
     launched = {}
 
@@ -252,7 +252,7 @@ def test_kernels_are_launched_as_they_are_compiled(monkeypatch, tiv_apart):
             return lambda *values, **named: launched.setdefault(self.kernel, (values, named))
 
     for kernel, function in signatures.FUNCTIONS.items():
-        module = qk_prepare if "qk" in kernel else launch
+        module = prepare if "qk" in kernel else launch
         monkeypatch.setattr(module, function.__name__, Recorder(kernel))
     layout = SifLayout.uniform(1, 64, 16, 64)  # the row of TIV queries is long enough to be split among 64 workers
     config = Config(64, 64, 4, 2, 2)
@@ -266,8 +266,8 @@ def test_kernels_are_launched_as_they_are_compiled(monkeypatch, tiv_apart):
     out, lse = launch.forward(call)
     launch.backward(call, out, lse, dout=out, dlse=lse)
     qk, table, weight = torch.stack([q, k], 1), torch.zeros(rows, 32), torch.zeros(64)
-    qk_prepare.forward(qk, table, table, weight, weight, 1e-6)
-    qk_prepare.backward(q, k, qk, table, table, weight, weight, 1e-6)
+    prepare.forward(qk, table, table, weight, weight, 1e-6)
+    prepare.backward(q, k, qk, table, table, weight, weight, 1e-6)
 
     shape = launch.Shape(64, 1, tiv_apart, "half")
     assert set(launched) == set(signatures.FUNCTIONS) - ({"merge_outputs"} if tiv_apart else set())  # no long rows

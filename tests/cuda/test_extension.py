@@ -189,9 +189,9 @@ def test_auto_takes_it_only_where_a_measurement_says_so(monkeypatch):
     assert not configs.wins(problem)
     monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
     monkeypatch.setattr(configs, "FASTER_THAN_TRITON", frozenset({((9, 0), 64, "forward")}))
-    assert backends._auto_order(problem)[0] == "cuda"
-    for other in (problem._replace(kernel="backward"), problem._replace(head_dim=128)):
-        assert "cuda" not in backends._auto_order(other)
+    assert backends._auto_order("attention", problem)[0] == "cuda"
+    for other in (problem._replace(direction="backward"), problem._replace(head_dim=128)):
+        assert "cuda" not in backends._auto_order("attention", other)
 
 
 @pytest.mark.parametrize("has_hopper", [False, True])
@@ -239,9 +239,9 @@ def test_launches_are_packed_in_the_order_of_the_binding(monkeypatch, extension,
 def test_rows_that_kernels_cannot_address_are_copied(monkeypatch, extension):
     monkeypatch.setitem(sys.modules, "tivtok_kernels.cuda.extension", extension)
     monkeypatch.setattr(sys.modules["tivtok_kernels.cuda"], "extension", extension, raising=False)
-    aligned = load("launch_under_test", ROOT / "tivtok_kernels" / "cuda" / "launch.py").aligned
+    addressable = load("launch_under_test", ROOT / "tivtok_kernels" / "cuda" / "launch.py").addressable
     qkv = torch.zeros(6, 3, 2, 64, dtype=torch.bfloat16)
-    assert all(aligned(x) is x for x in (*qkv.unbind(1), qkv[:1, 0], qkv[:, 0, :1]))
+    assert all(addressable(x) is x for x in (*qkv.unbind(1), qkv[:1, 0], qkv[:, 0, :1]))
     odd = torch.zeros(6, 2, 65, dtype=torch.bfloat16)[..., 1:]
     for x in (odd, qkv[:, 0, :1].expand(-1, 4, -1), qkv[:1, 0].expand(4, -1, -1)):
-        assert aligned(x) is not x and torch.equal(aligned(x), x) and aligned(x).is_contiguous()
+        assert addressable(x) is not x and torch.equal(addressable(x), x) and addressable(x).is_contiguous()

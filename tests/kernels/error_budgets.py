@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tivtok_kernels.reference import accumulation_dtype, row_groups
+from tivtok_kernels.reference import row_groups
+from tivtok_kernels.tensors import accumulation_dtype
 
 
 class Arithmetic(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 
 from tivtok_kernels import SifLayout, available_backends, broadcast_attention, sif_attention
-from tivtok_kernels.qk_prepare import prepare_qk
+from tivtok_kernels.prepare import prepare_qk
 
 LAYOUT = SifLayout.from_lengths([3, 0], [[4, 2], [2, 3]])
 ROWS = LAYOUT.total_tokens

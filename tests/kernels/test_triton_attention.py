@@ -61,9 +61,9 @@ def bfloat16_dot(monkeypatch):
         InterpreterBuilder, "create_dot", lambda self, a, b, *rest: create_dot(self, widened(a), widened(b), *rest)
     )
     monkeypatch.setattr(backend, "_interpreter_limit", lambda dtype: None)
-    backends.select.cache_clear()
+    backends.choose.cache_clear()
     yield
-    backends.select.cache_clear()
+    backends.choose.cache_clear()
 
 
 @pytest.mark.parametrize("scope", SCOPES)

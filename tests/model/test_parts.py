@@ -11,7 +11,7 @@ from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.model.quantizer import SoftVQ
 from tivtok.model.rope import places, rotary_table, split_pairs
-from tivtok_kernels.qk_prepare import prepare_qk
+from tivtok_kernels.prepare import prepare_qk
 
 PATCH = (4, 8, 8)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tivtok.model.config import TivTokConfig
 from tivtok.model.rope import Rotary
-from tivtok_kernels.qk_prepare import prepare_qk
+from tivtok_kernels.prepare import prepare_qk
 
 
 class Block(nn.Module):

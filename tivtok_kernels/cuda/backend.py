@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tivtok_kernels.cuda import configs
 from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.tensors import gpu_limit
 
 wins = configs.wins
 
@@ -28,7 +29,7 @@ def why_not(problem: Problem) -> str | None:
         return f"it has kernels for bfloat16 and float16, not for {str(dtype).removeprefix('torch.')}"
     if head_dim is not None and (head_dim % 8 or head_dim > configs.MAX_HEAD_DIM):
         return f"head_dim must be a multiple of 8 up to {configs.MAX_HEAD_DIM}, got {head_dim}"
-    return _load_error() or _device_limit(device)
+    return _load_error() or gpu_limit(device)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
@@ -52,16 +53,4 @@ def _load_error() -> str | None:
         return NOT_BUILT
     except ImportError as error:
         return f"its extension cannot be loaded: {error}"
-    return None
-
-
-@cache
-def _device_limit(device: torch.device) -> str | None:
-    if torch.version.hip is not None:
-        return "its kernels are for NVIDIA GPUs, not for AMD's"
-    if not torch.cuda.is_available():
-        return "torch sees no NVIDIA GPU"
-    major, minor = configs.capability(device)
-    if major < 8:
-        return f"it needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} has {major}.{minor}"
     return None

@@ -15,8 +15,8 @@ from tivtok_kernels.cuda import configs, extension, shares
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, keep_if_captured, query_work
+from tivtok_kernels.tensors import aligned
 
-UNIT = 8  # elements in 16 bytes, which rows start on
 MAX_ROW_STRIDE = 1 << 30  # elements: kernels count row strides in bytes, as 32-bit integers
 
 
@@ -49,7 +49,7 @@ class ForwardPlan(NamedTuple):
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     plan = _forward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
     keep_if_captured(plan, call.q.device)
-    q, k, v, k_tiv, v_tiv = map(aligned, (call.q, call.k, call.v, *call.tiv_or_own))
+    q, k, v, k_tiv, v_tiv = map(addressable, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     addresses = [*strided(q, k, v, k_tiv, v_tiv), out.data_ptr(), lse.data_ptr()]
@@ -122,14 +122,6 @@ def strided(*tensors: Tensor) -> list[int]:
     return [n for x in tensors for n in (x.data_ptr(), *x.stride()[:2])]
 
 
-def aligned(x: Tensor) -> Tensor:
-    """x (rows, heads, head_dim) itself if the kernels can address it, else a copy.
-
-    They want every row to start on a 16-byte boundary, and strides that TMA can express: none of them 0.
-    """
-    rows, heads, _ = x.shape
-    row, head, element = x.stride()
-    fits = element == 1 and x.data_ptr() % 16 == 0
-    fits &= rows == 1 or (row % UNIT == 0 and 0 < row < MAX_ROW_STRIDE)
-    fits &= heads == 1 or (head % UNIT == 0 and head > 0)
-    return x if fits else x.clone(memory_format=torch.contiguous_format)
+def addressable(x: Tensor) -> Tensor:
+    """x (rows, heads, head_dim) itself if its rows are aligned and TMA can express its strides, else a copy."""
+    return aligned(x, expanded=False, max_row_stride=MAX_ROW_STRIDE)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cuda import configs, extension
-from tivtok_kernels.cuda.launch import Heads, aligned, native_shape, native_work, strided
+from tivtok_kernels.cuda.launch import Heads, addressable, native_shape, native_work, strided
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
@@ -35,7 +35,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     rows, heads, head_dim = call.q.shape
     plan = _backward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
     keep_if_captured(plan, call.q.device)
-    q, dout, k, v, k_tiv, v_tiv = map(aligned, (call.q, dout, call.k, call.v, *call.tiv_or_own))
+    q, dout, k, v, k_tiv, v_tiv = map(addressable, (call.q, dout, call.k, call.v, *call.tiv_or_own))
     dlse = None if dlse is None else dlse.contiguous()
     stats = torch.empty((heads, rows, 2), dtype=torch.float32, device=q.device)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, *(call.tiv or ()))]

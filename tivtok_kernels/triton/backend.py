@@ -8,11 +8,13 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.tensors import gpu_limit
 
 
 def why_not(problem: Problem) -> str | None:
@@ -31,22 +33,32 @@ def why_not(problem: Problem) -> str | None:
         return _interpreter_limit(problem.dtype)
     if device.type == "cpu":
         return "CPU tensors need triton's interpreter: set TRITON_INTERPRET=1 before triton is imported"
-    return _device_limit(device)
+    return gpu_limit(device)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(call.q):  # triton launches on the current device
-        return _launch().forward(call)
+        return _module("launch").forward(call)
 
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     with torch.cuda.device_of(call.q):
-        return _launch().backward(call, out, lse, dout, dlse)
+        return _module("launch").backward(call, out, lse, dout, dlse)
+
+
+def prepare_qk(qk: Tensor, *tables_and_eps: Any) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(qk):
+        return _module("prepare").forward(qk, *tables_and_eps)
+
+
+def prepare_qk_backward(dq: Tensor, *inputs: Any) -> list[Tensor]:
+    with torch.cuda.device_of(dq):
+        return _module("prepare").backward(dq, *inputs)
 
 
 @cache
-def _launch() -> ModuleType:
-    return import_module("tivtok_kernels.triton.launch")
+def _module(name: str) -> ModuleType:
+    return import_module(f"tivtok_kernels.triton.{name}")
 
 
 @cache
@@ -54,20 +66,10 @@ def _is_interpreted() -> bool:
     """Whether the kernels were defined under TRITON_INTERPRET=1, which decides once and for all how they run."""
     from triton.runtime.interpreter import InterpretedFunction
 
-    return isinstance(_launch().forward_kernel, InterpretedFunction)
+    return isinstance(_module("launch").forward_kernel, InterpretedFunction)
 
 
 def _interpreter_limit(dtype: torch.dtype | None) -> str | None:
     if dtype == torch.bfloat16:
         return "triton's interpreter multiplies bfloat16 matrices as if they were integers; float16 works there"
-    return None
-
-
-@cache
-def _device_limit(device: torch.device) -> str | None:
-    if torch.version.hip is not None:
-        return "its kernels were written and checked for NVIDIA GPUs, not for AMD's"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"it needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} has {major}.{minor}"
     return None

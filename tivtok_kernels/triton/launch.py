@@ -15,12 +15,13 @@ from torch import Tensor
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
+from tivtok_kernels.tensors import STRIDE_UNIT, aligned
 from tivtok_kernels.triton import configs
 from tivtok_kernels.triton.backward import DELTA_ROWS, delta_kernel, key_gradient_kernel, query_gradient_kernel
 from tivtok_kernels.triton.combine import MERGE_ROWS, merge_outputs_kernel, sum_gradients_kernel
 from tivtok_kernels.triton.configs import Config, Math, Pass
 from tivtok_kernels.triton.forward import forward_kernel
-from tivtok_kernels.triton.primitives import LOG2_E, STRIDE_UNIT
+from tivtok_kernels.triton.primitives import LOG2_E
 
 _LAUNCH = {"enable_fp_fusion": True}  # scale and maximum enter exponents as one multiply-add
 
@@ -67,7 +68,7 @@ def merge_constants(shape: Shape, block: int) -> dict[str, object]:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     heads, padded = call.q.shape[1], configs.padded(call.q.shape[2])
     plan = _plan("forward", call, heads)
-    q, k, v, k_tiv, v_tiv = map(_aligned, (call.q, call.k, call.v, *call.tiv_or_own))
+    q, k, v, k_tiv, v_tiv = map(aligned, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     part_out, part_lse = _partials(plan, heads, padded), _partials(plan, heads)
@@ -84,10 +85,10 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
-    dout, q, k, v, k_tiv, v_tiv = map(_aligned, (dout, call.q, call.k, call.v, *call.tiv_or_own))
+    dout, q, k, v, k_tiv, v_tiv = map(aligned, (dout, call.q, call.k, call.v, *call.tiv_or_own))
     stats = _row_statistics(out, dout, lse, dlse)
     inputs = (q, k, v, k_tiv, v_tiv, dout, *stats)
-    strides = (stats.shape[2] // STRIDE_UNIT.value, *_strides(q, k, v, k_tiv, v_tiv, dout))
+    strides = (stats.shape[2] // STRIDE_UNIT, *_strides(q, k, v, k_tiv, v_tiv, dout))
 
     dq = _query_gradients(_plan("dq", call, q.shape[1]), inputs, strides, call.scale)
     plan = _plan("dkdv", call, k.shape[1])
@@ -165,30 +166,18 @@ def _cached_plan(
     )
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """x (rows, heads, head_dim) itself if all its rows start on 16-byte boundaries (8 elements apart), else a copy."""
-    rows, heads, _ = x.shape
-    row, head, element = x.stride()
-    unit = STRIDE_UNIT.value
-    if element == 1 and (row % unit == 0 or rows == 1) and (head % unit == 0 or heads == 1) and x.data_ptr() % 16 == 0:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def _strides(*tensors: Tensor) -> list[int]:
     """Row and head stride of each tensor, as the kernels take them."""
-    unit = STRIDE_UNIT.value
-    return [stride // unit for x in tensors for stride in x.stride()[:2]]
+    return [stride // STRIDE_UNIT for x in tensors for stride in x.stride()[:2]]
 
 
 def _row_statistics(out: Tensor, dout: Tensor, lse: Tensor, dlse: Tensor | None) -> Tensor:
     """LSE in base 2 and delta = rowsum(dO * O) - dLSE, float32 (2, H, N padded)."""
     rows, heads, head_dim = out.shape
-    unit = STRIDE_UNIT.value
-    stats = torch.empty((2, heads, -(-rows // unit) * unit), dtype=torch.float32, device=out.device)
+    stats = torch.empty((2, heads, -(-rows // STRIDE_UNIT) * STRIDE_UNIT), dtype=torch.float32, device=out.device)
     delta_kernel[(-(-rows // DELTA_ROWS) * heads,)](
         *(out, dout, lse, lse if dlse is None else dlse.contiguous(), stats[0], stats[1]),
-        *(rows, stats.shape[2] // unit, heads, *_strides(dout)),
+        *(rows, stats.shape[2] // STRIDE_UNIT, heads, *_strides(dout)),
         D=head_dim,
         BLOCK_D=configs.padded(head_dim),
         ROWS=DELTA_ROWS,

@@ -14,7 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-STRIDE_UNIT: tl.constexpr = tl.constexpr(8)
+from tivtok_kernels import tensors
+
+STRIDE_UNIT: tl.constexpr = tl.constexpr(tensors.STRIDE_UNIT)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 

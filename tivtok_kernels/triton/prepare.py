@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tivtok_kernels.tensors import aligned
 from tivtok_kernels.triton.primitives import STRIDE_UNIT
 
 # A rotated element is a product and a multiply-add. Left to itself, ptxas spills registers to fit one program more.
@@ -61,7 +62,7 @@ def inverse_rms(b_low, b_high, eps, D: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "table_rows", "heads", "row_stride"])
-def qk_prepare_kernel(
+def prepare_qk_kernel(
     QK,  # (rows, 2, H, D)
     COS,  # float32 (table rows, D / 2), as SIN
     SIN,
@@ -107,7 +108,7 @@ def qk_prepare_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "table_rows", "heads", "row_stride"])
-def qk_prepare_backward_kernel(
+def prepare_qk_backward_kernel(
     DQ,  # (rows, H, D) contiguous, as DK
     DK,
     QK,  # (rows, 2, H, D)
@@ -186,7 +187,7 @@ def forward(
     q, k = (torch.empty((qk.shape[0], *qk.shape[2:]), dtype=qk.dtype, device=qk.device) for _ in range(2))
     options = constants(qk.shape[-1], ELEMENTS, q_weight is not None, cos is not None)
     tables = _tables(qk, cos, sin, q_weight, k_weight)
-    qk_prepare_kernel[(2 * _blocks(qk, options),)](qk, *tables, q, k, *_sizes(qk, cos), eps, **options, **OPTIONS)
+    prepare_qk_kernel[(2 * _blocks(qk, options),)](qk, *tables, q, k, *_sizes(qk, cos), eps, **options, **OPTIONS)
     return q, k
 
 
@@ -207,7 +208,7 @@ def backward(
     blocks = _blocks(qk, options)
     part = torch.empty((blocks, 2, qk.shape[-1]), dtype=torch.float32, device=qk.device)
     tables = _tables(qk, cos, sin, q_weight, k_weight)
-    qk_prepare_backward_kernel[(2 * blocks,)](
+    prepare_qk_backward_kernel[(2 * blocks,)](
         dq.contiguous(), dk.contiguous(), qk, *tables, dqk, part, *_sizes(qk, cos), eps, **options, **OPTIONS
     )
     if q_weight is None or k_weight is None:
@@ -231,8 +232,4 @@ def _sizes(qk: Tensor, cos: Tensor | None) -> tuple[int, int, int, int]:
 
 def _aligned(qk: Tensor) -> Tensor:
     """qk itself if its heads lie side by side and its rows start on 16-byte boundaries, else a copy."""
-    _, _, heads, head_dim = qk.shape
-    dense = qk.stride()[1:] == (heads * head_dim, head_dim, 1)
-    if dense and qk.stride(0) % STRIDE_UNIT.value == 0 and qk.data_ptr() % 16 == 0:
-        return qk
-    return qk.clone(memory_format=torch.contiguous_format)
+    return aligned(qk.flatten(1)[:, None]).view(qk.shape)

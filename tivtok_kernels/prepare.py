@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from tivtok_kernels import backends, derivatives, ops_qk
-from tivtok_kernels.backends import BackendUnavailable
+from tivtok_kernels import backends, derivatives, eager, ops_prepare
 from tivtok_kernels.problem import Problem
-from tivtok_kernels.reference import accumulation_dtype
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from tivtok_kernels.tensors import check_dtype
 
 
 def prepare_qk(
@@ -22,7 +17,7 @@ def prepare_qk(
     norm: tuple[Tensor, Tensor] | None = None,
     *,
     eps: float | None = None,
-    backend: Literal["auto", "eager", "triton"] = "auto",
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split qkv into heads; normalise (RMS) and then rotate those of q and k. Accumulates in float32 or better.
 
@@ -52,39 +47,19 @@ def prepare_qk(
     qk, v = qkv.unflatten(-1, (3, heads, -1)).split((2, 1), dim=-3)  # one split: its gradient is one concatenation
     v = v.squeeze(-3)
     eps = torch.finfo(qkv.dtype).eps if eps is None else eps
-    if not _choose_triton(backend, qkv.device, qkv.dtype, v.shape[-1]):
-        return *_eager(qk, rotary, norm, eps), v
+    if _choose(backend, qkv.device, qkv.dtype, v.shape[-1]) == "eager":
+        return *eager.prepare_qk(qk, rotary, norm, eps), v
     if rotary is None and norm is None:
         return *qk.unbind(-3), v
     cos, sin = (None, None) if rotary is None else (table.detach() for table in rotary)
     packed = qk.reshape(-1, *qk.shape[-3:])
-    q, k = ops_qk.qk_prepare(packed, cos, sin, *((None, None) if norm is None else norm), eps)
+    q, k = ops_prepare.prepare_qk(packed, cos, sin, *((None, None) if norm is None else norm), eps)
     return q.view(*leading, rows, *q.shape[1:]), k.view(*leading, rows, *k.shape[1:]), v
 
 
-def _eager(
-    qk: Tensor, rotary: tuple[Tensor, Tensor] | None, norm: tuple[Tensor, Tensor] | None, eps: float
-) -> tuple[Tensor, ...]:
-    """qk (..., rows, 2, H, D) -> q, k (..., rows, H, D), rounded once, at the end."""
-    x = qk.to(accumulation_dtype(qk.dtype))
-    if norm is not None:
-        weights = torch.stack([weight.to(x.dtype) for weight in norm])[:, None]  # (2, 1, D)
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weights
-    if rotary is not None:
-        cos, sin = (table.detach()[:, None, None].to(x.dtype) for table in rotary)  # (rows, 1, 1, D / 2)
-        a, b = x.chunk(2, dim=-1)
-        x = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    return x.to(qk.dtype).unbind(-3)
-
-
 @torch.compiler.assume_constant_result
-def _choose_triton(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    if backend == "eager" or (backend == "auto" and device.type == "cpu"):  # there triton is an interpreter
-        return False
-    reason = backends.why_not("triton", Problem(device, dtype, head_dim))
-    if backend == "triton" and reason is not None:
-        raise BackendUnavailable(f'backend "triton" cannot run this call: {reason}')
-    return reason is None
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    return backends.choose("prepare_qk", backend, Problem(device, dtype, head_dim))
 
 
 def _check(
@@ -94,12 +69,10 @@ def _check(
     norm: tuple[Tensor, Tensor] | None,
     backend: str,
 ) -> None:
-    if backend not in ("auto", "eager", "triton"):
-        raise ValueError(f'backend must be "auto", "eager" or "triton", got {backend!r}')
+    backends.check_name("prepare_qk", backend)
     if not isinstance(qkv, Tensor):
         raise TypeError(f"qkv must be a torch.Tensor, got {type(qkv).__name__}")
-    if qkv.dtype not in DTYPES:
-        raise TypeError(f"qkv must be float16, bfloat16, float32 or float64, got {qkv.dtype}")
+    check_dtype("qkv", qkv)
     if qkv.ndim < 2:
         raise ValueError(f"qkv must have at least 2 dimensions (rows, 3 * H * D), got shape {tuple(qkv.shape)}")
     if qkv.stride(-1) != 1 and qkv.shape[-1] > 1:

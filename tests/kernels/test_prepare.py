@@ -6,7 +6,7 @@ from error_budgets import prepare_budgets
 from oracle import assert_within_budget
 
 from tivtok_kernels import BackendUnavailable
-from tivtok_kernels.qk_prepare import prepare_qk
+from tivtok_kernels.prepare import prepare_qk
 
 ROWS = 37  # fills no block of rows
 
@@ -140,10 +140,10 @@ def test_opcheck():
     qk = inputs["qkv"].view(-1, 3, 3, 16)[:, :2].requires_grad_()
     weights = [inputs[n].requires_grad_() for n in ("q_weight", "k_weight")]
     for args in ((qk, cos, sin, *weights, 1e-6), (qk, None, None, *weights, 1e-6), (qk, cos, sin, None, None, 1e-6)):
-        torch.library.opcheck(torch.ops.tivtok.qk_prepare.default, args)
+        torch.library.opcheck(torch.ops.tivtok.prepare_qk.default, args)
         dq, dk = (g.flatten(0, 1) for g in grads[:2])
         detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in args]
-        torch.library.opcheck(torch.ops.tivtok.qk_prepare_backward.default, (dq, dk, *detached))
+        torch.library.opcheck(torch.ops.tivtok.prepare_qk_backward.default, (dq, dk, *detached))
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])

@@ -1,0 +1,76 @@
+"""How this package registers operators with torch: schema, implementation, fake kernel, derivatives; all in one way.
+
+Written against `torch.library.Library` and not with the ``custom_op`` decorator, whose generic wrappers would add to
+the host time of every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tivtok_kernels import derivatives
+
+_library = torch.library.Library("tivtok", "DEF")
+
+
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
+    """The operator ``tivtok::<schema>``, without derivatives so far."""
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tivtok::{name}", fake, lib=_library)
+    return getattr(torch.ops.tivtok, name).default
+
+
+def set_derivative(
+    operator: torch._ops.OpOverload,
+    apply: Callable[..., Any],
+    *,
+    tensors: int,
+    function: str,
+    backend: Callable[[Sequence[Any]], str],
+    better: str,
+) -> Callable[..., Any]:
+    """Have ``apply`` run in place of ``operator`` when one of its first ``tensors`` arguments requires grad.
+
+    Derivatives that it does not give are refused: in the name of the public ``function`` and the backend that
+    ``backend`` finds among the arguments, with a hint at the ``better`` backend, which gives them.
+
+    Returns:
+        the operator as it is with derivatives, without the way through torch's dispatcher.
+    """
+
+    def differentiable(*inputs: Any) -> Any:
+        if derivatives.transforms_active():
+            derivatives.refuse_transforms(function, backend(inputs), better, inputs[:tensors])
+        if derivatives.need_grad(inputs[:tensors]):
+            return apply(*inputs)
+        return below_autograd(operator, *inputs)
+
+    _library.impl(operator.name().partition("::")[2], differentiable, "Autograd")
+    return differentiable
+
+
+def below_autograd(operator: Callable[..., Any], *inputs: Any) -> Any:
+    """``operator(*inputs)``, past its derivatives."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*inputs)
+
+
+def present(*tensors: Tensor | None) -> list[Tensor]:
+    """Those that are not None."""
+    return [x for x in tensors if x is not None]
+
+
+def empty_gradients(*tensors: Tensor | None) -> list[Tensor]:
+    """Uninitialised contiguous gradients of the ``tensors`` that are present."""
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in present(*tensors)]
+
+
+def zero_gradients(*tensors: Tensor | None) -> list[Tensor]:
+    """Contiguous zero gradients of the ``tensors`` that are present."""
+    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in present(*tensors)]
