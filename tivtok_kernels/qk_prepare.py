@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tivtok_kernels import backends, derivatives, ops_qk
 from tivtok_kernels.backends import BackendUnavailable
+from tivtok_kernels.caching import constant_when_compiled
 from tivtok_kernels.problem import Problem
 from tivtok_kernels.reference import accumulation_dtype
 
@@ -77,7 +78,7 @@ def _eager(
     return x.to(qk.dtype).unbind(-3)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _choose_triton(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     if backend == "eager" or (backend == "auto" and device.type == "cpu"):  # there triton is an interpreter
         return False
