@@ -9,13 +9,17 @@ ifeq ($(wildcard /dev/nvidiactl /dev/dxg),)
 export TIVTOK_BUILD_CUDA ?= 0
 endif
 
-.PHONY: demo test test-processors lint bench gpu clean
+.PHONY: demo test test-emulator test-processors lint docs bench gpu clean
 
 demo: .venv/demo-ready
 	$(BIN)/tivtok demo demo
 
 test: .venv/test-ready
-	$(BIN)/python -m pytest -n auto tests
+	$(BIN)/python -m pytest -n auto -m "not emulator or smoke" tests
+
+# What `make test` leaves out: GPU kernels compiled, and run on the emulator with every planted fault.
+test-emulator: .venv/test-ready
+	$(BIN)/python -m pytest -n auto -m "emulator and not smoke" tests
 
 # Numbers and streams once more, as older processors compute them: without AVX on one thread, then with AVX2 at most on all.
 # On a processor without AVX2, or an Arm one, torch says so and uses what there is.
@@ -47,6 +51,10 @@ lint: .venv/test-ready
 	$(BIN)/mypy
 	git ls-files 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
+# Pages and API reference; a broken link or a docstring that does not fit its signature is an error.
+docs: .venv/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
 	rm -rf .venv build demo *.egg-info
 
@@ -60,4 +68,8 @@ clean:
 
 .venv/test-ready: .venv/pip-ready $(SOURCES)
 	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[lint,test]'
+	touch $@
+
+.venv/docs-ready: .venv/pip-ready $(SOURCES)
+	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	touch $@

@@ -66,7 +66,9 @@ def encode_to_file(
 
     Args:
         chunks: uint8 (f, H, W, 3) on the CPU, each of ``model.config.chunk_frames`` frames, the last may be shorter.
-        tiv_sets, fps, refine: as in ``TivTok.encode``.
+        tiv_sets: as in ``TivTok.encode``.
+        fps: as in ``TivTok.encode``.
+        refine: as in ``TivTok.encode``.
         dtype: that tokens are stored in, as in ``Tokens.save``.
         on_step: as in `tivtok.refinement.refine`.
 

@@ -160,7 +160,8 @@ class TivTok(nn.Module):
             sink: takes the tokens of each chunk, and in the end which chunks share a TIV set.
             chunks: (B, 3, f, H, W) as in `encode`, each of ``config.chunk_frames`` frames, the last may be shorter;
                 their values are not checked.
-            tiv_sets, fps: as in `encode`.
+            tiv_sets: as in `encode`.
+            fps: as in `encode`.
             at_once: how many chunks go through the encoder together, for each needs memory; None for all of them.
 
         Returns:

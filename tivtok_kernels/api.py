@@ -57,7 +57,8 @@ def sif_attention(
     Args:
         q: (N, H, D), packed clip after clip as [TIV | frame 1 | ... | frame T], or (B, N / B, H, D) for a uniform
             layout of B clips. Any strides with a contiguous last dimension; float16, bfloat16, float32 or float64.
-        k, v: (N, Hk, D) or (B, N / B, Hk, D), H a multiple of Hk.
+        k: (N, Hk, D) or (B, N / B, Hk, D), H a multiple of Hk.
+        v: as k.
         layout: the lengths of all clips.
         tiv_scope: "clip": TIV rows see their whole clip (encoder). "tiv": they see the TIV rows only (decoder).
         scale: multiplies the scores; 1 / sqrt(D) by default.
@@ -140,11 +141,17 @@ def broadcast_attention(
     The TIV keys and values are read where they lie, never copied per frame.
 
     Args:
-        q: (B, T, L, H, D). k, v: (B, T, L, Hk, D). k_tiv, v_tiv: (B, M, Hk, D). With ``layout`` they are packed:
-            q (sum of frame lengths, H, D), k and v (the same rows, Hk, D), k_tiv and v_tiv (sum of num_tiv, Hk, D).
-            Dtypes and strides as in `sif_attention`.
+        q: (B, T, L, H, D), or with ``layout`` packed: (sum of frame lengths, H, D). Dtypes and strides as in
+            `sif_attention`.
+        k: (B, T, L, Hk, D), or packed (sum of frame lengths, Hk, D).
+        v: as k.
+        k_tiv: (B, M, Hk, D), or packed (sum of num_tiv, Hk, D).
+        v_tiv: as k_tiv.
         layout: the lengths of ragged clips.
-        scale, backend, return_lse, deterministic: as in `sif_attention`.
+        scale: as in `sif_attention`, like the other options.
+        backend: likewise.
+        return_lse: likewise.
+        deterministic: likewise.
 
     Returns:
         out with the shape and dtype of q, and with ``return_lse`` the LSE of shape q.shape[:-1].
@@ -188,7 +195,8 @@ def available_backends(
 
     Args:
         device: of the tensors; by default the GPU where there is one, else the CPU.
-        dtype, head_dim: of the tensors; None asks about the backend in general.
+        dtype: of the tensors; None asks about the backend in general.
+        head_dim: likewise.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

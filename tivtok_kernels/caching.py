@@ -1,4 +1,4 @@
-"""`functools.lru_cache` for functions that are also called inside compiled models."""
+"""Caching and constants for functions that are also called inside compiled models."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def traceable_cache(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
         return call
 
     return decorate
+
+
+def constant_when_compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Mark a function that torch.compile is to call once, while it traces, and whose result it is to keep.
+
+    Sets what `torch.compiler.assume_constant_result` sets. The decorator itself imports the compiler, a thousand
+    modules, into programs that compile nothing.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels import backends, derivatives, eager, ops_prepare
+from tivtok_kernels.caching import constant_when_compiled
 from tivtok_kernels.problem import Problem
 from tivtok_kernels.tensors import check_dtype
 
@@ -57,7 +58,7 @@ def prepare_qk(
     return q.view(*leading, rows, *q.shape[1:]), k.view(*leading, rows, *k.shape[1:]), v
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _choose(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     return backends.choose("prepare_qk", backend, Problem(device, dtype, head_dim))
 

@@ -218,6 +218,7 @@ def test_command_writes_its_files_and_fails_on_faults(monkeypatch, tmp_path, fou
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "new"]
 
 
+@pytest.mark.emulator
 def test_shipped_kernels_are_clean():
     """What most calls run: 16 bits, head_dim 64, all passes and architectures. One test, so that it compiles once."""
     jobs = [

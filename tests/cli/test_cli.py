@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ import torch
 from PIL import Image
 
 import tivtok
-from tivtok.cli import main
-from tivtok.cli.common import load_model
+from tivtok.cli import COMMANDS, main
+from tivtok.cli.source import load_model
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
@@ -229,29 +230,35 @@ def test_doctor_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in out
 
 
-def test_help_everywhere_and_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    commands = [
-        "encode",
-        "decode",
-        "reconstruct",
-        "swap",
-        "encode-dir",
-        "info",
-        "inspect",
-        "eval",
-        "weights",
-        "train",
-        "doctor",
-        "demo",
-    ]
-    overview = capsys.readouterr().out
-    for command in commands:
-        assert command in overview
-        assert main([command, "--help"]) == 0
-        assert f"Example: tivtok {command}" in capsys.readouterr().out
-    code = "import sys; from tivtok.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+    overview = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    for name, (module, function, summary) in COMMANDS.items():
+        assert name in overview and summary in overview
+        command = getattr(import_module(f"tivtok.cli.{module}"), function)
+        assert command.__doc__.startswith(summary.removesuffix("."))
+        assert main([name, "--help"]) == 0
+        assert f"Example: tivtok {name}" in capsys.readouterr().out
+
+
+def test_a_name_that_is_nearly_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean 'encode'" in fails(capsys, ["encod"], 2)
+
+
+def imported_by(arguments: list[str]) -> set[str]:
+    """The modules that a command imports, in a process of its own."""
+    code = "import sys; from tivtok.cli import main; print(*([main(sys.argv[1:])] and sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+def test_commands_import_what_they_use(files: Files, tmp_path: Path) -> None:
+    """The compiler and the metrics take as long to import as torch itself, which the list of commands does without."""
+    assert "torch" not in imported_by(["--help"])
+    for command in (["info", files.tokens], ["decode", files.tokens, str(tmp_path / "o.mp4"), "--model", files.model]):
+        modules = imported_by(command)
+        assert "torch" in modules and not modules & {"torch._dynamo", "sympy", "triton", "torchmetrics", "accelerate"}
 
 
 def test_inputs_that_are_no_videos(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,7 +324,9 @@ def test_train_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "bad.toml" in fails(capsys, ["train", str(tmp_path / "bad.toml")])
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such option" in fails(capsys, ["train", "--debug", str(tmp_path / "none.toml")], 2)
+    assert "No such file" in fails(capsys, ["train", str(tmp_path / "none.toml")])
     with pytest.raises(FileNotFoundError):
         main(["--debug", "train", str(tmp_path / "none.toml")])
 

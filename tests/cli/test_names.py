@@ -137,7 +137,7 @@ def test_a_terminal_that_cannot_show_a_name(
     assert main(["--help"]) == 0
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        written = stream.buffer.getvalue().decode(encoding)
+        written = "".join(stream.buffer.getvalue().decode(encoding).split())  # tables fold long names
         assert "\\u0432\\u0438\\u0434\\u0435\\u043e" in written and "caf\\udce9" in written
 
 

@@ -14,7 +14,10 @@ from oracle import make_case
 from tivtok_kernels import SifLayout
 from tivtok_kernels.schedule import query_work
 
-pytestmark = pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported))
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported)),
+]
 
 DRIVER = Path(__file__).with_name("ampere_forward.cpp")
 SHIPPED = Path(__file__).with_name("ampere_forward_shipped.cpp")
@@ -47,6 +50,7 @@ def test_ragged_clips(kernels, scope, fused):
     check(kernels, small(fused=fused), make_case(RAGGED, scope, head_dim=32), torch.bfloat16)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("scope", SCOPES)
 def test_grouped_queries(kernels, scope):
     check(kernels, small(), make_case(RAGGED, scope, heads=4, kv_heads=2, head_dim=24), torch.float16)

@@ -13,7 +13,10 @@ from planted_faults import build_with_faults, switch_on
 
 from tivtok_kernels import SifLayout
 
-pytestmark = pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported))
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported)),
+]
 
 HERE = Path(__file__).parent
 SCOPES = ("clip", "tiv", "broadcast")
@@ -61,6 +64,7 @@ def test_ragged_clips(engine, scope):
     engine.check(one_head(RAGGED, scope, engine.head_dim))
 
 
+@pytest.mark.smoke
 def test_grouped_queries_of_a_narrow_head_in_slices_of_wider_tensors(engine):
     case = make_case(PAIR, "broadcast", heads=4, kv_heads=2, head_dim=24)
     engine.check(problem(case, torch.float16, fused=True))

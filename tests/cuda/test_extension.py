@@ -115,6 +115,7 @@ def test_objects_are_made_again_only_when_a_source_changed(tmp_path):
     assert is_stale(output)
 
 
+@pytest.mark.emulator
 def test_the_extension_loads_without_a_gpu(extension):
     assert extension.HAS_HOPPER
     for head_dim in (8, 32, 64, 72, 128):
@@ -124,12 +125,14 @@ def test_the_extension_loads_without_a_gpu(extension):
         extension.AmpereForward(0, "float32", 1, 1, 64, extension.Work(0, 0, 0, 0, 128))
 
 
+@pytest.mark.emulator
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_errors_become_exceptions(extension):
     with pytest.raises(RuntimeError, match="asking for the current device: "):
         extension.AmpereForward(0, "float16", 1, 1, 64, extension.Work(0, 0, 0, 0, 128))
 
 
+@pytest.mark.emulator
 def test_kernels_are_clean(library, tmp_path):
     """No spills, products and copies on the units that they were written for, on every architecture built for."""
     done = CliRunner().invoke(report.app, ["--library", str(library), "--json", str(tmp_path / "report.json")])
@@ -194,6 +197,7 @@ def test_auto_takes_it_only_where_a_measurement_says_so(monkeypatch):
         assert "cuda" not in backends._auto_order("attention", other)
 
 
+@pytest.mark.emulator
 @pytest.mark.parametrize("has_hopper", [False, True])
 @pytest.mark.parametrize("scope", ["clip", "broadcast"])
 def test_launches_are_packed_in_the_order_of_the_binding(monkeypatch, extension, scope, has_hopper):
@@ -236,6 +240,7 @@ def test_launches_are_packed_in_the_order_of_the_binding(monkeypatch, extension,
     assert all(addresses[17:]) == (scope == "clip")
 
 
+@pytest.mark.emulator
 def test_rows_that_kernels_cannot_address_are_copied(monkeypatch, extension):
     monkeypatch.setitem(sys.modules, "tivtok_kernels.cuda.extension", extension)
     monkeypatch.setattr(sys.modules["tivtok_kernels.cuda"], "extension", extension, raising=False)

@@ -23,7 +23,10 @@ from tivtok_kernels import SifLayout
 from tivtok_kernels.cuda import shares
 from tivtok_kernels.schedule import WorkList, query_work
 
-pytestmark = pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported))
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported)),
+]
 
 HERE = Path(__file__).parent
 DRIVER = HERE / "hopper_forward.cpp"
@@ -143,6 +146,7 @@ def test_ragged_clips(kernels, scope, fused):
     check(kernels, run_of(case, fused=fused), case, torch.bfloat16)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("scope", SCOPES)
 def test_grouped_queries(kernels, scope):
     case = make_case(SMALL, scope, heads=4, kv_heads=2, head_dim=64)

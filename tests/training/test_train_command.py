@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from tivtok.cli.common import CommandError
+from tivtok.cli.output import CommandError
 from tivtok.cli.train import train
 from tivtok.metrics.weights import WeightsError
 from tivtok.training import TrainConfig

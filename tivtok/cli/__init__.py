@@ -1,6 +1,6 @@
-"""The command ``tivtok``.
+"""The command ``tivtok``: its commands by name, and what happens to their errors.
 
-Command modules import torch and all that needs it inside their functions, so that ``tivtok --help`` answers at once.
+The module of a command is imported when the command is called, so that ``tivtok --help`` answers without torch.
 """
 
 from __future__ import annotations
@@ -8,35 +8,69 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Annotated, cast
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
+from typer.core import TyperGroup
 
-from tivtok.cli import codec, demo, doctor, encode_dir, evaluate, inspect, stats, swap, train, weights
 from tivtok.files import missing_hint, printable
+
+
+class Command(NamedTuple):
+    """A function of a module of this package, and its line in the list of commands: how its docstring begins."""
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "encode": Command("codec", "encode", "Encode a video to tokens."),
+    "decode": Command("codec", "decode", "Decode tokens to a video."),
+    "reconstruct": Command("reconstruct", "reconstruct", "Encode and decode a video, and say how close the result is."),
+    "swap": Command("swap", "swap", "Combine what stays the same in A with what changes in B."),
+    "encode-dir": Command("encode_dir", "encode_dir", "Encode all videos of a folder to token shards."),
+    "info": Command("info", "info", "Show what a file holds."),
+    "inspect": Command("inspect", "inspect", "Show what the tokens hold, as a contact sheet or a page."),
+    "eval": Command("evaluate", "evaluate", "Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams."),
+    "weights": Command("weights", "weights", "Get the weights that LPIPS and rFVD need."),
+    "train": Command("train", "train", "Train a tokenizer, or go on with a run that was interrupted."),
+    "stats": Command("stats", "stats", "Measure mean and standard deviation of a checkpoint's tokens."),
+    "doctor": Command("doctor", "doctor", "List the attention backends that run here, and why the others do not."),
+    "demo": Command("demo", "demo", "Tokenise and reconstruct the bundled clip."),
+}
 
 # What typer raises for a command line that does not parse; it has no public name in every version.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 
+
+class LazyGroup(TyperGroup):
+    """Commands that are listed by name and summary, and imported when one of them is to run."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        module, function, _ = COMMANDS[cast(str, name)]
+        alone = typer.Typer(add_completion=False)
+        alone.command(name)(getattr(import_module(f"tivtok.cli.{module}"), function))
+        return name, typer.main.get_command(alone), rest
+
+
+@dataclass
+class Options:
+    """Options of ``tivtok`` itself, before the command."""
+
+    debug: bool = False
+
+
 app = typer.Typer(
     name="tivtok",
+    cls=LazyGroup,
     help="TivTok: videos to time-invariant and time-variant tokens, and back.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("encode")(codec.encode)
-app.command("decode")(codec.decode)
-app.command("reconstruct")(codec.reconstruct)
-app.command("swap")(swap.swap)
-app.command("encode-dir")(encode_dir.encode_dir)
-app.command("info")(inspect.info)
-app.command("inspect")(inspect.inspect)
-app.command("eval")(evaluate.evaluate)
-app.command("weights")(weights.weights)
-app.command("train")(train.train)
-app.command("stats")(stats.stats)
-app.command("doctor")(doctor.doctor)
-app.command("demo")(demo.demo)
 
 
 @app.callback()
@@ -44,7 +78,11 @@ def options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    context.ensure_object(dict)["debug"] = debug
+    context.obj.debug = debug
+
+
+for name, command in COMMANDS.items():
+    app.command(name, help=command.summary)(lambda: None)  # to be listed; `LazyGroup` puts the command in its place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    given = Options()
     try:
-        code = app(arguments, prog_name="tivtok", standalone_mode=False) or 0
+        code = app(arguments, prog_name="tivtok", standalone_mode=False, obj=given) or 0
         return _fail("interrupted", code) if code == 130 else code  # some versions of typer return, others raise
     except UsageError as error:
         hint = getattr(error, "ctx", None)
@@ -66,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except (OSError, ValueError) as error:
-        if "--debug" in arguments:
+        if given.debug:
             raise
         return _fail(_one_line(error), 1)
 

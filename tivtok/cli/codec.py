@@ -1,49 +1,30 @@
-"""``tivtok encode``, ``decode`` and ``reconstruct``."""
+"""``tivtok encode`` and ``tivtok decode``."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tivtok.cli.common import (
-    CommandError,
+from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
     SizeOption,
-    Source,
+    StoredDtype,
     StrictOption,
     TivSetsOption,
     TruncatedOption,
-    check_output,
-    compare,
-    encode_source,
-    load_model,
+    VideoIn,
+    VideoOut,
     parse_frames,
     parse_tiv_sets,
-    print_rows,
-    say,
-    score_text,
-    token_rows,
-    track,
-    warn,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tivtok.tokenizer import TivTok
-    from tivtok.tokens import Tokens
-
-VideoIn = Annotated[Path, typer.Argument(metavar="IN", help="A video that FFmpeg can read.")]
-VideoOut = Annotated[Path, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv or .mov, H.264.")]
-
-
-class StoredDtype(StrEnum):
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
+from tivtok.cli.output import CommandError, check_output, print_rows, say, token_rows, track, warn
+from tivtok.cli.source import Source, known_rate, load_model
+from tivtok.streaming import decode_stream, encode_to_file
+from tivtok.tokens import Tokens
+from tivtok.video import VideoWriter
 
 
 def encode(
@@ -57,13 +38,10 @@ def encode(
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """Video to tokens.
+    """Encode a video to tokens.
 
     Example: tivtok encode clip.mp4 clip.tivtok --size native
     """
-    from tivtok.streaming import encode_to_file
-    from tivtok.tokens import Tokens
-
     check_output(tokens_file, video)
     sets = parse_tiv_sets(tiv_sets)
     tokenizer = load_model(model, device)
@@ -87,14 +65,10 @@ def decode(
     model: ModelOption = "tiny",
     device: DeviceOption = "auto",
 ) -> None:
-    """Tokens to video.
+    """Decode tokens to a video.
 
     Example: tivtok decode clip.tivtok clip.mp4 --frames 16:48
     """
-    from tivtok.streaming import decode_stream
-    from tivtok.tokens import Tokens
-    from tivtok.video import VideoWriter
-
     check_output(video, tokens_file)
     if audio_from is not None and (frames is not None or fps is not None):
         raise CommandError("--audio-from goes with whole videos at their own rate, not with --frames or --fps")
@@ -106,66 +80,3 @@ def decode(
         for chunk in track(chunks, "decoding", len(wanted)):
             writer.write(chunk)
     say(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}")
-
-
-def reconstruct(
-    video: VideoIn,
-    result: VideoOut,
-    beside: Annotated[bool, typer.Option("--side-by-side", help="Write original and reconstruction together.")] = False,
-    audio: Annotated[bool, typer.Option("--audio", help="Copy the sound of the original.")] = False,
-    model: ModelOption = "tiny",
-    size: SizeOption = "source",
-    tiv_sets: TivSetsOption = "1",
-    device: DeviceOption = "auto",
-    allow_truncated: TruncatedOption = False,
-    strict: StrictOption = False,
-) -> None:
-    """Video to tokens to video, and how close it is.
-
-    Example: tivtok reconstruct clip.mp4 out.mp4 --side-by-side
-    """
-    check_output(result, video)
-    sets = parse_tiv_sets(tiv_sets)
-    tokenizer = load_model(model, device)
-    source = Source(video, size, tokenizer, allow_truncated, strict)
-    rate = known_rate(source.fps, video)
-    tokens = encode_source(tokenizer, source, sets)
-    scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
-    say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
-    warn(source.damage())
-
-
-def write_reconstruction(
-    tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool, audio: bool
-) -> str:
-    """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small), with its ``audio`` or not.
-
-    Returns:
-        The scores, as a line of text.
-    """
-    import torch
-
-    from tivtok.metrics import psnr, ssim
-    from tivtok.video import VideoWriter
-    from tivtok.views.pictures import scale_to_see, side_by_side
-
-    scale = scale_to_see(source.height, source.width)
-
-    def picture(original: Tensor, reconstruction: Tensor) -> Tensor:
-        return side_by_side(original, reconstruction, scale=scale) if beside else reconstruction
-
-    nothing = torch.empty(0, source.height, source.width, 3, dtype=torch.uint8)
-    height, width = picture(nothing, nothing).shape[1:3]
-    psnrs, ssims = [], []
-    with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
-        for original, reconstruction in compare(tokenizer, tokens, source.chunks("decoding")):
-            writer.write(picture(original, reconstruction))
-            psnrs.append(psnr(reconstruction, original))
-            ssims.append(ssim(reconstruction, original))
-    return score_text(torch.cat(psnrs), torch.cat(ssims))
-
-
-def known_rate(fps: float | None, path: Path) -> float:
-    if fps is None:
-        raise CommandError(f"{path} states no frame rate: encode it, then decode it with --fps")
-    return fps

@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tivtok.cli.codec import known_rate, write_reconstruction
-from tivtok.cli.common import Source, load_model, print_rows, say, token_rows
 from tivtok.cli.inspect import write_sheet
+from tivtok.cli.output import print_rows, say, token_rows
+from tivtok.cli.reconstruct import write_reconstruction
+from tivtok.cli.source import Source, known_rate, load_model
+from tivtok.streaming import encode_to_file
+from tivtok.tokens import Tokens
 
 CLIP = Path(__file__).parents[1] / "assets" / "bikes.mp4"
 
@@ -19,9 +22,6 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
 
     Example: tivtok demo demo/
     """
-    from tivtok.streaming import encode_to_file
-    from tivtok.tokens import Tokens
-
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_model("tiny", "auto")
     source = Source(CLIP, "native", tokenizer)

@@ -7,18 +7,19 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from tivtok.cli.common import print_rows, say
+import torch
+
+import tivtok_kernels
+from tivtok.cli.output import print_rows, say
+from tivtok_kernels.cpu import backend
+from tivtok_kernels.problem import Problem
 
 
 def doctor() -> None:
-    """Which attention backends run here, and why not the others.
+    """List the attention backends that run here, and why the others do not.
 
     Example: tivtok doctor
     """
-    import torch
-
-    import tivtok_kernels
-
     extension = find_spec("tivtok_kernels.cuda.extension")
     versions = {
         "python": platform.python_version(),
@@ -39,11 +40,6 @@ def doctor() -> None:
 
 def _cpu_engine() -> str:
     """The instruction sets of the CPU engine, or why there is none."""
-    import torch
-
-    from tivtok_kernels.cpu import backend
-    from tivtok_kernels.problem import Problem
-
     if reason := backend.why_not(Problem(torch.device("cpu"))):
         return reason
     others = [name if runs else f"{name} (not on this machine)" for name, runs in backend.variants().items()]
@@ -58,8 +54,6 @@ def _version(package: str) -> str:
 
 
 def _gpu() -> str:
-    import torch
-
     if not torch.cuda.is_available():
         return "none"
     properties = torch.cuda.get_device_properties(0)

@@ -14,28 +14,29 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from tivtok.cli.codec import StoredDtype
-from tivtok.cli.common import (
-    CommandError,
+from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
     SizeOption,
+    StoredDtype,
     StrictOption,
     TivSetsOption,
-    load_model,
     parse_tiv_sets,
-    say,
-    say_left_out,
-    track,
-    warn,
 )
+from tivtok.cli.output import CommandError, say, say_left_out, track, warn
+from tivtok.cli.source import Source, load_model
+from tivtok.files import replacing
+from tivtok.streaming import encode_stream
+from tivtok.tokens import Tokens
+from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index, write_shard
+from tivtok.video import search_folder
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
 
 
 class Job(NamedTuple):
-    """Everything that a worker needs for one shard."""
+    """One shard, and all that a worker needs to encode it."""
 
     shard: Path
     source: Path
@@ -67,9 +68,6 @@ def encode_dir(
 
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
-    from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index
-    from tivtok.video import search_folder
-
     parse_tiv_sets(tiv_sets)
     found = search_folder(folder)
     say_left_out(found.left_out)
@@ -106,11 +104,6 @@ def encode_shard(job: Job) -> list[str]:
     Returns:
         A line on each video whose damage a decoder has made up for.
     """
-    from tivtok.cli.common import Source
-    from tivtok.streaming import encode_stream
-    from tivtok.tokens import Tokens
-    from tivtok.tokens.dataset import write_shard
-
     tokenizer = load_model(job.model, job.device)
     done: list[tuple[str, Tokens]] = []
     failed: list[tuple[str, str]] = []
@@ -158,8 +151,6 @@ def _check_plan(result: Path, plan: dict[str, object]) -> None:
     Raises:
         CommandError: another plan was begun there.
     """
-    from tivtok.files import replacing
-
     result.mkdir(parents=True, exist_ok=True)
     path = result / PLAN_FILE
     try:

@@ -7,33 +7,24 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
+from torch import Tensor
 
-from tivtok.cli.common import (
-    CommandError,
-    DeviceOption,
-    ModelOption,
-    Source,
-    StrictOption,
-    TivSetsOption,
-    check_output,
-    compare,
-    load_model,
-    parse_tiv_sets,
-    say,
-    say_left_out,
-    warn,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tivtok.metrics.evaluation import Evaluation
-    from tivtok.metrics.protocols import Protocol
-    from tivtok.tokenizer import TivTok
-    from tivtok.video import LeftOut
+from tivtok.cli.options import DeviceOption, ModelOption, StrictOption, TivSetsOption, parse_tiv_sets
+from tivtok.cli.output import CommandError, check_output, say, say_left_out, warn
+from tivtok.cli.source import Source, compare, load_model
+from tivtok.files import replacing
+from tivtok.metrics import PROTOCOL
+from tivtok.metrics.evaluation import Evaluation
+from tivtok.metrics.i3d import load_i3d
+from tivtok.metrics.lpips import LPIPS, Net
+from tivtok.metrics.protocols import PROTOCOLS, Features, Protocol, clip_frames, pick_frames
+from tivtok.metrics.weights import find_weights
+from tivtok.streaming import encode_stream
+from tivtok.tokenizer import TivTok
+from tivtok.video import LeftOut, VideoError, search_folder
 
 METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
 # Scores of each video, and their titles.
@@ -71,16 +62,15 @@ def evaluate(
     device: DeviceOption = "auto",
     strict: StrictOption = False,
 ) -> None:
-    """PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams: change across chunk borders over change inside chunks.
+    """Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams.
+
+    Seams are the change across chunk borders over the change inside chunks.
 
     What is no video in a folder, or cannot be read, is left out of the means and reported; a file that is named must be
     readable. LPIPS and rFVD need weights: run `tivtok weights` once. Scores of different protocols do not compare.
 
     Example: tivtok eval clips/ --model runs/mine --protocol larp --metrics all --json scores.json
     """
-    from tivtok.streaming import encode_stream
-    from tivtok.video import LeftOut, VideoError
-
     if json_file is not None:
         check_output(json_file)
     sets = parse_tiv_sets(tiv_sets)
@@ -134,8 +124,6 @@ def evaluate(
 
 def _files(paths: list[Path]) -> tuple[list[Path], list[LeftOut]]:
     """The videos, and what the folders hold beside them, which is said here."""
-    from tivtok.video import search_folder
-
     files: list[Path] = []
     left_out: list[LeftOut] = []
     for path in paths:
@@ -159,24 +147,17 @@ def _parse_metrics(text: str) -> set[str]:
 
 
 def _parse_protocol(name: str, features: str) -> Protocol:
-    from tivtok.metrics.protocols import PROTOCOLS, Features
-
     if name not in PROTOCOLS:
         raise CommandError(f'--protocol must be one of {", ".join(PROTOCOLS)}, got "{name}"')
     if features == "protocol":
         return PROTOCOLS[name]
     if features not in get_args(Features):
         raise CommandError(f'--features must be "protocol", "logits" or "torchscript", got "{features}"')
-    return replace(PROTOCOLS[name], features=cast("Features", features))
+    return replace(PROTOCOLS[name], features=cast(Features, features))
 
 
 def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Path | None) -> Evaluation:
-    """With the networks that the metrics need."""
-    from tivtok.metrics.evaluation import Evaluation
-    from tivtok.metrics.i3d import load_i3d
-    from tivtok.metrics.lpips import LPIPS, Net
-    from tivtok.metrics.weights import find_weights
-
+    """An evaluation with the networks that the metrics need."""
     device = next(tokenizer.parameters()).device
     nets: dict[str, Net] = {"lpips-vgg": "vgg", "lpips-alex": "alex"}
     lpips = {
@@ -191,8 +172,6 @@ def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Pa
 def _clip(source: Source, rules: Protocol) -> Callable[[str], Iterator[Tensor]]:
     """The frames of a video's clip, in chunks as `Source.chunks` gives them. The video is read twice: files' own counts
     of their frames can be wrong."""
-    from tivtok.metrics.protocols import clip_frames, pick_frames
-
     num_frames = sum(len(chunk) for chunk in source.chunks("counting"))
     indices = clip_frames(rules, num_frames, source.fps, source.path.name)
     clip = pick_frames(source.chunks("reading"), indices)
@@ -205,9 +184,6 @@ def _row(scores: dict[str, float], columns: dict[str, str]) -> str:
 
 
 def _print_protocol(rules: Protocol, size: str, name: str) -> None:
-    from tivtok.metrics import PROTOCOL
-    from tivtok.metrics.protocols import PROTOCOLS
-
     published = PROTOCOLS[name]
     changed = ["features"] * (rules.features != published.features)
     changed += ["size"] * (published.size is not None and size != f"{published.size[1]}x{published.size[0]}")
@@ -218,8 +194,6 @@ def _print_protocol(rules: Protocol, size: str, name: str) -> None:
 
 
 def _write_json(path: Path, record: dict) -> None:
-    from tivtok.files import replacing
-
     def plain(value: object) -> object:  # JSON has no NaN
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}

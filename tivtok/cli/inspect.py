@@ -1,59 +1,38 @@
-"""``tivtok info`` and ``tivtok inspect``."""
+"""``tivtok inspect``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from torch import Tensor
 
-from tivtok.cli.codec import VideoIn
-from tivtok.cli.common import (
-    CommandError,
+from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
     SizeOption,
-    Source,
     StrictOption,
     TivSetsOption,
     TruncatedOption,
-    check_output,
-    encode_source,
-    load_model,
+    VideoIn,
     parse_tiv_sets,
-    print_rows,
-    rate_rows,
-    say,
-    score_text,
-    token_rows,
-    warn,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tivtok.tokenizer import TivTok
-    from tivtok.tokens import Tokens
+from tivtok.cli.output import CommandError, check_output, rate_rows, say, score_text, token_rows, warn
+from tivtok.cli.source import Source, encode_source, load_model
+from tivtok.editing import grey_tokens, tiv_only, tv_only
+from tivtok.metrics import psnr, ssim
+from tivtok.model.patchify import patch_grid
+from tivtok.streaming import decode_stream
+from tivtok.tokenizer import TivTok
+from tivtok.tokens import Tokens
+from tivtok.video import fit
+from tivtok.views.page import write_page
+from tivtok.views.pictures import DIFFERENCE_GAIN, contact_sheet, difference, enlarge, scale_to_see, scope_picture
 
 LARGEST_SHOWN = 256  # pixels of a picture's height in a contact sheet
 LARGEST_SCOPE = 1024  # tokens a side of a picture of who sees whom
-
-
-def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="A token file or a video.")]) -> None:
-    """What a file holds.
-
-    Example: tivtok info clip.tivtok
-    """
-    from tivtok.tokens import Tokens, TokensError
-
-    try:
-        tokens = Tokens.open(file)
-        rows = token_rows(tokens, file.stat().st_size) | rate_rows(tokens)
-    except TokensError as error:
-        if file.suffix == ".tivtok":
-            raise
-        rows = _video_rows(file, error)
-    print_rows({"file": str(file)} | rows)
 
 
 def inspect(
@@ -67,7 +46,9 @@ def inspect(
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
 ) -> None:
-    """What the tokens hold: some frames reconstructed, from TIV or TV tokens only, and compared; TIV sets over time.
+    """Show what the tokens hold, as a contact sheet or a page.
+
+    Some frames reconstructed, from TIV or TV tokens only, and compared; TIV sets over time.
 
     Example: tivtok inspect clip.mp4 page.html --tiv-sets auto
     """
@@ -85,12 +66,6 @@ def inspect(
 
 def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path, columns: int) -> str:
     """Write a contact sheet or page of ``columns`` evenly spaced frames; returns their scores as a line of text."""
-    import torch
-
-    from tivtok.metrics import psnr, ssim
-    from tivtok.views.page import write_page
-    from tivtok.views.pictures import contact_sheet, enlarge, scale_to_see
-
     shown = torch.linspace(0, tokens.num_frames - 1, min(columns, tokens.num_frames)).round().int().tolist()
     rows = _rows(tokenizer, tokens, _pick(source, shown), shown)
     scores = score_text(*(metric(rows["reconstruction"], rows["original"]) for metric in (psnr, ssim)))
@@ -111,12 +86,6 @@ def write_sheet(tokenizer: TivTok, tokens: Tokens, source: Source, picture: Path
 
 
 def _rows(tokenizer: TivTok, tokens: Tokens, original: Tensor, shown: list[int]) -> dict[str, Tensor]:
-    import torch
-
-    from tivtok.editing import grey_tokens, tiv_only, tv_only
-    from tivtok.streaming import decode_stream
-    from tivtok.views.pictures import DIFFERENCE_GAIN, difference
-
     def decode(some: Tokens) -> Tensor:
         return torch.cat(list(decode_stream(tokenizer, some, shown)))
 
@@ -133,9 +102,6 @@ def _rows(tokenizer: TivTok, tokens: Tokens, original: Tensor, shown: list[int])
 
 def _scopes(tokenizer: TivTok, source: Source) -> dict[str, Tensor]:
     """The masks of one chunk of a video of this size; large ones with one token of several."""
-    from tivtok.model.patchify import patch_grid
-    from tivtok.views.pictures import scope_picture
-
     config = tokenizer.config
     groups, rows, columns = patch_grid(config.chunk_frames, source.height, source.width, config.patch)
     frame_tokens = config.num_tv + rows * columns
@@ -150,8 +116,6 @@ def _scopes(tokenizer: TivTok, source: Source) -> dict[str, Tensor]:
 
 def _pick(source: Source, indices: list[int]) -> Tensor:
     """The frames ``indices`` (ascending) of a source, uint8 (n, H, W, 3)."""
-    import torch
-
     picked, start = [], 0
     for chunk in source.chunks("reading"):
         picked += [chunk[i - start] for i in indices if start <= i < start + len(chunk)]
@@ -161,23 +125,7 @@ def _pick(source: Source, indices: list[int]) -> Tensor:
 
 def _reduce(frames: Tensor) -> Tensor:
     """Frames for a contact sheet, at most `LARGEST_SHOWN` high."""
-    from tivtok.video import fit
-
     height, width = frames.shape[1:3]
     if height <= LARGEST_SHOWN:
         return frames
     return fit(frames, LARGEST_SHOWN, max(1, round(width * LARGEST_SHOWN / height)))
-
-
-def _video_rows(file: Path, not_tokens: Exception) -> dict[str, str]:
-    from tivtok.video import VideoError, VideoReader
-
-    try:
-        reader = VideoReader(file)
-    except VideoError as not_video:
-        raise CommandError(f"{not_tokens}; and as a video: {not_video}") from None
-    return {
-        "video": f"{reader.width}x{reader.height}",
-        "frames": f"{reader.expected_frames}, by its packets",
-        "fps": "unknown" if reader.fps is None else f"{float(reader.fps):g}",
-    }

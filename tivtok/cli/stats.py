@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from torch import Tensor
 
-from tivtok.cli.common import StrictOption, load_model, say, track, warn
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tivtok.tokenizer import TivTok
+from tivtok.cli.options import StrictOption
+from tivtok.cli.output import say, track, warn
+from tivtok.cli.source import load_model
+from tivtok.tokenizer import TivTok
+from tivtok.tokens.statistics import STATS_FILE, LatentStats
+from tivtok.video import VideoReader, find_videos, fit, frames_to_video
 
 
 def stats(
@@ -21,13 +23,10 @@ def stats(
     model: Annotated[Path, typer.Option(help="Checkpoint folder; the numbers are written into it.")],
     strict: StrictOption = False,
 ) -> None:
-    """Mean and standard deviation of a checkpoint's tokens, written beside it for `tivtok.tokens.LatentStats`.
+    """Measure mean and standard deviation of a checkpoint's tokens, written beside it for `tivtok.tokens.LatentStats`.
 
     Example: tivtok stats clips/ --model runs/mine
     """
-    from tivtok.tokens.statistics import STATS_FILE, LatentStats
-    from tivtok.video import find_videos
-
     tokenizer = load_model(str(model), "cpu")
     files = find_videos(data)
     tracked = track(files, "encoding", len(files), "videos", count=lambda path: 1)
@@ -43,10 +42,6 @@ def stats(
 
 def _tokens(model: TivTok, path: Path, strict: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """The TIV set of every chunk, as the encoder gives it, and the chunk's TV tokens."""
-    import torch
-
-    from tivtok.video import VideoReader, fit, frames_to_video
-
     with torch.no_grad():
         reader = VideoReader(path, allow_truncated=True, strict=strict)
         for chunk in reader.chunks(model.config.chunk_frames):

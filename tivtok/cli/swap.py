@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tivtok.cli.codec import StoredDtype
-from tivtok.cli.common import check_output, print_rows, token_rows
+from tivtok import editing
+from tivtok.cli.options import StoredDtype
+from tivtok.cli.output import check_output, print_rows, token_rows
+from tivtok.tokens import Tokens
 
 
 def swap(
@@ -17,13 +19,10 @@ def swap(
     result: Annotated[Path, typer.Argument(metavar="OUT", help="The token file to write.")],
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
 ) -> None:
-    """What stays the same from A, what changes from B.
+    """Combine what stays the same in A with what changes in B.
 
     Example: tivtok swap a.tivtok b.tivtok mixed.tivtok
     """
-    from tivtok import editing
-    from tivtok.tokens import Tokens
-
     for source in (tiv_from, tv_from):
         check_output(result, source)
     editing.swap(Tokens.load(tiv_from), Tokens.load(tv_from)).save(result, dtype.value)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tivtok.cli.common import CommandError, say
+from tivtok.cli.output import CommandError, say
 
 
 def train(

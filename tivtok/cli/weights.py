@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tivtok.cli.common import CommandError, say, track
+from tivtok.cli.output import CommandError, say, track
+from tivtok.metrics.weights import WEIGHTS, fetch_weights
 
 
 def weights(
@@ -22,8 +23,6 @@ def weights(
 
     Example: tivtok weights lpips-vgg
     """
-    from tivtok.metrics.weights import WEIGHTS, fetch_weights
-
     wanted = names or list(WEIGHTS)
     for name in wanted:
         if name not in WEIGHTS:

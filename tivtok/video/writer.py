@@ -35,7 +35,8 @@ class VideoWriter:
 
     Args:
         fps: frames per second.
-        width, height: of the frames to come.
+        width: of the frames to come.
+        height: of the frames to come.
         crf: x264's constant rate factor, lower is better and larger; 18 is visually close to lossless.
         audio_from: a file whose sound goes with the pictures.
 

@@ -1,0 +1,87 @@
+"""Options and arguments that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tivtok.chunks.sharing import TivSets
+from tivtok.cli.output import CommandError
+
+VideoIn = Annotated[Path, typer.Argument(metavar="IN", help="A video that FFmpeg can read.")]
+VideoOut = Annotated[Path, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv or .mov, H.264.")]
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="A bundled checkpoint's name, a checkpoint folder, or a Hugging Face repository."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help='"auto" (the GPU where there is one), "cpu" or "cuda".')]
+SizeOption = Annotated[
+    str,
+    typer.Option(
+        "--size", help='"source", "native" (what the model was trained at) or WIDTHxHEIGHT; the centre is cut to fit.'
+    ),
+]
+TivSetsOption = Annotated[
+    str,
+    typer.Option(
+        "--tiv-sets",
+        metavar="N|auto",
+        help="TIV sets shared by the chunks: 1 is full reuse, one per chunk none; auto: one where content changes.",
+    ),
+]
+TruncatedOption = Annotated[
+    bool, typer.Option("--allow-truncated", help="Take what can be read of a file that ends early.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Fail where a decoder has made up for damage, instead of a warning at the end.")
+]
+
+
+class StoredDtype(StrEnum):
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+def parse_tiv_sets(text: str) -> TivSets:
+    """--tiv-sets -> its value.
+
+    Raises:
+        CommandError: it is neither a number nor "auto".
+    """
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise CommandError(f'--tiv-sets must be a whole number from 1 or "auto", got "{text}"')
+    return int(text)
+
+
+def parse_frames(text: str, num_frames: int) -> list[int]:
+    """ "A:B", "A:", ":B" or "A", or several of them with commas -> the frames meant, in the order given.
+
+    Raises:
+        CommandError: it is none of these, or not a part of 0..num_frames.
+    """
+    frames: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{0,9})(:?)(\d{0,9})", part)
+        first, colon, last = match.groups() if match and part not in ("", ":") else ("", "", "")
+        start = int(first or 0)
+        stop = (int(last) if last else num_frames) if colon else start + 1
+        if not (first or colon) or not start < stop <= num_frames:
+            raise CommandError(f'--frames must be A:B (or several) with 0 <= A < B <= {num_frames}, got "{text}"')
+        frames += range(start, stop)
+    return frames
+
+
+def parse_size(text: str, source: tuple[int, int], native: tuple[int, int]) -> tuple[int, int]:
+    """--size -> (height, width)."""
+    if text in ("source", "native"):
+        return source if text == "source" else native
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+        raise CommandError(f'--size must be "source", "native" or WIDTHxHEIGHT such as 256x192, got "{text}"')
+    return int(match[2]), int(match[1])

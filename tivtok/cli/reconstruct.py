@@ -1,0 +1,80 @@
+"""``tivtok reconstruct``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from tivtok.cli.options import (
+    DeviceOption,
+    ModelOption,
+    SizeOption,
+    StrictOption,
+    TivSetsOption,
+    TruncatedOption,
+    VideoIn,
+    VideoOut,
+    parse_tiv_sets,
+)
+from tivtok.cli.output import check_output, say, score_text, warn
+from tivtok.cli.source import Source, compare, encode_source, known_rate, load_model
+from tivtok.metrics import psnr, ssim
+from tivtok.tokenizer import TivTok
+from tivtok.tokens import Tokens
+from tivtok.video import VideoWriter
+from tivtok.views.pictures import scale_to_see, side_by_side
+
+
+def reconstruct(
+    video: VideoIn,
+    result: VideoOut,
+    beside: Annotated[bool, typer.Option("--side-by-side", help="Write original and reconstruction together.")] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="Copy the sound of the original.")] = False,
+    model: ModelOption = "tiny",
+    size: SizeOption = "source",
+    tiv_sets: TivSetsOption = "1",
+    device: DeviceOption = "auto",
+    allow_truncated: TruncatedOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Encode and decode a video, and say how close the result is.
+
+    Example: tivtok reconstruct clip.mp4 out.mp4 --side-by-side
+    """
+    check_output(result, video)
+    sets = parse_tiv_sets(tiv_sets)
+    tokenizer = load_model(model, device)
+    source = Source(video, size, tokenizer, allow_truncated, strict)
+    rate = known_rate(source.fps, video)
+    tokens = encode_source(tokenizer, source, sets)
+    scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
+    say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
+    warn(source.damage())
+
+
+def write_reconstruction(
+    tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool, audio: bool
+) -> str:
+    """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small), with its ``audio`` or not.
+
+    Returns:
+        The scores, as a line of text.
+    """
+    scale = scale_to_see(source.height, source.width)
+
+    def picture(original: Tensor, reconstruction: Tensor) -> Tensor:
+        return side_by_side(original, reconstruction, scale=scale) if beside else reconstruction
+
+    nothing = torch.empty(0, source.height, source.width, 3, dtype=torch.uint8)
+    height, width = picture(nothing, nothing).shape[1:3]
+    psnrs, ssims = [], []
+    with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
+        for original, reconstruction in compare(tokenizer, tokens, source.chunks("decoding")):
+            writer.write(picture(original, reconstruction))
+            psnrs.append(psnr(reconstruction, original))
+            ssims.append(ssim(reconstruction, original))
+    return score_text(torch.cat(psnrs), torch.cat(ssims))
