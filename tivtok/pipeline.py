@@ -88,9 +88,11 @@ class Encoder(_WithModel):
             ValueError: it has fewer chunks than ``tiv_sets``, or a setting is wrong.
         """
         model = self.tokenizer
-        source = Source(ref, self.frame_size, model.config.native_size, strict=self.strict, threads=self.threads)
-        chunks = source.chunks(model.config.chunk_frames)
-        return encode_stream(model, chunks, self.tiv_sets, source.fps, self.refine), source.damage()
+        config = model.config
+        source = Source(
+            ref, config.chunk_frames, self.frame_size, config.native_size, strict=self.strict, threads=self.threads
+        )
+        return encode_stream(model, source.chunks(), self.tiv_sets, source.fps, self.refine), source.damage()
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         config = self.tokenizer.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,10 +58,7 @@ def refine(
             frames = (groups[:, None] * per_group + torch.arange(per_group)).flatten()
             part = _Part(model, video, frames[frames < tokens.num_frames])
             better = part.refine(
-                tiv[:, one : one + 1],
-                tv[:, groups],
-                steps,
-                lambda done, before=one * steps: on_step(before + done, total),
+                tiv[:, one : one + 1], tv[:, groups], steps, partial(_report, on_step, one * steps, total)
             )
             tiv[:, one : one + 1], tv[:, groups] = better
     return replace(tokens, tiv=tiv, tv=tv)
@@ -75,6 +73,10 @@ def check_refinable(config: TivTokConfig, steps: int) -> None:
         raise ValueError(f"refine must be at least 1 step, got {steps}")
     if config.quantizer != "none":
         raise ValueError(f'refine is for models with quantizer "none", got one with {config.quantizer!r}')
+
+
+def _report(on_step: OnStep, before: int, total: int, done: int) -> None:
+    on_step(before + done, total)
 
 
 def _copied(x: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class _Part:
         falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: (1 + math.cos(math.pi * n / steps)) / 2)
         best, least = [tiv, tv], tiv.new_full(tiv.shape[:1], math.inf)
         for step in range(steps + 1):
-            errors = self._add_gradient(*tokens, wanted=step < steps)
+            errors = self._add_gradient(tokens, wanted=step < steps)
             better = errors < least
             least = errors.minimum(least)
             best = [torch.where(better[:, None, None, None], x.detach(), y) for x, y in zip(tokens, best, strict=True)]
@@ -108,8 +110,9 @@ class _Part:
                 on_step(step + 1)
         return best[0], best[1]
 
-    def _add_gradient(self, tiv: Tensor, tv: Tensor, wanted: bool) -> Tensor:
+    def _add_gradient(self, tokens: list[Tensor], wanted: bool) -> Tensor:
         """The squared error of each video, (B,); its gradient, where it is wanted, is added to that of the tokens."""
+        tiv, tv = tokens
         config, like = self.model.config, next(self.model.parameters())
         errors = tiv.new_zeros(tiv.shape[0])
         for start in range(0, tv.shape[1], config.groups_per_chunk):
@@ -121,7 +124,7 @@ class _Part:
                 made = self.model.decode_groups(self.model.prepare(tiv), run, [run.shape[1]], *truth.shape[3:])
                 error = (made[:, :, : truth.shape[2]] - truth).square().flatten(1).sum(1)
             if wanted:
-                for tokens, gradient in zip((tiv, tv), torch.autograd.grad(error.sum(), (tiv, tv)), strict=True):
-                    tokens.grad = gradient if tokens.grad is None else tokens.grad + gradient
+                for x, gradient in zip(tokens, torch.autograd.grad(error.sum(), tokens), strict=True):
+                    x.grad = gradient if x.grad is None else x.grad + gradient
             errors += error.detach().to(errors)
         return errors

@@ -19,7 +19,7 @@ from PIL import Image
 
 import tivtok
 from tivtok.cli import COMMANDS, main
-from tivtok.cli.source import load_model
+from tivtok.loading import load_model
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
@@ -106,6 +106,40 @@ def test_encode_options(files: Files, tmp_path: Path) -> None:
     assert not torch.equal(tokens.tv, tokens.tv.half().float())
     assert main(["encode", files.clip, out, "--model", files.model, "--size", "20x12", "--tiv-sets", "auto"]) == 0
     assert (Tokens.load(out).height, Tokens.load(out).width) == (12, 20)
+
+
+def psnr_said(capsys: pytest.CaptureFixture[str]) -> float:
+    match = re.search(r"PSNR (\d+\.\d+) dB", capsys.readouterr().out)
+    assert match
+    return float(match[1])
+
+
+def test_refine_gets_closer(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "o.mp4")
+    scores = []
+    for steps in ("0", "8"):
+        assert main(["reconstruct", files.clip, out, "--model", files.model, "--refine", steps]) == 0
+        scores.append(psnr_said(capsys))
+    assert scores[1] > scores[0] + 0.05
+    stored = [str(tmp_path / f"{steps}.tivtok") for steps in (0, 2)]
+    for steps, path in zip(("0", "2"), stored, strict=True):
+        assert main(["encode", files.clip, path, "--model", files.model, "--refine", steps]) == 0
+    plain, refined = (Tokens.load(path) for path in stored)
+    assert plain.model_id == refined.model_id and not torch.equal(plain.tv, refined.tv)
+    assert sorted(os.listdir(tmp_path)) == ["0.tivtok", "2.tivtok", "o.mp4"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_16_bits_there_and_back(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    """What one precision encodes, another decodes."""
+    tokens, out = str(tmp_path / "a.tivtok"), str(tmp_path / "o.mp4")
+    assert main(["encode", files.clip, tokens, "--model", files.model, "--precision", precision]) == 0
+    assert Tokens.load(tokens).model_id == Tokens.load(files.tokens).model_id
+    for second in ("float32", precision):
+        assert main(["decode", tokens, out, "--model", files.model, "--precision", second]) == 0
+    assert "--precision" in fails(capsys, ["decode", tokens, out, "--precision", "int8"], code=2)
 
 
 def test_one_frame(files: Files, tmp_path: Path) -> None:
@@ -213,7 +247,7 @@ def test_demo(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundled clip, with the small model in place of the bundled checkpoint."""
-    monkeypatch.setattr("tivtok.cli.demo.load_model", lambda name, device: load_model(files.model, device))
+    monkeypatch.setattr("tivtok.cli.demo.load_model", lambda name: load_model(files.model))
     assert main(["demo", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
     assert "48 frames of 32x32" in out and "3 sets of 32 = 96" in out and "PSNR" in out and "SSIM" in out
@@ -296,8 +330,8 @@ def test_tokens_that_cannot_be_decoded(files: Files, tmp_path: Path, capsys: pyt
 def test_models_and_options_that_do_not_work(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encode = ["encode", files.clip, str(tmp_path / "o.tivtok"), "--model", files.model]
     assert "no checkpoint at" in fails(capsys, [*encode[:-1], str(tmp_path)])
-    assert "--device nonsense cannot be used" in fails(capsys, [*encode, "--device", "nonsense"])
-    assert "--size must be" in fails(capsys, [*encode, "--size", "0x20"])
+    assert "device nonsense cannot be used" in fails(capsys, [*encode, "--device", "nonsense"])
+    assert "size must be" in fails(capsys, [*encode, "--size", "0x20"])
     assert "tiv_sets must be between 1 and the number of chunks, 3" in fails(capsys, [*encode, "--tiv-sets", "4"])
     for sets in ("0", "-1", "many", "1.5", ""):
         assert "--tiv-sets must be" in fails(capsys, [*encode, f"--tiv-sets={sets}"])

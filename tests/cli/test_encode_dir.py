@@ -74,6 +74,36 @@ def test_every_video_comes_back_in_order(
         dataset[5]
 
 
+def test_parts_make_the_same_shards(
+    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert encode(videos, whole, model) == 0
+    capsys.readouterr()
+    assert encode(videos, shared, model, "--part", "2/2") == 0
+    assert "2 of 3 are missing" in capsys.readouterr().out
+    assert sorted(path.name for path in shared.iterdir()) == ["plan.json", "shard-00001.safetensors"]
+    assert encode(videos, shared, model, "--part", "1/2") == 0
+    for path in whole.iterdir():
+        assert path.read_bytes() == (shared / path.name).read_bytes()
+    for wrong in ("0/2", "3/2", "1", "1/2/3"):
+        assert encode(videos, shared, model, "--part", wrong) == 1
+        assert "--part must be I/N" in capsys.readouterr().err
+
+
+def test_another_refinement_is_another_plan(
+    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert encode(videos, tmp_path, model) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    del plan["refine"], plan["precision"]  # as earlier versions wrote it
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert encode(videos, tmp_path, model) == 0
+    capsys.readouterr()
+    assert encode(videos, tmp_path, model, "--refine", "2") == 1
+    assert "begun with other refine" in capsys.readouterr().err
+
+
 def test_what_was_stopped_goes_on_and_nothing_is_done_twice(videos: Path, model: str, tmp_path: Path) -> None:
     assert encode(videos, tmp_path, model) == 0
     shards = sorted(tmp_path.glob("shard-*"))

@@ -145,7 +145,7 @@ def test_eval_writes_protocol_and_scores(
             "nowhere does not have i3d_torchscript.pt",
         ),
         (["--json", "nowhere/scores.json"], "the folder nowhere does not exist"),
-        (["--size", "big"], '--size must be "source", "native" or WIDTHxHEIGHT'),
+        (["--size", "big"], 'size must be "source", "native" or WIDTHxHEIGHT'),
     ],
 )
 def test_eval_says_what_is_wrong(

@@ -10,6 +10,9 @@ import typer
 from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
+    Precision,
+    PrecisionOption,
+    RefineOption,
     SizeOption,
     StoredDtype,
     StrictOption,
@@ -20,8 +23,9 @@ from tivtok.cli.options import (
     parse_frames,
     parse_tiv_sets,
 )
-from tivtok.cli.output import CommandError, check_output, print_rows, say, token_rows, track, warn
-from tivtok.cli.source import Source, known_rate, load_model
+from tivtok.cli.output import CommandError, StepsBar, check_output, print_rows, say, token_rows, track, warn
+from tivtok.cli.source import Source, known_rate
+from tivtok.loading import load_model
 from tivtok.streaming import decode_stream, encode_to_file
 from tivtok.tokens import Tokens
 from tivtok.video import VideoWriter
@@ -34,7 +38,9 @@ def encode(
     size: SizeOption = "source",
     tiv_sets: TivSetsOption = "1",
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    refine: RefineOption = 0,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
 ) -> None:
@@ -44,9 +50,11 @@ def encode(
     """
     check_output(tokens_file, video)
     sets = parse_tiv_sets(tiv_sets)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, precision)
     source = Source(video, size, tokenizer, allow_truncated, strict)
-    encode_to_file(tokenizer, source.chunks("encoding"), tokens_file, sets, source.fps, dtype.value)
+    with StepsBar("refining") as bar:
+        chunks = source.tracked("encoding")
+        encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype.value, refine, bar.show)
     print_rows({"wrote": str(tokens_file)} | token_rows(Tokens.open(tokens_file), tokens_file.stat().st_size))
     warn(source.damage())
 
@@ -64,6 +72,7 @@ def decode(
     ] = None,
     model: ModelOption = "tiny",
     device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
 ) -> None:
     """Decode tokens to a video.
 
@@ -75,7 +84,7 @@ def decode(
     tokens = Tokens.open(tokens_file)
     wanted = range(tokens.num_frames) if frames is None else parse_frames(frames, tokens.num_frames)
     rate = known_rate(tokens.fps if fps is None else fps, tokens_file)
-    chunks = decode_stream(load_model(model, device), tokens, wanted)
+    chunks = decode_stream(load_model(model, device, precision), tokens, wanted)
     with VideoWriter(video, rate, tokens.width, tokens.height, audio_from=audio_from) as writer:
         for chunk in track(chunks, "decoding", len(wanted)):
             writer.write(chunk)

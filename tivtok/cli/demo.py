@@ -10,7 +10,8 @@ import typer
 from tivtok.cli.inspect import write_sheet
 from tivtok.cli.output import print_rows, say, token_rows
 from tivtok.cli.reconstruct import write_reconstruction
-from tivtok.cli.source import Source, known_rate, load_model
+from tivtok.cli.source import Source, known_rate
+from tivtok.loading import load_model
 from tivtok.streaming import encode_to_file
 from tivtok.tokens import Tokens
 
@@ -23,10 +24,10 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
     Example: tivtok demo demo/
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_model("tiny", "auto")
+    tokenizer = load_model("tiny")
     source = Source(CLIP, "native", tokenizer)
     stored = folder / f"{CLIP.stem}.tivtok"
-    encode_to_file(tokenizer, source.chunks("encoding"), stored, "auto", fps=source.fps, dtype="float16")
+    encode_to_file(tokenizer, source.tracked("encoding"), stored, "auto", fps=source.fps, dtype="float16")
     tokens = Tokens.open(stored)
     rate = known_rate(source.fps, CLIP)
     together = folder / "side_by_side.mp4"

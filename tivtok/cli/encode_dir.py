@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import typer
 from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
+    Precision,
+    PrecisionOption,
+    RefineOption,
     SizeOption,
     StoredDtype,
     StrictOption,
@@ -24,15 +28,19 @@ from tivtok.cli.options import (
     parse_tiv_sets,
 )
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
-from tivtok.cli.source import Source, load_model
 from tivtok.files import replacing
-from tivtok.streaming import encode_stream
+from tivtok.pipeline import Encoder
+from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
 from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index, write_shard
 from tivtok.video import search_folder
+from tivtok.video.sources import VideoRef
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
+
+# What a plan means that does not say it: those of earlier versions do not.
+NOT_SAID = {"refine": 0, "precision": "auto"}
 
 
 class Job(NamedTuple):
@@ -41,12 +49,7 @@ class Job(NamedTuple):
     shard: Path
     source: Path
     videos: list[str]
-    model: str
-    size: str
-    tiv_sets: str
-    dtype: str
-    device: str
-    strict: bool
+    encoder: Encoder
 
 
 def encode_dir(
@@ -58,33 +61,47 @@ def encode_dir(
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Do the I-th of N shares, beside N - 1 other processes on any machines.")
+    ] = "1/1",
+    refine: RefineOption = 0,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     strict: StrictOption = False,
 ) -> None:
     """Encode all videos of a folder to token shards for `tivtok.tokens.dataset.TokenDataset`; go on where it stopped.
 
     What is no video, or cannot be read, is left out, reported and listed in the index; that is no error unless nothing
-    is left.
+    is left. With --part, whoever finishes the last shard writes the index.
 
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
-    parse_tiv_sets(tiv_sets)
+    sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
     found = search_folder(folder)
     say_left_out(found.left_out)
     names = [str(path.relative_to(folder)) for path in found.files]
     if not names:
         raise CommandError(f"there are no videos in {folder}")
+    threads = 1 if workers > 1 else 0
+    encoder = Encoder(model, device, precision, size, sets, refine, dtype.value, strict, threads)
+    if refine:
+        check_refinable(encoder.tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
-    _check_plan(result, options | {"model": load_model(model, device).model_id, "videos": names})
-    settings = (model, size, tiv_sets, dtype.value, device, strict)
+    options |= {"refine": refine, "precision": precision.value}
+    _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": names})
     jobs = [
-        Job(result / shard_name(number), folder, names[at : at + per_shard], *settings)
+        Job(result / shard_name(number), folder, names[at : at + per_shard], encoder)
         for number, at in enumerate(range(0, len(names), per_shard))
     ]
-    to_do = [job for job in jobs if not job.shard.exists()]
+    to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists()]
     damage: list[str] = []
     for lines in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
         damage += lines
+    for line in damage:
+        warn(line)
+    if missing := sum(not job.shard.exists() for job in jobs):
+        say(f"wrote {len(to_do)} shards of part {part}; {missing} of {len(jobs)} are missing before there is an index")
+        return
     left_out = [{"path": str(path.relative_to(folder)), "reason": reason} for path, reason in found.left_out]
     index = write_index(result, len(jobs), left_out)
     failed = index["failed"]
@@ -92,8 +109,6 @@ def encode_dir(
         say(f"left out {lost['path']}: {lost['error']}")
     more = f", {len(failed)} could not be encoded: {INDEX_FILE} says why" if failed else ""
     say(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards{more}")
-    for line in damage:
-        warn(line)
     if not index["videos"]:
         raise CommandError(f"none of the {len(names)} videos in {folder} could be encoded")
 
@@ -104,20 +119,17 @@ def encode_shard(job: Job) -> list[str]:
     Returns:
         A line on each video whose damage a decoder has made up for.
     """
-    tokenizer = load_model(job.model, job.device)
     done: list[tuple[str, Tokens]] = []
     failed: list[tuple[str, str]] = []
     damage: list[str] = []
     for name in job.videos:
         try:
-            source = Source(job.source / name, job.size, tokenizer, strict=job.strict)
-            done.append(
-                (name, encode_stream(tokenizer, source.plain_chunks(), parse_tiv_sets(job.tiv_sets), source.fps))
-            )
-            damage += filter(None, [source.damage()])
+            tokens, warning = job.encoder.encode(VideoRef(name, job.source / name))
+            done.append((name, tokens))
+            damage += filter(None, [warning])
         except ValueError as error:  # a video that cannot be read, or has fewer chunks than TIV sets
             failed.append((name, str(error)))
-    write_shard(job.shard, done, failed, job.dtype)
+    write_shard(job.shard, done, failed, job.encoder.dtype)
     return damage
 
 
@@ -145,6 +157,18 @@ def _quiet_ctrl_c() -> None:
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 
 
+def _parse_part(text: str) -> tuple[int, int]:
+    """--part -> (I, N).
+
+    Raises:
+        CommandError: it is no I/N with 1 <= I <= N.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise CommandError(f'--part must be I/N with 1 <= I <= N, such as 2/8, got "{text}"')
+    return int(match[1]), int(match[2])
+
+
 def _check_plan(result: Path, plan: dict[str, object]) -> None:
     """Note what a folder of shards is made of, so that what was begun with one plan is not finished with another.
 
@@ -157,7 +181,9 @@ def _check_plan(result: Path, plan: dict[str, object]) -> None:
         begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else plan
     except ValueError:
         raise CommandError(f"{path} is damaged: remove {result} and begin anew") from None
-    different = [name for name in plan if not isinstance(begun, dict) or begun.get(name) != plan[name]]
+    different = [
+        name for name in plan if not isinstance(begun, dict) or begun.get(name, NOT_SAID.get(name)) != plan[name]
+    ]
     if different:
         raise CommandError(
             f"{result} was begun with other {' and '.join(different)}: name another folder, or remove it"

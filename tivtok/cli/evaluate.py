@@ -12,10 +12,20 @@ from typing import Annotated, cast, get_args
 import typer
 from torch import Tensor
 
-from tivtok.cli.options import DeviceOption, ModelOption, StrictOption, TivSetsOption, parse_tiv_sets
-from tivtok.cli.output import CommandError, check_output, say, say_left_out, warn
-from tivtok.cli.source import Source, compare, load_model
+from tivtok.cli.options import (
+    DeviceOption,
+    ModelOption,
+    Precision,
+    PrecisionOption,
+    RefineOption,
+    StrictOption,
+    TivSetsOption,
+    parse_tiv_sets,
+)
+from tivtok.cli.output import CommandError, StepsBar, check_output, say, say_left_out, warn
+from tivtok.cli.source import Source, compare
 from tivtok.files import replacing
+from tivtok.loading import load_model
 from tivtok.metrics import PROTOCOL
 from tivtok.metrics.evaluation import Evaluation
 from tivtok.metrics.i3d import load_i3d
@@ -59,7 +69,9 @@ def evaluate(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write protocol and scores.")] = None,
     tiv_sets: TivSetsOption = "1",
+    refine: RefineOption = 0,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     strict: StrictOption = False,
 ) -> None:
     """Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams.
@@ -76,7 +88,7 @@ def evaluate(
     sets = parse_tiv_sets(tiv_sets)
     files, left_out = _files(paths)
     wanted, rules = _parse_metrics(metrics), _parse_protocol(protocol, features)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, precision)
     evaluation = _evaluation(rules, wanted, tokenizer, weights)
     if size == "protocol":
         size = "native" if rules.size is None else f"{rules.size[1]}x{rules.size[0]}"
@@ -88,8 +100,9 @@ def evaluate(
     for file in files:
         try:
             source = Source(file, size, tokenizer, strict=strict)
-            chunks = source.chunks if rules.clip == "all" else _clip(source, rules)
-            tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps)
+            chunks = source.tracked if rules.clip == "all" else _clip(source, rules)
+            with StepsBar("refining") as bar:
+                tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps, refine, bar.show)
         except VideoError as error:
             if file in paths:
                 raise
@@ -114,6 +127,7 @@ def evaluate(
             "protocol": asdict(rules) | {"size": size},
             "model": {"name": tokenizer.config.name, "id": tokenizer.model_id},
             "tiv_sets": tiv_sets,
+            "refine": refine,
             "rfvd_clips": evaluation.clips,
         }
         lost = [{"path": str(path), "reason": reason} for path, reason in left_out]
@@ -170,11 +184,13 @@ def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Pa
 
 
 def _clip(source: Source, rules: Protocol) -> Callable[[str], Iterator[Tensor]]:
-    """The frames of a video's clip, in chunks as `Source.chunks` gives them. The video is read twice: files' own counts
-    of their frames can be wrong."""
-    num_frames = sum(len(chunk) for chunk in source.chunks("counting"))
+    """The frames of a video's clip, in chunks as `Source.tracked` gives them.
+
+    The video is read twice: files' own counts of their frames can be wrong.
+    """
+    num_frames = sum(len(chunk) for chunk in source.tracked("counting"))
     indices = clip_frames(rules, num_frames, source.fps, source.path.name)
-    clip = pick_frames(source.chunks("reading"), indices)
+    clip = pick_frames(source.tracked("reading"), indices)
     return lambda doing: iter(clip.split(source.chunk_frames))
 
 

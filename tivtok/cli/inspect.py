@@ -12,6 +12,9 @@ from torch import Tensor
 from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
+    Precision,
+    PrecisionOption,
+    RefineOption,
     SizeOption,
     StrictOption,
     TivSetsOption,
@@ -20,8 +23,9 @@ from tivtok.cli.options import (
     parse_tiv_sets,
 )
 from tivtok.cli.output import CommandError, check_output, rate_rows, say, score_text, token_rows, warn
-from tivtok.cli.source import Source, encode_source, load_model
+from tivtok.cli.source import Source, encode_source
 from tivtok.editing import grey_tokens, tiv_only, tv_only
+from tivtok.loading import load_model
 from tivtok.metrics import psnr, ssim
 from tivtok.model.patchify import patch_grid
 from tivtok.streaming import decode_stream
@@ -42,7 +46,9 @@ def inspect(
     model: ModelOption = "tiny",
     size: SizeOption = "source",
     tiv_sets: TivSetsOption = "1",
+    refine: RefineOption = 0,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
 ) -> None:
@@ -56,9 +62,9 @@ def inspect(
     if picture.suffix.lower() not in (".png", ".html"):
         raise CommandError(f"OUT must end in .png or .html, got {picture}")
     sets = parse_tiv_sets(tiv_sets)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, precision)
     source = Source(video, size, tokenizer, allow_truncated, strict)
-    tokens = encode_source(tokenizer, source, sets)
+    tokens = encode_source(tokenizer, source, sets, refine)
     scores = write_sheet(tokenizer, tokens, source, picture, columns)
     say(f"wrote {picture}: {tokens.num_tokens} tokens, {scores}")
     warn(source.damage())
@@ -117,7 +123,7 @@ def _scopes(tokenizer: TivTok, source: Source) -> dict[str, Tensor]:
 def _pick(source: Source, indices: list[int]) -> Tensor:
     """The frames ``indices`` (ascending) of a source, uint8 (n, H, W, 3)."""
     picked, start = [], 0
-    for chunk in source.chunks("reading"):
+    for chunk in source.tracked("reading"):
         picked += [chunk[i - start] for i in indices if start <= i < start + len(chunk)]
         start += len(chunk)
     return torch.stack(picked)

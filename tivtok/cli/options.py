@@ -12,6 +12,14 @@ import typer
 from tivtok.chunks.sharing import TivSets
 from tivtok.cli.output import CommandError
 
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
 VideoIn = Annotated[Path, typer.Argument(metavar="IN", help="A video that FFmpeg can read.")]
 VideoOut = Annotated[Path, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv or .mov, H.264.")]
 ModelOption = Annotated[
@@ -38,6 +46,14 @@ TruncatedOption = Annotated[
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Fail where a decoder has made up for damage, instead of a warning at the end.")
+]
+
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="The model computes in this; auto: bfloat16 on GPUs, else float32.")
+]
+RefineOption = Annotated[
+    int,
+    typer.Option("--refine", metavar="N", min=0, help="Improve the tokens by N steps through the decoder: slow."),
 ]
 
 
@@ -75,13 +91,3 @@ def parse_frames(text: str, num_frames: int) -> list[int]:
             raise CommandError(f'--frames must be A:B (or several) with 0 <= A < B <= {num_frames}, got "{text}"')
         frames += range(start, stop)
     return frames
-
-
-def parse_size(text: str, source: tuple[int, int], native: tuple[int, int]) -> tuple[int, int]:
-    """--size -> (height, width)."""
-    if text in ("source", "native"):
-        return source if text == "source" else native
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if not match or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
-        raise CommandError(f'--size must be "source", "native" or WIDTHxHEIGHT such as 256x192, got "{text}"')
-    return int(match[2]), int(match[1])

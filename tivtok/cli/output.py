@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -39,19 +39,43 @@ def track(
     items: Iterable[Item], doing: str, total: int | None, unit: str = "frames", count: Callable[[Any], int] = len
 ) -> Iterator[Item]:
     """Pass ``items`` on, with a bar on stderr that counts their ``unit`` where stderr is a terminal."""
+    with _bar(unit) as progress:
+        task = progress.add_task(doing, total=total)
+        for item in items:
+            yield item
+            progress.advance(task, count(item))
+
+
+def _bar(unit: str) -> Progress:
+    """A bar on stderr that counts ``unit``; nothing where stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(
+    return Progress(
         *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=_progress_console,
         transient=True,
         disable=not _progress_console.is_terminal,
-    ) as progress:
-        task = progress.add_task(doing, total=total)
-        for item in items:
-            yield item
-            progress.advance(task, count(item))
+    )
+
+
+class StepsBar:
+    """A bar of steps on stderr, where that is a terminal; it appears with the first step, for a ``with`` block."""
+
+    def __init__(self, doing: str) -> None:
+        self._progress = _bar("steps")
+        self._task = self._progress.add_task(doing, total=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """Say that so many of ``total`` steps are done."""
+        self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
 
 
 def check_output(path: Path, source: Path | None = None) -> None:

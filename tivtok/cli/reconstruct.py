@@ -12,6 +12,9 @@ from torch import Tensor
 from tivtok.cli.options import (
     DeviceOption,
     ModelOption,
+    Precision,
+    PrecisionOption,
+    RefineOption,
     SizeOption,
     StrictOption,
     TivSetsOption,
@@ -21,7 +24,8 @@ from tivtok.cli.options import (
     parse_tiv_sets,
 )
 from tivtok.cli.output import check_output, say, score_text, warn
-from tivtok.cli.source import Source, compare, encode_source, known_rate, load_model
+from tivtok.cli.source import Source, compare, encode_source, known_rate
+from tivtok.loading import load_model
 from tivtok.metrics import psnr, ssim
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
@@ -37,7 +41,9 @@ def reconstruct(
     model: ModelOption = "tiny",
     size: SizeOption = "source",
     tiv_sets: TivSetsOption = "1",
+    refine: RefineOption = 0,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
 ) -> None:
@@ -47,10 +53,10 @@ def reconstruct(
     """
     check_output(result, video)
     sets = parse_tiv_sets(tiv_sets)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, precision)
     source = Source(video, size, tokenizer, allow_truncated, strict)
     rate = known_rate(source.fps, video)
-    tokens = encode_source(tokenizer, source, sets)
+    tokens = encode_source(tokenizer, source, sets, refine)
     scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
     say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
     warn(source.damage())
@@ -73,7 +79,7 @@ def write_reconstruction(
     height, width = picture(nothing, nothing).shape[1:3]
     psnrs, ssims = [], []
     with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
-        for original, reconstruction in compare(tokenizer, tokens, source.chunks("decoding")):
+        for original, reconstruction in compare(tokenizer, tokens, source.tracked("decoding")):
             writer.write(picture(original, reconstruction))
             psnrs.append(psnr(reconstruction, original))
             ssims.append(ssim(reconstruction, original))

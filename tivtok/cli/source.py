@@ -1,4 +1,4 @@
-"""The model and the source video of a command: loading, encoding, comparing."""
+"""The source video of a command: reading, encoding, comparing."""
 
 from __future__ import annotations
 
@@ -8,57 +8,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import tivtok.video.source as video_source
 from tivtok.chunks.sharing import TivSets
-from tivtok.cli.options import parse_size
-from tivtok.cli.output import CommandError, track
+from tivtok.cli.output import CommandError, StepsBar, track
 from tivtok.streaming import decode_stream, encode_stream
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
-from tivtok.video import VideoReader, fit
+from tivtok.video.sources import VideoRef
 
 
-class Source:
-    """A video file at the size asked for, read a chunk at a time and as often as needed.
-
-    Attributes:
-        height, width: of the frames as they come.
-        fps: frames per second, or None.
-    """
+class Source(video_source.Source):
+    """The video that a command is given, read with a progress bar."""
 
     def __init__(
         self, path: Path, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
     ) -> None:
-        self.path = path
-        self.chunk_frames = model.config.chunk_frames
-        self._reader = VideoReader(path, allow_truncated, strict=strict)
-        self.fps = None if self._reader.fps is None else float(self._reader.fps)
-        self.height, self.width = parse_size(size, (self._reader.height, self._reader.width), model.config.native_size)
+        config = model.config
+        ref = VideoRef(path.name, path)
+        super().__init__(ref, config.chunk_frames, size, config.native_size, allow_truncated, strict)
 
-    def chunks(self, doing: str) -> Iterator[Tensor]:
-        """`plain_chunks` with a progress bar that says what one is ``doing``."""
-        return track(self.plain_chunks(), doing, self._reader.expected_frames)
-
-    def plain_chunks(self) -> Iterator[Tensor]:
-        """uint8 (f, H, W, 3) of ``chunk_frames`` frames each, the last may be shorter."""
-        return (fit(chunk, self.height, self.width) for chunk in self._reader.chunks(self.chunk_frames))
-
-    def damage(self) -> str:
-        """Damage in what was read last, as one line; empty where there is none."""
-        return self._reader.damage()
+    def tracked(self, doing: str) -> Iterator[Tensor]:
+        """`chunks` with a progress bar that says what one is ``doing``."""
+        return track(self.chunks(), doing, self.expected_frames)
 
 
-def load_model(path_or_name: str, device: str) -> TivTok:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch has all of these for one that is not there
-        raise CommandError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
-    return TivTok.from_pretrained(path_or_name).to(device)
-
-
-def encode_source(model: TivTok, source: Source, tiv_sets: TivSets) -> Tokens:
-    return encode_stream(model, source.chunks("encoding"), tiv_sets, source.fps)
+def encode_source(model: TivTok, source: Source, tiv_sets: TivSets, refine: int = 0) -> Tokens:
+    with StepsBar("refining") as bar:
+        return encode_stream(model, source.tracked("encoding"), tiv_sets, source.fps, refine, bar.show)
 
 
 def compare(model: TivTok, tokens: Tokens, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

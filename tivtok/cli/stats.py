@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tivtok.cli.options import StrictOption
 from tivtok.cli.output import say, track, warn
-from tivtok.cli.source import load_model
+from tivtok.loading import load_model
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.statistics import STATS_FILE, LatentStats
 from tivtok.video import VideoReader, find_videos, fit, frames_to_video

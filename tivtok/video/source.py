@@ -17,6 +17,7 @@ class Source:
     """A video file, or a part of one, at the size asked for, read as often as needed.
 
     Args:
+        chunk_frames: of each chunk, the last may be shorter.
         size: "source", "native" (``native_size``), or WIDTHxHEIGHT; the centre is cut to fit.
         native_size: height and width that the model was trained at.
         threads: of the decoder, 0 is as many as there are cores.
@@ -34,6 +35,7 @@ class Source:
     def __init__(
         self,
         ref: VideoRef,
+        chunk_frames: int,
         size: str,
         native_size: tuple[int, int],
         allow_truncated: bool = False,
@@ -41,6 +43,7 @@ class Source:
         threads: int = 0,
     ) -> None:
         self.path = ref.path
+        self.chunk_frames = chunk_frames
         self._reader = VideoReader(ref.path, allow_truncated, strict=strict, member=ref.member, threads=threads)
         frames = frames_of(self._reader, ref)
         self._first, self._last = frames.start, None if ref.end is None else frames.stop
@@ -48,13 +51,13 @@ class Source:
         self.fps = None if self._reader.fps is None else float(self._reader.fps)
         self.height, self.width = parse_size(size, (self._reader.height, self._reader.width), native_size)
 
-    def chunks(self, num_frames: int) -> Iterator[Tensor]:
-        """uint8 (f, height, width, 3) of ``num_frames`` frames each, the last may be shorter.
+    def chunks(self) -> Iterator[Tensor]:
+        """uint8 (f, height, width, 3) of ``chunk_frames`` frames each, the last may be shorter.
 
         Raises:
             VideoError: as while iterating over a `VideoReader`.
         """
-        chunks = self._reader.chunks(num_frames, self._first, self._last)
+        chunks = self._reader.chunks(self.chunk_frames, self._first, self._last)
         return (fit(chunk, self.height, self.width) for chunk in chunks)
 
     def damage(self) -> str:
