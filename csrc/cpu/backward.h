@@ -41,8 +41,11 @@ class RowBlock {
             for_vectors(groups_.num_vectors(g), [&](auto vectors) {
                 constexpr int V = decltype(vectors)::value;
                 const int64_t first = groups_.first_row(g), offset = g * WIDTH * columns_;
-                transpose_in<V>(q_, first, size(g), columns_, 1.f, q_transposed_ + offset);
-                transpose_in<V>(dout_, first, size(g), columns_, 1.f, dout_transposed_ + offset);
+                for (int64_t c = 0; c < columns_; c += PANEL) {
+                    const int64_t to = offset + c * WIDTH;
+                    transpose_in<V>(q_.at(first, c), PANEL, size(g), PANEL, 1.f, q_transposed_ + to);
+                    transpose_in<V>(dout_.at(first, c), PANEL, size(g), PANEL, 1.f, dout_transposed_ + to);
+                }
             });
     }
 
@@ -76,15 +79,14 @@ class RowBlock {
             for (int64_t i = 0; i < size(g); i++) {
                 const int64_t r = groups_.first_row(g) + i, at = (row + r) * shape.heads + head;
                 const T* out = static_cast<const T*>(params.out) + at * shape.head_dim;
-                float products[PANEL] = {};
-                int64_t c = 0;
-                for (; c + PANEL <= shape.head_dim; c += PANEL) {
-                    const float* dout = dout_.at(r, c);
-                    for (int j = 0; j < PANEL; j++) products[j] += dout[j] * widen(out[c + j]);
+                Vec products = Vec{};
+                for (int64_t c = 0; c < shape.head_dim; c += PANEL) {
+                    float line[PANEL];
+                    widen_panel(out + c, shape.head_dim - c, line);
+#pragma GCC unroll 4
+                    for (int j = 0; j < PANEL; j += LANES) products += load(dout_.at(r, c) + j) * load(line + j);
                 }
-                for (int j = 0; c + j < shape.head_dim; j++) products[j] += dout_.at(r, c)[j] * widen(out[c + j]);
-                float delta = params.dlse ? -params.dlse[at] : 0.f;
-                for (int j = 0; j < PANEL; j++) delta += products[j];
+                const float delta = sum(products) - (params.dlse ? params.dlse[at] : 0.f);
                 delta_[g * WIDTH + i] = delta;
                 lse_[g * WIDTH + i] = params.lse[at] * 1.4426950408889634f;
             }
@@ -219,7 +221,7 @@ int64_t backward_scratch(const BackwardParams& params, const Unit& unit) {
     const int64_t keys = KeyRows::scratch(unit.num_tiv + frame_keys(params.plan, unit), columns);
     const int64_t own = RowBlock::scratch(BACKWARD_ROWS, columns);
     const int64_t tiv = has_tiv_rows(unit) ? tiv_rows_scratch(unit.num_tiv, params.shape.group, columns) : 0;
-    return keys + own + tiv + 2 * block_scratch(columns) + columns * WIDTH;
+    return keys + own + tiv + 2 * block_scratch(columns);
 }
 
 class BackwardUnit {
@@ -234,7 +236,6 @@ class BackwardUnit {
           c_(scale * 1.4426950408889634f) {
         weights_ = take(block_scratch(columns_));
         dscores_ = take(block_scratch(columns_));
-        rows_ = take(columns_ * WIDTH);
     }
 
     void run() {
@@ -324,23 +325,23 @@ class BackwardUnit {
 
     void write_dq(const RowBlock& block, int64_t head, int64_t row) const {
         for (int64_t g = 0; g < block.groups().count; g++)
-            write_group(params_, block.dq(g), block.groups(), g, block.size(g), head, row, scale_, rows_);
+            write_group(params_, block.dq(g), block.groups(), g, block.size(g), head, row, scale_);
     }
 
   public:
     // dQ of a group: (columns, WIDTH) sums times the scale -> rows of the tensor.
     static void write_group(const BackwardParams& params, const float* dq, const Groups& groups, int64_t g,
-                            int64_t count, int64_t head, int64_t row, float scale, float* rows) {
-        const int64_t columns = round_up(params.shape.head_dim, PANEL);
+                            int64_t count, int64_t head, int64_t row, float scale) {
+        const Shape& shape = params.shape;
         for_vectors(groups.num_vectors(g), [&](auto vectors) {
-            constexpr int V = decltype(vectors)::value;
-            Vec factor[V];
-            for (int v = 0; v < V; v++) factor[v] = splat(scale);
-            transpose_out<V>(dq, factor, count, columns, rows);
+            Vec factor[decltype(vectors)::value];
+            for (Vec& x : factor) x = splat(scale);
+            for_type(shape.type, [&](auto* type) {
+                auto* rows = static_cast<decltype(type)>(params.dq) +
+                             ((row + groups.first_row(g)) * shape.heads + head) * shape.head_dim;
+                transpose_out(dq, factor, count, shape.head_dim, rows, shape.heads * shape.head_dim);
+            });
         });
-        for (int64_t i = 0; i < count; i++)
-            write_row(params.shape, params.shape.heads, params.dq, row + groups.first_row(g) + i, head,
-                      rows + i * columns, PANEL, 1.f);
     }
 
     static float* q_slot(const BackwardParams& params, int64_t slot, int64_t num_tiv, int64_t head) {
@@ -358,8 +359,8 @@ class BackwardUnit {
                 constexpr int V = decltype(vectors)::value;
                 Vec factor[V];
                 for (int v = 0; v < V; v++) factor[v] = splat(1.f);
-                transpose_out<V>(block.dq(g), factor, block.size(g), columns_,
-                                 to + block.groups().first_row(g) * columns_);
+                transpose_out(block.dq(g), factor, block.size(g), columns_,
+                              to + block.groups().first_row(g) * columns_, columns_);
             });
     }
 
@@ -377,7 +378,7 @@ class BackwardUnit {
     float* scratch_;
     int64_t columns_;
     float scale_, c_;
-    float *weights_, *dscores_, *rows_, *tiv_rows_ = nullptr;
+    float *weights_, *dscores_, *tiv_rows_ = nullptr;
 };
 
 void backward_unit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {

@@ -163,9 +163,9 @@ TIVTOK_EXPORT int tivtok_cpu_forward(const int64_t* fields, double scale, int64_
         float* const memory = scratch.reserve(variant.forward_scratch(params, unit));
         variant.forward_unit(params, unit, i % key_heads, static_cast<float>(scale), memory);
     });
-    done = done && for_each(plan.num_q_merges * params.shape.heads, threads, run, [&](int64_t i) {
-               float* const memory = scratch.reserve(round_up(params.shape.head_dim, PANEL) * SLOT_ROWS);
-               variant.forward_merge(params, plan.q_merges[i / params.shape.heads], i % params.shape.heads, memory);
+    const int64_t heads = params.shape.heads;
+    done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i) {
+               variant.forward_merge(params, plan.q_merges[i / heads], i % heads);
            });
     return !done;
 }

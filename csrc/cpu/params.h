@@ -92,7 +92,7 @@ struct Variant {
     const char* name;
     int64_t (*forward_scratch)(const ForwardParams&, const Unit&);
     void (*forward_unit)(const ForwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
-    void (*forward_merge)(const ForwardParams&, const Merge&, int64_t head, float* scratch);
+    void (*forward_merge)(const ForwardParams&, const Merge&, int64_t head);
     int64_t (*backward_scratch)(const BackwardParams&, const Unit&);
     void (*backward_unit)(const BackwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
     void (*merge_q)(const BackwardParams&, const Merge&, int64_t head, float scale);
