@@ -50,14 +50,15 @@ class RowBlock {
     }
 
     // Adds what keys [first, end) and these rows give one another. `weights`, `dscores`: room for a block.
-    void attend(const KeyRows& keys, int64_t first, int64_t end, float c, float* weights, float* dscores) const {
+    void attend(const KeyRows& keys, int64_t first, int64_t end, float c, Ahead& ahead, float* weights,
+                float* dscores) const {
         if (first >= end) return;
         const int64_t count = end - first;
         for (int64_t g = 0; g < groups_.count; g++)
             for_vectors(groups_.num_vectors(g), [&](auto vectors) {
                 constexpr int V = decltype(vectors)::value;
                 float *const p = weights + g * BACKWARD_KEYS * WIDTH, *const ds = dscores + g * BACKWARD_KEYS * WIDTH;
-                differentiate<V>(g, keys, first, end, c, p, ds);
+                differentiate<V>(g, keys, first, end, c, ahead, p, ds);
                 add_dq<V>(dq_ + g * WIDTH * columns_, keys.k, first, count, ds);
             });
         add_outer(weights, dout_, keys.dv, first, count);
@@ -95,12 +96,13 @@ class RowBlock {
     // P and dS of a group, (keys, WIDTH) each.
     template <int V>
     __attribute__((noinline)) void differentiate(int64_t g, const KeyRows& keys, int64_t first, int64_t end, float c,
-                                                 float* weights, float* dscores) const {
+                                                 Ahead& ahead, float* weights, float* dscores) const {
         const float *q = q_transposed_ + g * WIDTH * columns_, *dout = dout_transposed_ + g * WIDTH * columns_;
         const float *lse = lse_ + g * WIDTH, *delta = delta_ + g * WIDTH;
         in_steps<ROWS>(first, end, [&](int64_t k, auto rows) {
             constexpr int R = decltype(rows)::value;
             float *const p = weights + (k - first) * WIDTH, *const ds = dscores + (k - first) * WIDTH;
+            ahead.ask();
             Tile<R, V> tile;
             dot(tile, q, keys.k.at(k, 0), keys.k.capacity * PANEL, columns_);
 #pragma GCC unroll 8
@@ -252,7 +254,7 @@ class BackwardUnit {
         }
         float* const frame_scratch = scratch_;
         for (int64_t f = 0; f < unit_.frames; f++, scratch_ = frame_scratch)
-            run_frame(params_.plan.frames[unit_.frame + f], tiv_keys);
+            run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv_keys);
         if (with_tiv_rows)
             for_tiv_rows([&](RowBlock& block, int64_t head, int64_t first) { finish_tiv(block, head, first); });
         if (unit_.k_slot < 0) write_keys(tiv_keys, unit_.num_tiv, unit_.tiv_key, params_.dk_tiv, params_.dv_tiv);
@@ -281,12 +283,12 @@ class BackwardUnit {
         return result;
     }
 
-    void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end) const {
+    void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end) {
         if (first >= end) return;
         const Blocks blocks(end - first, BACKWARD_KEYS, 12);
         for (int64_t b = 0; b < blocks.count(); b++) {
             const int64_t from = first + blocks.first(b);
-            rows.attend(keys, from, from + blocks.size(b), c_, weights_, dscores_);
+            rows.attend(keys, from, from + blocks.size(b), c_, ahead_, weights_, dscores_);
         }
     }
 
@@ -302,7 +304,7 @@ class BackwardUnit {
             }
     }
 
-    void run_frame(const Frame& frame, const KeyRows& tiv_keys) {
+    void run_frame(const Frame& frame, bool another, const KeyRows& tiv_keys) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
         const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
         const KeyRows own_keys = keys(params_.k, params_.v, frame.row, frame.tokens,
@@ -314,6 +316,10 @@ class BackwardUnit {
                 const int64_t head = key_head_ * params_.shape.group + h, row = frame.row + first + blocks.first(b);
                 RowBlock block(blocks.size(b), columns_, p);
                 block.pack(params_, head, row);
+                if (b + 1 < blocks.count())
+                    look_ahead(row + blocks.size(b), blocks.size(b + 1), head, false);
+                else if (another)
+                    look_ahead((&frame)[1].row, (&frame)[1].tokens, head, true);
                 attend(block, tiv_keys, 0, unit_.num_tiv);
                 attend(block, own_keys, 0, frame.tokens);
                 write_dq(block, head, row);
@@ -321,6 +327,22 @@ class BackwardUnit {
         if (unit_.tiv_sees_rows)
             for_tiv_rows([&](RowBlock& block, int64_t, int64_t) { attend(block, own_keys, first, end); });
         if (unit_.frame_slot < 0) write_keys(own_keys, frame.tokens, frame.row, params_.dk, params_.dv);
+    }
+
+    // What is read and written of rows that come next; with `whole` as keys and values, too.
+    void look_ahead(int64_t row, int64_t rows, int64_t head, bool whole) {
+        const Shape& shape = params_.shape;
+        ahead_.start(shape, row, rows);
+        ahead_.add(params_.q, head);
+        ahead_.add(params_.dout, head);
+        ahead_.add(contiguous(params_.out, shape.heads, shape), head);
+        ahead_.add(contiguous(params_.dq, shape.heads, shape), head);
+        if (!whole) return;
+        const int64_t key_heads = shape.heads / shape.group;
+        ahead_.add(params_.k, key_head_);
+        ahead_.add(params_.v, key_head_);
+        ahead_.add(contiguous(params_.dk, key_heads, shape), key_head_);
+        ahead_.add(contiguous(params_.dv, key_heads, shape), key_head_);
     }
 
     void write_dq(const RowBlock& block, int64_t head, int64_t row) const {
@@ -359,8 +381,8 @@ class BackwardUnit {
                 constexpr int V = decltype(vectors)::value;
                 Vec factor[V];
                 for (int v = 0; v < V; v++) factor[v] = splat(1.f);
-                transpose_out(block.dq(g), factor, block.size(g), columns_,
-                              to + block.groups().first_row(g) * columns_, columns_);
+                transpose_out(block.dq(g), factor, block.size(g), columns_, to + block.groups().first_row(g) * columns_,
+                              columns_);
             });
     }
 
@@ -379,6 +401,7 @@ class BackwardUnit {
     int64_t columns_;
     float scale_, c_;
     float *weights_, *dscores_, *tiv_rows_ = nullptr;
+    Ahead ahead_;
 };
 
 void backward_unit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {

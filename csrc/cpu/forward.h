@@ -27,11 +27,13 @@ TIVTOK_INLINE Vec finite_peak(Vec peak) { return select(peak > splat(-__builtin_
 // Adds keys [first, end) of a block to the state of a group, or makes it of them. `c` >= 0 brings scores to base 2.
 template <int V>
 __attribute__((noinline)) void attend(const float* queries, const KeyBlock& block, int64_t first, int64_t end,
-                                      int64_t columns, float c, const State& state, bool fresh, float* scores) {
+                                      int64_t columns, float c, const State& state, bool fresh, Ahead& ahead,
+                                      float* scores) {
     Vec peak[V];
     for (int v = 0; v < V; v++) peak[v] = splat(-__builtin_inff());
     in_steps<ROWS>(first, end, [&](int64_t k, auto rows) {
         constexpr int R = decltype(rows)::value;
+        ahead.ask();
         Tile<R, V> tile;
         dot(tile, queries, block.keys.at(k, 0), block.keys.capacity * PANEL, columns);
         float* to = scores + (k - first) * WIDTH;
@@ -129,10 +131,11 @@ class QueryRows {
         });
     }
 
-    void attend_all(const KeyBlock& block, int64_t first, int64_t end, float c, float* scores) {
+    void attend_all(const KeyBlock& block, int64_t first, int64_t end, float c, Ahead& ahead, float* scores) {
         if (first >= end) return;
         for_groups([&](int64_t h, int64_t g, auto vectors) {
-            attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g), fresh_, scores);
+            attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g), fresh_, ahead,
+                                             scores);
         });
         fresh_ = false;
     }
@@ -211,9 +214,11 @@ int64_t forward_scratch(const ForwardParams& params, const Unit& unit) {
 
 class ForwardUnit {
   public:
-    ForwardUnit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
+    ForwardUnit(const ForwardParams& params, const Unit& unit, int64_t key_head, const Next& next, float scale,
+                float* scratch)
         : params_(params),
           unit_(unit),
+          next_(next),
           key_head_(key_head),
           keys_(unit.num_tiv),
           scratch_(scratch),
@@ -239,12 +244,12 @@ class ForwardUnit {
             for (int64_t b = 0; b <= keys_.full_blocks; b++) {
                 const int64_t from = unit_.self - b * BLOCK_KEYS, to = unit_.self_end - b * BLOCK_KEYS;
                 const int64_t held = b < keys_.full_blocks ? BLOCK_KEYS : keys_.tail;
-                tiv.attend_all(block(b), from > 0 ? from : 0, to < held ? to : held, c_, scores_);
+                tiv.attend_all(block(b), from > 0 ? from : 0, to < held ? to : held, c_, ahead_, scores_);
             }
         }
         float* const frame_scratch = scratch_;
         for (int64_t f = 0; f < unit_.frames; f++, scratch_ = frame_scratch)
-            run_frame(params_.plan.frames[unit_.frame + f], tiv);
+            run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv);
         if (with_tiv_rows && unit_.q_slot < 0)
             tiv.finish_all(params_, first_head(), unit_.tiv_row);
         else
@@ -282,12 +287,12 @@ class ForwardUnit {
         }
     }
 
-    void run_frame(const Frame& frame, QueryRows& tiv) {
+    void run_frame(const Frame& frame, bool another, QueryRows& tiv) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
         const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
         QueryRows own = query_rows(end - first, true);
         own.pack(params_.shape, params_.q, first_head(), frame.row + first, sign_);
-        for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, scores_);
+        for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, ahead_, scores_);
 
         // The block that the TIV keys left unfinished, then blocks of this frame's keys alone.
         int64_t held = keys_.tail;
@@ -295,28 +300,55 @@ class ForwardUnit {
             const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
             const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
-            own.attend_all(here, 0, held + count, c_, scores_);
+            if (key + count < frame.tokens)
+                look_ahead(frame.row + key + count, BLOCK_KEYS, key_head_, false);
+            else if (another)
+                look_ahead((&frame)[1].row, (&frame)[1].tokens, key_head_, true);
+            else if (next_.unit)
+                look_ahead_to_next();
+            own.attend_all(here, 0, held + count, c_, ahead_, scores_);
             if (unit_.tiv_sees_rows) {
                 const int64_t from = first - key, to = end - key;
-                tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, scores_);
+                tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, ahead_,
+                               scores_);
             }
             key += count;
         }
         own.finish_all(params_, first_head(), frame.row + first);
     }
 
+    // Keys and values of rows that are packed next; with `whole` what is read and written of queries, too.
+    void look_ahead(int64_t row, int64_t rows, int64_t key_head, bool whole) {
+        ahead_.start(params_.shape, row, rows);
+        ahead_.add(params_.k, key_head);
+        ahead_.add(params_.v, key_head);
+        if (!whole) return;
+        ahead_.add(params_.q, key_head * group_);
+        ahead_.add(contiguous(params_.out, params_.shape.heads, params_.shape), key_head * group_);
+    }
+    void look_ahead_to_next() {
+        const Unit& unit = *next_.unit;
+        const Frame& frame = params_.plan.frames[unit.frame];
+        const bool tiv_before = unit.tiv_row + unit.num_tiv == frame.row && params_.k_tiv.data == params_.k.data;
+        const int64_t row = tiv_before ? unit.tiv_row : frame.row + (unit.frames == 1 ? unit.row : 0);
+        if (unit.frames) look_ahead(row, frame.row + frame.tokens - row, next_.key_head, true);
+    }
+
     const ForwardParams& params_;
     const Unit& unit_;
+    const Next& next_;
     int64_t key_head_;
     UnitKeys keys_;
     float* scratch_;
     int64_t columns_, group_;
     float sign_, c_;
     float *blocks_, *scores_;
+    Ahead ahead_;
 };
 
-void forward_unit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {
-    ForwardUnit(params, unit, key_head, scale, scratch).run();
+void forward_unit(const ForwardParams& params, const Unit& unit, int64_t key_head, const Next& next, float scale,
+                  float* scratch) {
+    ForwardUnit(params, unit, key_head, next, scale, scratch).run();
 }
 
 // Joins the states that several units have of the same TIV rows.

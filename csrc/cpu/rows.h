@@ -127,6 +127,37 @@ TIVTOK_INLINE const T* row_of(const Tensor& x, int64_t row, int64_t head) {
     return static_cast<const T*>(x.data) + row * x.row + head * x.head;
 }
 
+TIVTOK_INLINE Tensor contiguous(const void* data, int64_t heads, const Shape& shape) {
+    return {data, heads * shape.head_dim, shape.head_dim};
+}
+
+// Rows of some tensors that will be read or written next. Every tile of scores asks for the cache lines of one.
+class Ahead {
+  public:
+    void start(const Shape& shape, int64_t row, int64_t rows) {
+        size_ = shape.type == ElementType::fp32 ? 4 : 2;
+        bytes_ = shape.head_dim * size_, row_ = row, rows_ = rows, tensors_ = 0;
+    }
+    void add(const Tensor& x, int64_t head) {
+        next_[tensors_] = static_cast<const char*>(x.data) + (row_ * x.row + head * x.head) * size_;
+        stride_[tensors_++] = x.row * size_;
+    }
+    TIVTOK_INLINE void ask() {
+        if (rows_ <= 0) return;
+        rows_--;
+        for (int i = 0; i < tensors_; i++) {
+            for (int64_t b = 0; b < bytes_; b += 64) __builtin_prefetch(next_[i] + b, 0, 2);
+            next_[i] += stride_[i];
+        }
+    }
+
+  private:
+    const char* next_[8];
+    int64_t stride_[8];
+    int64_t size_, bytes_, row_, rows_ = 0;
+    int tensors_ = 0;
+};
+
 // Rows [first, first + count) of a head -> packed rows from `row` on. Columns past head_dim become zero.
 TIVTOK_INLINE void pack_rows(const Shape& shape, const Tensor& x, int64_t head, int64_t first, int64_t count,
                              const Panels& to, int64_t row) {
@@ -186,8 +217,7 @@ void transpose_in(const T* rows, int64_t stride, int64_t count, int64_t columns,
 
 // (columns, WIDTH) times a factor per lane -> `count` rows, `stride` apart, of `columns` elements.
 template <int V, class T>
-void transpose_out(const float* from, const Vec (&factor)[V], int64_t count, int64_t columns, T* rows,
-                   int64_t stride) {
+void transpose_out(const float* from, const Vec (&factor)[V], int64_t count, int64_t columns, T* rows, int64_t stride) {
     for (int v = 0; v < V; v++, rows += LANES * stride, count -= LANES, from += LANES)
         for (int64_t c = 0; c < columns; c += 4) {
             T edge[LANES][4];
