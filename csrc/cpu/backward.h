@@ -235,7 +235,8 @@ class BackwardUnit {
           scratch_(scratch),
           columns_(round_up(params.shape.head_dim, PANEL)),
           scale_(scale),
-          c_(scale * 1.4426950408889634f) {
+          c_(scale * 1.4426950408889634f),
+          ahead_(params.shape) {
         weights_ = take(block_scratch(columns_));
         dscores_ = take(block_scratch(columns_));
     }
@@ -316,10 +317,7 @@ class BackwardUnit {
                 const int64_t head = key_head_ * params_.shape.group + h, row = frame.row + first + blocks.first(b);
                 RowBlock block(blocks.size(b), columns_, p);
                 block.pack(params_, head, row);
-                if (b + 1 < blocks.count())
-                    look_ahead(row + blocks.size(b), blocks.size(b + 1), head, false);
-                else if (another)
-                    look_ahead((&frame)[1].row, (&frame)[1].tokens, head, true);
+                look_ahead(frame, another, head, row + blocks.size(b), b + 1 < blocks.count() ? blocks.size(b + 1) : 0);
                 attend(block, tiv_keys, 0, unit_.num_tiv);
                 attend(block, own_keys, 0, frame.tokens);
                 write_dq(block, head, row);
@@ -329,20 +327,23 @@ class BackwardUnit {
         if (unit_.frame_slot < 0) write_keys(own_keys, frame.tokens, frame.row, params_.dk, params_.dv);
     }
 
-    // What is read and written of rows that come next; with `whole` as keys and values, too.
-    void look_ahead(int64_t row, int64_t rows, int64_t head, bool whole) {
+    // The next rows of a frame, if there are any, or the next frame.
+    void look_ahead(const Frame& frame, bool another, int64_t head, int64_t row, int64_t rows) {
         const Shape& shape = params_.shape;
-        ahead_.start(shape, row, rows);
-        ahead_.add(params_.q, head);
-        ahead_.add(params_.dout, head);
-        ahead_.add(contiguous(params_.out, shape.heads, shape), head);
-        ahead_.add(contiguous(params_.dq, shape.heads, shape), head);
-        if (!whole) return;
-        const int64_t key_heads = shape.heads / shape.group;
-        ahead_.add(params_.k, key_head_);
-        ahead_.add(params_.v, key_head_);
-        ahead_.add(contiguous(params_.dk, key_heads, shape), key_head_);
-        ahead_.add(contiguous(params_.dv, key_heads, shape), key_head_);
+        ahead_.clear();
+        if (rows == 0 && !another) return;
+        if (rows == 0) {
+            const int64_t key_heads = shape.heads / shape.group;
+            row = (&frame)[1].row, rows = (&frame)[1].tokens;
+            ahead_.add(params_.k, key_head_, row, rows);
+            ahead_.add(params_.v, key_head_, row, rows);
+            ahead_.add(contiguous(params_.dk, key_heads, shape), key_head_, row, rows);
+            ahead_.add(contiguous(params_.dv, key_heads, shape), key_head_, row, rows);
+        }
+        ahead_.add(params_.q, head, row, rows);
+        ahead_.add(params_.dout, head, row, rows);
+        ahead_.add(contiguous(params_.out, shape.heads, shape), head, row, rows);
+        ahead_.add(contiguous(params_.dq, shape.heads, shape), head, row, rows);
     }
 
     void write_dq(const RowBlock& block, int64_t head, int64_t row) const {

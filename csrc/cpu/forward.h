@@ -225,7 +225,9 @@ class ForwardUnit {
           columns_(round_up(params.shape.head_dim, PANEL)),
           group_(params.shape.group),
           sign_(scale < 0 ? -1.f : 1.f),
-          c_((scale < 0 ? -scale : scale) * 1.4426950408889634f) {
+          c_((scale < 0 ? -scale : scale) * 1.4426950408889634f),
+          out_(contiguous(params.out, params.shape.heads, params.shape)),
+          ahead_(params.shape) {
         blocks_ = take(keys_.blocks() * BLOCK_KEYS * columns_ * 2);
         scores_ = take(BLOCK_KEYS * WIDTH);
     }
@@ -252,7 +254,7 @@ class ForwardUnit {
             run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv);
         if (with_tiv_rows && unit_.q_slot < 0)
             tiv.finish_all(params_, first_head(), unit_.tiv_row);
-        else
+        else if (with_tiv_rows)
             tiv.clear_unseen();
     }
 
@@ -300,12 +302,16 @@ class ForwardUnit {
             const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
             const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
-            if (key + count < frame.tokens)
-                look_ahead(frame.row + key + count, BLOCK_KEYS, key_head_, false);
-            else if (another)
-                look_ahead((&frame)[1].row, (&frame)[1].tokens, key_head_, true);
-            else if (next_.unit)
-                look_ahead_to_next();
+            ahead_.clear();
+            if (key + count < frame.tokens) {
+                look_ahead(key_head_, frame.row + key + count, BLOCK_KEYS, 0, 0);
+            } else {
+                ahead_.add(out_, first_head(), frame.row + first, end - first);
+                if (another)
+                    look_ahead(key_head_, (&frame)[1].row, (&frame)[1].tokens, (&frame)[1].row, (&frame)[1].tokens);
+                else if (next_.unit)
+                    look_ahead_to_next();
+            }
             own.attend_all(here, 0, held + count, c_, ahead_, scores_);
             if (unit_.tiv_sees_rows) {
                 const int64_t from = first - key, to = end - key;
@@ -317,21 +323,20 @@ class ForwardUnit {
         own.finish_all(params_, first_head(), frame.row + first);
     }
 
-    // Keys and values of rows that are packed next; with `whole` what is read and written of queries, too.
-    void look_ahead(int64_t row, int64_t rows, int64_t key_head, bool whole) {
-        ahead_.start(params_.shape, row, rows);
-        ahead_.add(params_.k, key_head);
-        ahead_.add(params_.v, key_head);
-        if (!whole) return;
-        ahead_.add(params_.q, key_head * group_);
-        ahead_.add(contiguous(params_.out, params_.shape.heads, params_.shape), key_head * group_);
+    // Keys and queries that are packed next.
+    void look_ahead(int64_t key_head, int64_t key, int64_t keys, int64_t row, int64_t rows) {
+        ahead_.add(params_.k, key_head, key, keys);
+        ahead_.add(params_.v, key_head, key, keys);
+        ahead_.add(params_.q, key_head * group_, row, rows);
     }
     void look_ahead_to_next() {
         const Unit& unit = *next_.unit;
+        if (unit.frames == 0) return;
         const Frame& frame = params_.plan.frames[unit.frame];
         const bool tiv_before = unit.tiv_row + unit.num_tiv == frame.row && params_.k_tiv.data == params_.k.data;
-        const int64_t row = tiv_before ? unit.tiv_row : frame.row + (unit.frames == 1 ? unit.row : 0);
-        if (unit.frames) look_ahead(row, frame.row + frame.tokens - row, next_.key_head, true);
+        const int64_t key = tiv_before ? unit.tiv_row : frame.row, keys = frame.row + frame.tokens - key;
+        const bool piece = unit.frames == 1 && unit.row > 0;
+        look_ahead(next_.key_head, key, keys, piece ? frame.row + unit.row : key, keys);
     }
 
     const ForwardParams& params_;
@@ -343,6 +348,7 @@ class ForwardUnit {
     int64_t columns_, group_;
     float sign_, c_;
     float *blocks_, *scores_;
+    const Tensor out_;
     Ahead ahead_;
 };
 

@@ -131,31 +131,31 @@ TIVTOK_INLINE Tensor contiguous(const void* data, int64_t heads, const Shape& sh
     return {data, heads * shape.head_dim, shape.head_dim};
 }
 
-// Rows of some tensors that will be read or written next. Every tile of scores asks for the cache lines of one.
+// Rows that will be read or written next. Every tile of scores asks for the cache lines of a row of each tensor.
 class Ahead {
   public:
-    void start(const Shape& shape, int64_t row, int64_t rows) {
-        size_ = shape.type == ElementType::fp32 ? 4 : 2;
-        bytes_ = shape.head_dim * size_, row_ = row, rows_ = rows, tensors_ = 0;
-    }
-    void add(const Tensor& x, int64_t head) {
-        next_[tensors_] = static_cast<const char*>(x.data) + (row_ * x.row + head * x.head) * size_;
-        stride_[tensors_++] = x.row * size_;
+    explicit Ahead(const Shape& shape)
+        : size_(shape.type == ElementType::fp32 ? 4 : 2), bytes_(shape.head_dim * size_) {}
+
+    void clear() { tensors_ = 0; }
+    void add(const Tensor& x, int64_t head, int64_t row, int64_t rows) {
+        next_[tensors_] = static_cast<const char*>(x.data) + (row * x.row + head * x.head) * size_;
+        stride_[tensors_] = x.row * size_;
+        rows_[tensors_++] = rows;
     }
     TIVTOK_INLINE void ask() {
-        if (rows_ <= 0) return;
-        rows_--;
         for (int i = 0; i < tensors_; i++) {
+            if (rows_[i]-- <= 0) continue;
             for (int64_t b = 0; b < bytes_; b += 64) __builtin_prefetch(next_[i] + b, 0, 2);
             next_[i] += stride_[i];
         }
     }
 
   private:
-    const char* next_[8];
-    int64_t stride_[8];
-    int64_t size_, bytes_, row_, rows_ = 0;
+    int64_t size_, bytes_;
     int tensors_ = 0;
+    const char* next_[8];
+    int64_t stride_[8], rows_[8];
 };
 
 // Rows [first, first + count) of a head -> packed rows from `row` on. Columns past head_dim become zero.
