@@ -330,7 +330,7 @@ class BackwardUnit {
     // The next rows of a frame, if there are any, or the next frame.
     void look_ahead(const Frame& frame, bool another, int64_t head, int64_t row, int64_t rows) {
         const Shape& shape = params_.shape;
-        ahead_.clear();
+        ahead_.start(0);
         if (rows == 0 && !another) return;
         if (rows == 0) {
             const int64_t key_heads = shape.heads / shape.group;

@@ -147,6 +147,9 @@ class QueryRows {
         });
     }
 
+    // Tiles of scores with so many keys.
+    int64_t tiles(int64_t keys) const { return heads_ * groups_.count * ((keys + ROWS - 1) / ROWS); }
+
     // States of rows that have seen no key.
     void clear_unseen() {
         if (fresh_) for_groups([&](int64_t h, int64_t g, auto) { state(h, g).clear(columns_); });
@@ -302,7 +305,7 @@ class ForwardUnit {
             const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
             const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
-            ahead_.clear();
+            ahead_.start(own.tiles(held + count) - 5 * BLOCK_KEYS / 4);
             if (key + count < frame.tokens) {
                 look_ahead(key_head_, frame.row + key + count, BLOCK_KEYS, 0, 0);
             } else {

@@ -137,13 +137,15 @@ class Ahead {
     explicit Ahead(const Shape& shape)
         : size_(shape.type == ElementType::fp32 ? 4 : 2), bytes_(shape.head_dim * size_) {}
 
-    void clear() { tensors_ = 0; }
+    // Lines that are asked for too early are gone when they are needed: begins after `wait` tiles.
+    void start(int64_t wait) { tensors_ = 0, wait_ = wait; }
     void add(const Tensor& x, int64_t head, int64_t row, int64_t rows) {
         next_[tensors_] = static_cast<const char*>(x.data) + (row * x.row + head * x.head) * size_;
         stride_[tensors_] = x.row * size_;
         rows_[tensors_++] = rows;
     }
     TIVTOK_INLINE void ask() {
+        if (wait_-- > 0) return;
         for (int i = 0; i < tensors_; i++) {
             if (rows_[i]-- <= 0) continue;
             for (int64_t b = 0; b < bytes_; b += 64) __builtin_prefetch(next_[i] + b, 0, 2);
@@ -152,7 +154,7 @@ class Ahead {
     }
 
   private:
-    int64_t size_, bytes_;
+    int64_t size_, bytes_, wait_ = 0;
     int tensors_ = 0;
     const char* next_[8];
     int64_t stride_[8], rows_[8];
