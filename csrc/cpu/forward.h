@@ -119,7 +119,10 @@ class QueryRows {
     QueryRows(int64_t rows, int64_t heads, int64_t columns, float* queries)
         : groups_(rows), rows_(rows), heads_(heads), columns_(columns), queries_(queries) {}
 
-    void use_states(float* states, int64_t head_stride) { states_ = states, head_stride_ = head_stride; }
+    // `fresh`: they have seen no key, and what lies there means nothing.
+    void use_states(float* states, int64_t head_stride, bool fresh) {
+        states_ = states, head_stride_ = head_stride, fresh_ = fresh;
+    }
 
     void pack(const Shape& shape, const Tensor& q, int64_t first_head, int64_t row, float sign) {
         for_type(shape.type, [&](auto* type) {
@@ -243,7 +246,7 @@ class ForwardUnit {
             tiv = query_rows(unit_.num_tiv, unit_.q_slot < 0);
             if (unit_.q_slot >= 0) {
                 const int64_t head_stride = round_up(unit_.num_tiv, SLOT_ROWS) * (columns_ + 2);
-                tiv.use_states(slot_states(params_, unit_.q_slot, unit_.num_tiv, first_head()), head_stride);
+                tiv.use_states(slot_states(params_, unit_.q_slot, unit_.num_tiv, first_head()), head_stride, true);
             }
             tiv.pack(params_.shape, params_.q, first_head(), unit_.tiv_row, sign_);
             for (int64_t b = 0; b <= keys_.full_blocks; b++) {
@@ -277,7 +280,7 @@ class ForwardUnit {
         QueryRows result(rows, group_, columns_, take(queries));
         if (own_states) {
             const int64_t head_stride = Groups(rows).count * State::size(columns_);
-            result.use_states(take(group_ * head_stride), head_stride);
+            result.use_states(take(group_ * head_stride), head_stride, true);
         }
         return result;
     }
@@ -379,12 +382,12 @@ void join_states(const State& into, const State& other, int64_t columns) {
 void forward_merge(const ForwardParams& params, const Merge& merge, int64_t head) {
     const int64_t columns = round_up(params.shape.head_dim, PANEL);
     QueryRows first(merge.length, 1, columns, nullptr);
-    first.use_states(slot_states(params, merge.slot, merge.length, head), 0);
+    first.use_states(slot_states(params, merge.slot, merge.length, head), 0, false);
     const Groups groups(merge.length);
     for (int64_t s = 1; s < merge.slots; s++) {
         QueryRows other(merge.length, 1, columns, nullptr);
         const int64_t slot = merge.slot + s * round_up(merge.length, SLOT_ROWS);
-        other.use_states(slot_states(params, slot, merge.length, head), 0);
+        other.use_states(slot_states(params, slot, merge.length, head), 0, false);
         for (int64_t g = 0; g < groups.count; g++)
             for_vectors(groups.num_vectors(g), [&](auto vectors) {
                 join_states<decltype(vectors)::value>(first.state(0, g), other.state(0, g), columns);
