@@ -1,13 +1,11 @@
 """Attention per scope on torch's own fused kernels, without a dense mask: the fallback where no kernel of ours runs.
 
-Segments of equal lengths at equal distances are strided views of the packed tensors and go into one call. The TIV keys
-of their clip are such a view too, with stride 0, and each key range is a call of its own: the two are merged by their
-LSE. The backward is exact: given the merged output and LSE, every range can be differentiated alone.
+Segments of equal lengths are one batch: their rows, and in front of each one's own keys a copy of the TIV keys that it
+sees. The gradients of copies are added up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -38,115 +36,63 @@ def why_not(problem: Problem) -> str | None:
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    q, k, v, scale = call.q, call.k, call.v, call.scale
-    k_tiv, v_tiv = call.tiv_or_own
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
-    for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
-        for run in _runs(call.layout, call.scope):
-            query = run.q.view(q_g)
-            parts = [_attend(query, run.a.view(k_tiv), run.a.view(v_tiv), scale)] if run.a.length else []
-            parts += [_attend(query, run.b.view(k), run.b.view(v), scale)] if run.b.length else []
-            rows_out, rows_lse = parts[0] if len(parts) == 1 else _merge(parts[0], parts[1])
-            run.q.view(out_g).copy_(rows_out)
-            run.q.view(lse_g).copy_(rows_lse)
+    q = call.q
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
+    for batch in _batches(call.layout, call.scope, q.device):
+        out[batch.q], lse[batch.q] = _attend(q[batch.q], *_keys(call, batch), call.scale)
     return out, lse
 
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     if dlse is not None:
         return [g[..., :-8].contiguous() for g in backward(*_carry_dlse(call, out, lse, dout, dlse), None)]
-    q, k, v, tiv, _, _, scale = call
-    k_tiv, v_tiv = call.tiv_or_own
-    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
-    for dq_g, *rows in _per_query_group(k.shape[1], dq, q, dout, out, lse):
-        for run in _runs(call.layout, call.scope):
-            q_r, dout_r, out_r, lse_r = (run.q.view(x) for x in rows)
-            for keys, *tensors in ((run.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (run.b, k, v, dk, dv)):
-                if keys.length == 0:
-                    continue
-                k_r, v_r = (keys.view(x) for x in tensors[:2])
-                grad = _attend_backward(dout_r, q_r, out_r, lse_r, k_r, v_r, scale)
-                run.q.add(dq_g, grad.dq)
-                keys.add(tensors[2], grad.dk)
-                keys.add(tensors[3], grad.dv)
-    return [dq, dk, dv] if tiv is None else [dq, dk, dv, dk_tiv, dv_tiv]
+    q, k, v, tiv = call.q, call.k, call.v, call.tiv
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v))
+    dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x, dtype=lse.dtype) for x in tiv)
+    for batch in _batches(call.layout, call.scope, q.device):
+        rows = [x[batch.q] for x in (dout, q, out, lse)]
+        grads = _attend_backward(*rows, *_keys(call, batch), call.scale)
+        dq[batch.q] = grads[0]
+        for grad, into_tiv, into in zip(grads[1:], (dk_tiv, dv_tiv), (dk, dv), strict=True):
+            grad = grad.unflatten(2, (k.shape[1], -1)).sum(3, dtype=lse.dtype)  # over the query heads of a key head
+            from_a, from_b = grad.split([batch.a.shape[1], batch.b.shape[1]], dim=1)
+            into_tiv.index_add_(0, batch.a.flatten(), from_a.flatten(0, 1))
+            into.index_add_(0, batch.b.flatten(), from_b.flatten(0, 1))
+    return [x.to(q.dtype) for x in ((dq, dk, dv) if tiv is None else (dq, dk, dv, dk_tiv, dv_tiv))]
 
 
-class Rows(NamedTuple):
-    """``num_blocks`` blocks of ``length`` rows of a packed tensor, ``distance`` rows apart (0: one block for all)."""
+class _Batch(NamedTuple):
+    """Indices of rows, one line per segment: of its queries, and of its key ranges A and B."""
 
-    first: int
-    length: int
-    num_blocks: int
-    distance: int
-
-    def view(self, x: Tensor) -> Tensor:
-        """(rows, ...) -> (num_blocks, length, ...)."""
-        size, stride = (self.num_blocks, self.length, *x.shape[1:]), (self.distance * x.stride(0), *x.stride())
-        return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
-
-    def add(self, x: Tensor, blocks: Tensor) -> None:
-        """Add (num_blocks, length, ...); a block that is the same for all receives the sum."""
-        if self.distance == 0:
-            self._replace(num_blocks=1).view(x).add_(blocks.sum(0, keepdim=True))
-        else:
-            self.view(x).add_(blocks)
-
-
-class Run(NamedTuple):
-    """Segments of equal lengths at equal distances: their rows, and their ranges A and B."""
-
-    q: Rows
-    a: Rows
-    b: Rows
+    q: Tensor
+    a: Tensor
+    b: Tensor
 
 
 @lru_cache(maxsize=256)
-def _runs(layout: SifLayout, scope: Scope) -> tuple[Run, ...]:
+def _batches(layout: SifLayout, scope: Scope, device: torch.device) -> list[_Batch]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
     for s in layout.segments(scope):
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
-    return tuple(_run(stretch) for segments in by_lengths.values() for stretch in _even(segments))
+    with torch.inference_mode(False):  # a cached index outlives the mode it was made in
+        return [
+            _Batch(*(_rows([s[i] for s in segments], segments[0][i + 1]).to(device) for i in (0, 2, 4)))
+            for segments in by_lengths.values()
+        ]
 
 
-def _even(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Split into maximal stretches in which all three starts advance by constant distances."""
-    stretch: list[Segment] = []
-    for s in segments:
-        if len(stretch) >= 2 and _distances(stretch[-1], s) != _distances(stretch[0], stretch[1]):
-            yield stretch
-            stretch = []
-        stretch.append(s)
-    yield stretch
+def _rows(starts: list[int], length: int) -> Tensor:
+    return torch.tensor(starts, device="cpu")[:, None] + torch.arange(length, device="cpu")
 
 
-def _run(segments: list[Segment]) -> Run:
-    s, count = segments[0], len(segments)
-    q, a, b = _distances(s, segments[1]) if count > 1 else (0, 0, 0)
-    return Run(
-        Rows(s.q_start, s.q_len, count, q), Rows(s.a_start, s.a_len, count, a), Rows(s.b_start, s.b_len, count, b)
-    )
-
-
-def _distances(s: Segment, t: Segment) -> tuple[int, int, int]:
-    return t.q_start - s.q_start, t.a_start - s.a_start, t.b_start - s.b_start
-
-
-def _per_query_group(kv_heads: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Grouped-query attention as views: the j-th query head of every key/value head, for each j."""
-    split = [x.unflatten(1, (kv_heads, -1)) for x in tensors]
-    for j in range(split[0].shape[2]):
-        yield [x[:, :, j] for x in split]
-
-
-def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Softmax over the union of two disjoint key ranges, given (output, LSE) of each."""
-    (out_a, lse_a), (out_b, lse_b) = a, b
-    weight = torch.sigmoid(lse_a - lse_b)[..., None]
-    out = torch.lerp(out_b.to(weight.dtype), out_a.to(weight.dtype), weight)
-    return out, torch.logaddexp(lse_a, lse_b)
+def _keys(call: Call, batch: _Batch) -> list[Tensor]:
+    """Keys and values of each segment, (segments, keys, H, D)."""
+    group = call.q.shape[1] // call.k.shape[1]
+    pairs = zip(call.tiv_or_own, (call.k, call.v), strict=True)
+    seen = [torch.cat([tiv[batch.a], own[batch.b]], dim=1) for tiv, own in pairs]
+    return [x.repeat_interleave(group, dim=2) for x in seen] if group > 1 else seen
 
 
 def _carry_dlse(
@@ -163,13 +109,7 @@ def _carry_dlse(
     return call._replace(q=q, k=k, v=v, tiv=(tiv[0], tiv[1]) if tiv else None), out, lse, dout
 
 
-# From here on: torch's fused kernels, tensors as (blocks, rows, heads, head_dim), LSE as (blocks, rows, heads).
-
-
-class Gradients(NamedTuple):
-    dq: Tensor
-    dk: Tensor
-    dv: Tensor
+# From here on: torch's fused kernels, tensors as (segments, rows, heads, head_dim), LSE as (segments, rows, heads).
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -184,7 +124,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
 
 def _attend_backward(
     dout: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor, scale: float
-) -> Gradients:
+) -> tuple[Tensor, ...]:
+    """The gradients of q, k and v."""
     dout, q, out, lse, k, v = (x.transpose(1, 2) for x in (dout, q, out, lse, k, v))
     if q.device.type == "cpu":
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -196,4 +137,4 @@ def _attend_backward(
         grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             dout, q, k, v, None, out, lse, unused, unused, 0.0, [True, True, True, False], scale=scale
         )[:3]
-    return Gradients(*(grad.transpose(1, 2) for grad in grads))
+    return tuple(grad.transpose(1, 2) for grad in grads)

@@ -41,20 +41,24 @@ class RowBlock {
             for_vectors(groups_.num_vectors(g), [&](auto vectors) {
                 constexpr int V = decltype(vectors)::value;
                 const int64_t first = groups_.first_row(g), offset = g * WIDTH * columns_;
-                transpose_in<V>(q_, first, size(g), columns_, 1.f, q_transposed_ + offset);
-                transpose_in<V>(dout_, first, size(g), columns_, 1.f, dout_transposed_ + offset);
+                for (int64_t c = 0; c < columns_; c += PANEL) {
+                    const int64_t to = offset + c * WIDTH;
+                    transpose_in<V>(q_.at(first, c), PANEL, size(g), PANEL, 1.f, q_transposed_ + to);
+                    transpose_in<V>(dout_.at(first, c), PANEL, size(g), PANEL, 1.f, dout_transposed_ + to);
+                }
             });
     }
 
     // Adds what keys [first, end) and these rows give one another. `weights`, `dscores`: room for a block.
-    void attend(const KeyRows& keys, int64_t first, int64_t end, float c, float* weights, float* dscores) const {
+    void attend(const KeyRows& keys, int64_t first, int64_t end, float c, Ahead& ahead, float* weights,
+                float* dscores) const {
         if (first >= end) return;
         const int64_t count = end - first;
         for (int64_t g = 0; g < groups_.count; g++)
             for_vectors(groups_.num_vectors(g), [&](auto vectors) {
                 constexpr int V = decltype(vectors)::value;
                 float *const p = weights + g * BACKWARD_KEYS * WIDTH, *const ds = dscores + g * BACKWARD_KEYS * WIDTH;
-                differentiate<V>(g, keys, first, end, c, p, ds);
+                differentiate<V>(g, keys, first, end, c, ahead, p, ds);
                 add_dq<V>(dq_ + g * WIDTH * columns_, keys.k, first, count, ds);
             });
         add_outer(weights, dout_, keys.dv, first, count);
@@ -76,15 +80,14 @@ class RowBlock {
             for (int64_t i = 0; i < size(g); i++) {
                 const int64_t r = groups_.first_row(g) + i, at = (row + r) * shape.heads + head;
                 const T* out = static_cast<const T*>(params.out) + at * shape.head_dim;
-                float products[PANEL] = {};
-                int64_t c = 0;
-                for (; c + PANEL <= shape.head_dim; c += PANEL) {
-                    const float* dout = dout_.at(r, c);
-                    for (int j = 0; j < PANEL; j++) products[j] += dout[j] * widen(out[c + j]);
+                Vec products = Vec{};
+                for (int64_t c = 0; c < shape.head_dim; c += PANEL) {
+                    float line[PANEL];
+                    widen_panel(out + c, shape.head_dim - c, line);
+#pragma GCC unroll 4
+                    for (int j = 0; j < PANEL; j += LANES) products += load(dout_.at(r, c) + j) * load(line + j);
                 }
-                for (int j = 0; c + j < shape.head_dim; j++) products[j] += dout_.at(r, c)[j] * widen(out[c + j]);
-                float delta = params.dlse ? -params.dlse[at] : 0.f;
-                for (int j = 0; j < PANEL; j++) delta += products[j];
+                const float delta = sum(products) - (params.dlse ? params.dlse[at] : 0.f);
                 delta_[g * WIDTH + i] = delta;
                 lse_[g * WIDTH + i] = params.lse[at] * 1.4426950408889634f;
             }
@@ -93,12 +96,13 @@ class RowBlock {
     // P and dS of a group, (keys, WIDTH) each.
     template <int V>
     __attribute__((noinline)) void differentiate(int64_t g, const KeyRows& keys, int64_t first, int64_t end, float c,
-                                                 float* weights, float* dscores) const {
+                                                 Ahead& ahead, float* weights, float* dscores) const {
         const float *q = q_transposed_ + g * WIDTH * columns_, *dout = dout_transposed_ + g * WIDTH * columns_;
         const float *lse = lse_ + g * WIDTH, *delta = delta_ + g * WIDTH;
         in_steps<ROWS>(first, end, [&](int64_t k, auto rows) {
             constexpr int R = decltype(rows)::value;
             float *const p = weights + (k - first) * WIDTH, *const ds = dscores + (k - first) * WIDTH;
+            ahead.ask();
             Tile<R, V> tile;
             dot(tile, q, keys.k.at(k, 0), keys.k.capacity * PANEL, columns_);
 #pragma GCC unroll 8
@@ -219,7 +223,7 @@ int64_t backward_scratch(const BackwardParams& params, const Unit& unit) {
     const int64_t keys = KeyRows::scratch(unit.num_tiv + frame_keys(params.plan, unit), columns);
     const int64_t own = RowBlock::scratch(BACKWARD_ROWS, columns);
     const int64_t tiv = has_tiv_rows(unit) ? tiv_rows_scratch(unit.num_tiv, params.shape.group, columns) : 0;
-    return keys + own + tiv + 2 * block_scratch(columns) + columns * WIDTH;
+    return keys + own + tiv + 2 * block_scratch(columns);
 }
 
 class BackwardUnit {
@@ -231,10 +235,10 @@ class BackwardUnit {
           scratch_(scratch),
           columns_(round_up(params.shape.head_dim, PANEL)),
           scale_(scale),
-          c_(scale * 1.4426950408889634f) {
+          c_(scale * 1.4426950408889634f),
+          ahead_(params.shape) {
         weights_ = take(block_scratch(columns_));
         dscores_ = take(block_scratch(columns_));
-        rows_ = take(columns_ * WIDTH);
     }
 
     void run() {
@@ -251,7 +255,7 @@ class BackwardUnit {
         }
         float* const frame_scratch = scratch_;
         for (int64_t f = 0; f < unit_.frames; f++, scratch_ = frame_scratch)
-            run_frame(params_.plan.frames[unit_.frame + f], tiv_keys);
+            run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv_keys);
         if (with_tiv_rows)
             for_tiv_rows([&](RowBlock& block, int64_t head, int64_t first) { finish_tiv(block, head, first); });
         if (unit_.k_slot < 0) write_keys(tiv_keys, unit_.num_tiv, unit_.tiv_key, params_.dk_tiv, params_.dv_tiv);
@@ -280,12 +284,12 @@ class BackwardUnit {
         return result;
     }
 
-    void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end) const {
+    void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end) {
         if (first >= end) return;
         const Blocks blocks(end - first, BACKWARD_KEYS, 12);
         for (int64_t b = 0; b < blocks.count(); b++) {
             const int64_t from = first + blocks.first(b);
-            rows.attend(keys, from, from + blocks.size(b), c_, weights_, dscores_);
+            rows.attend(keys, from, from + blocks.size(b), c_, ahead_, weights_, dscores_);
         }
     }
 
@@ -301,7 +305,7 @@ class BackwardUnit {
             }
     }
 
-    void run_frame(const Frame& frame, const KeyRows& tiv_keys) {
+    void run_frame(const Frame& frame, bool another, const KeyRows& tiv_keys) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
         const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
         const KeyRows own_keys = keys(params_.k, params_.v, frame.row, frame.tokens,
@@ -313,6 +317,7 @@ class BackwardUnit {
                 const int64_t head = key_head_ * params_.shape.group + h, row = frame.row + first + blocks.first(b);
                 RowBlock block(blocks.size(b), columns_, p);
                 block.pack(params_, head, row);
+                look_ahead(frame, another, head, row + blocks.size(b), b + 1 < blocks.count() ? blocks.size(b + 1) : 0);
                 attend(block, tiv_keys, 0, unit_.num_tiv);
                 attend(block, own_keys, 0, frame.tokens);
                 write_dq(block, head, row);
@@ -322,25 +327,44 @@ class BackwardUnit {
         if (unit_.frame_slot < 0) write_keys(own_keys, frame.tokens, frame.row, params_.dk, params_.dv);
     }
 
+    // The next rows of a frame, if there are any, or the next frame.
+    void look_ahead(const Frame& frame, bool another, int64_t head, int64_t row, int64_t rows) {
+        const Shape& shape = params_.shape;
+        ahead_.start(0);
+        if (rows == 0 && !another) return;
+        if (rows == 0) {
+            const int64_t key_heads = shape.heads / shape.group;
+            row = (&frame)[1].row, rows = (&frame)[1].tokens;
+            ahead_.add(params_.k, key_head_, row, rows);
+            ahead_.add(params_.v, key_head_, row, rows);
+            ahead_.add(contiguous(params_.dk, key_heads, shape), key_head_, row, rows);
+            ahead_.add(contiguous(params_.dv, key_heads, shape), key_head_, row, rows);
+        }
+        ahead_.add(params_.q, head, row, rows);
+        ahead_.add(params_.dout, head, row, rows);
+        ahead_.add(contiguous(params_.out, shape.heads, shape), head, row, rows);
+        ahead_.add(contiguous(params_.dq, shape.heads, shape), head, row, rows);
+    }
+
     void write_dq(const RowBlock& block, int64_t head, int64_t row) const {
         for (int64_t g = 0; g < block.groups().count; g++)
-            write_group(params_, block.dq(g), block.groups(), g, block.size(g), head, row, scale_, rows_);
+            write_group(params_, block.dq(g), block.groups(), g, block.size(g), head, row, scale_);
     }
 
   public:
     // dQ of a group: (columns, WIDTH) sums times the scale -> rows of the tensor.
     static void write_group(const BackwardParams& params, const float* dq, const Groups& groups, int64_t g,
-                            int64_t count, int64_t head, int64_t row, float scale, float* rows) {
-        const int64_t columns = round_up(params.shape.head_dim, PANEL);
+                            int64_t count, int64_t head, int64_t row, float scale) {
+        const Shape& shape = params.shape;
         for_vectors(groups.num_vectors(g), [&](auto vectors) {
-            constexpr int V = decltype(vectors)::value;
-            Vec factor[V];
-            for (int v = 0; v < V; v++) factor[v] = splat(scale);
-            transpose_out<V>(dq, factor, count, columns, rows);
+            Vec factor[decltype(vectors)::value];
+            for (Vec& x : factor) x = splat(scale);
+            for_type(shape.type, [&](auto* type) {
+                auto* rows = static_cast<decltype(type)>(params.dq) +
+                             ((row + groups.first_row(g)) * shape.heads + head) * shape.head_dim;
+                transpose_out(dq, factor, count, shape.head_dim, rows, shape.heads * shape.head_dim);
+            });
         });
-        for (int64_t i = 0; i < count; i++)
-            write_row(params.shape, params.shape.heads, params.dq, row + groups.first_row(g) + i, head,
-                      rows + i * columns, PANEL, 1.f);
     }
 
     static float* q_slot(const BackwardParams& params, int64_t slot, int64_t num_tiv, int64_t head) {
@@ -358,8 +382,8 @@ class BackwardUnit {
                 constexpr int V = decltype(vectors)::value;
                 Vec factor[V];
                 for (int v = 0; v < V; v++) factor[v] = splat(1.f);
-                transpose_out<V>(block.dq(g), factor, block.size(g), columns_,
-                                 to + block.groups().first_row(g) * columns_);
+                transpose_out(block.dq(g), factor, block.size(g), columns_, to + block.groups().first_row(g) * columns_,
+                              columns_);
             });
     }
 
@@ -377,7 +401,8 @@ class BackwardUnit {
     float* scratch_;
     int64_t columns_;
     float scale_, c_;
-    float *weights_, *dscores_, *rows_, *tiv_rows_ = nullptr;
+    float *weights_, *dscores_, *tiv_rows_ = nullptr;
+    Ahead ahead_;
 };
 
 void backward_unit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {

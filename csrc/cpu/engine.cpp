@@ -1,5 +1,6 @@
 // The library's C interface: which instruction set, which thread does what. It knows pointers and sizes alone;
 // arguments come as arrays of int64 in the order of the structures in params.h.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -76,28 +77,37 @@ thread_local Scratch scratch;
 // GOMP_parallel of the OpenMP runtime that the caller's process already uses, or null.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// Calls body(i) for i in [0, count) on up to `threads` threads, in no particular order; false if memory ran out.
+// Calls body(i, end) for i in [0, count) on up to `threads` threads. Each takes neighbours up to `end` at a time, fewer
+// of them as less is left. False if memory ran out.
 template <class Body>
 bool for_each(int64_t count, int64_t threads, Parallel parallel, const Body& body) {
+    threads = std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1));
     struct Shared {
         const Body& body;
-        int64_t count;
+        int64_t count, threads;
         std::atomic<int64_t> next{0};
         std::atomic<bool> failed{false};
+
+        bool take(int64_t& i, int64_t& end) {
+            i = next.load(std::memory_order_relaxed);
+            do {
+                end = i + std::clamp<int64_t>((count - i) / (8 * threads), 1, 8);
+            } while (i < count && !next.compare_exchange_weak(i, end, std::memory_order_relaxed));
+            return i < count;
+        }
 
         static void work(void* data) {
             Shared& shared = *static_cast<Shared*>(data);
             try {
-                for (int64_t i; (i = shared.next.fetch_add(1, std::memory_order_relaxed)) < shared.count;)
-                    shared.body(i);
+                for (int64_t i, end; shared.take(i, end);)
+                    for (; i < end; i++) shared.body(i, end);
             } catch (const std::bad_alloc&) {
                 shared.failed = true;
             }
             scratch.shrink();
         }
-    } shared{body, count};
+    } shared{body, count, threads};
 
-    if (threads > count) threads = count;
     if (threads <= 1) {
         Shared::work(&shared);
     } else if (parallel) {
@@ -158,14 +168,15 @@ TIVTOK_EXPORT int tivtok_cpu_forward(const int64_t* fields, double scale, int64_
     const Plan& plan = params.plan;
     const auto run = reinterpret_cast<Parallel>(parallel);
     const int64_t key_heads = params.shape.heads / params.shape.group;
-    bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i) {
+    bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i, int64_t end) {
         const Unit& unit = plan.units[i / key_heads];
+        const Next next = {i + 1 < end ? &plan.units[(i + 1) / key_heads] : nullptr, (i + 1) % key_heads};
         float* const memory = scratch.reserve(variant.forward_scratch(params, unit));
-        variant.forward_unit(params, unit, i % key_heads, static_cast<float>(scale), memory);
+        variant.forward_unit(params, unit, i % key_heads, next, static_cast<float>(scale), memory);
     });
-    done = done && for_each(plan.num_q_merges * params.shape.heads, threads, run, [&](int64_t i) {
-               float* const memory = scratch.reserve(round_up(params.shape.head_dim, PANEL) * SLOT_ROWS);
-               variant.forward_merge(params, plan.q_merges[i / params.shape.heads], i % params.shape.heads, memory);
+    const int64_t heads = params.shape.heads;
+    done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i, int64_t) {
+               variant.forward_merge(params, plan.q_merges[i / heads], i % heads);
            });
     return !done;
 }
@@ -177,14 +188,16 @@ TIVTOK_EXPORT int tivtok_cpu_backward(const int64_t* fields, double scale, int64
     const auto run = reinterpret_cast<Parallel>(parallel);
     const auto c = static_cast<float>(scale);
     const int64_t heads = params.shape.heads, key_heads = heads / params.shape.group;
-    bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i) {
+    bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i, int64_t) {
         const Unit& unit = plan.units[i / key_heads];
         float* const memory = scratch.reserve(variant.backward_scratch(params, unit));
         variant.backward_unit(params, unit, i % key_heads, c, memory);
     });
-    done = done && for_each(plan.num_q_merges * heads, threads, run,
-                            [&](int64_t i) { variant.merge_q(params, plan.q_merges[i / heads], i % heads, c); });
-    done = done && for_each((plan.num_k_merges + plan.num_frame_merges) * key_heads, threads, run, [&](int64_t i) {
+    done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i, int64_t) {
+               variant.merge_q(params, plan.q_merges[i / heads], i % heads, c);
+           });
+    done = done &&
+           for_each((plan.num_k_merges + plan.num_frame_merges) * key_heads, threads, run, [&](int64_t i, int64_t) {
                const int64_t merge = i / key_heads;
                const bool tiv = merge < plan.num_k_merges;
                const Merge& rows = tiv ? plan.k_merges[merge] : plan.frame_merges[merge - plan.num_k_merges];

@@ -3,7 +3,8 @@
 // Keys of a block. Its scores and values stay in the first two cache levels while all groups of rows pass over it.
 constexpr int64_t BLOCK_KEYS = 128;
 
-// Streaming softmax of a group of rows: maximum and sum in base 2, and sums of values (columns, WIDTH).
+// Streaming softmax of a group of rows: maximum and sum in base 2, and sums of values (columns, WIDTH). What it holds
+// before its first keys is never read.
 struct State {
     float *peak, *total, *sums;
 
@@ -23,14 +24,16 @@ struct KeyBlock {
 // The subtrahend of a row's exponents: its maximum, or 0 where all scores are -inf.
 TIVTOK_INLINE Vec finite_peak(Vec peak) { return select(peak > splat(-__builtin_inff()), peak, Vec{}); }
 
-// Adds keys [first, end) of a block to the state of a group. `c` >= 0 brings scores to base 2.
+// Adds keys [first, end) of a block to the state of a group, or makes it of them. `c` >= 0 brings scores to base 2.
 template <int V>
 __attribute__((noinline)) void attend(const float* queries, const KeyBlock& block, int64_t first, int64_t end,
-                                      int64_t columns, float c, const State& state, float* scores) {
+                                      int64_t columns, float c, const State& state, bool fresh, Ahead& ahead,
+                                      float* scores) {
     Vec peak[V];
     for (int v = 0; v < V; v++) peak[v] = splat(-__builtin_inff());
     in_steps<ROWS>(first, end, [&](int64_t k, auto rows) {
         constexpr int R = decltype(rows)::value;
+        ahead.ask();
         Tile<R, V> tile;
         dot(tile, queries, block.keys.at(k, 0), block.keys.capacity * PANEL, columns);
         float* to = scores + (k - first) * WIDTH;
@@ -46,7 +49,8 @@ __attribute__((noinline)) void attend(const float* queries, const KeyBlock& bloc
     Vec decay[V];
     const int64_t count = end - first;
     for (int v = 0; v < V; v++) {
-        const Vec before = load(state.peak + v * LANES), now = max(peak[v] * c, before);
+        const Vec before = fresh ? splat(-__builtin_inff()) : load(state.peak + v * LANES);
+        const Vec now = max(peak[v] * c, before);
         const Vec base = finite_peak(now);
         decay[v] = exp2(before - base);
         store(state.peak + v * LANES, now);
@@ -63,16 +67,21 @@ __attribute__((noinline)) void attend(const float* queries, const KeyBlock& bloc
             store(s, even);
             sum_even += even;
         }
-        store(state.total + v * LANES, load(state.total + v * LANES) * decay[v] + (sum_even + sum_odd));
+        const Vec total = sum_even + sum_odd;
+        store(state.total + v * LANES, fresh ? total : load(state.total + v * LANES) * decay[v] + total);
     }
 
     for (int64_t column = 0; column < columns; column += ROWS) {
         Tile<ROWS, V> tile;
         float* to = state.sums + column * WIDTH;
+        if (fresh) {
+            tile.clear();
+        } else {
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-            for (int v = 0; v < V; v++) tile.x[r][v] = load(to + r * WIDTH + v * LANES) * decay[v];
+                for (int v = 0; v < V; v++) tile.x[r][v] = load(to + r * WIDTH + v * LANES) * decay[v];
+        }
         mix(tile, scores, block.values.at(first, column), count);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
@@ -81,10 +90,10 @@ __attribute__((noinline)) void attend(const float* queries, const KeyBlock& bloc
     }
 }
 
-// Writes out and LSE of a group of `count` rows. `rows`: room for (WIDTH, columns).
+// Writes out and LSE of a group of `count` rows.
 template <int V>
-void finish(const ForwardParams& params, const State& state, int64_t row, int64_t count, int64_t head, int64_t columns,
-            float* rows) {
+void finish(const ForwardParams& params, const State& state, int64_t row, int64_t count, int64_t head) {
+    const Shape& shape = params.shape;
     Vec inverse[V];
     float lse[WIDTH];
     for (int v = 0; v < V; v++) {
@@ -93,11 +102,11 @@ void finish(const ForwardParams& params, const State& state, int64_t row, int64_
         inverse[v] = select(peak > splat(-__builtin_inff()), 1.f / total, all_hidden);
         store(lse + v * LANES, (peak + log2(total)) * splat(0.6931471805599453f));
     }
-    transpose_out<V>(state.sums, inverse, count, columns, rows);
-    for (int64_t i = 0; i < count; i++) {
-        write_row(params.shape, params.shape.heads, params.out, row + i, head, rows + i * columns, PANEL, 1.f);
-        params.lse[(row + i) * params.shape.heads + head] = lse[i];
-    }
+    for_type(shape.type, [&](auto* type) {
+        auto* out = static_cast<decltype(type)>(params.out) + (row * shape.heads + head) * shape.head_dim;
+        transpose_out(state.sums, inverse, count, shape.head_dim, out, shape.heads * shape.head_dim);
+    });
+    for (int64_t i = 0; i < count; i++) params.lse[(row + i) * shape.heads + head] = lse[i];
 }
 
 // Query rows of some heads, transposed group by group, and their states.
@@ -110,38 +119,44 @@ class QueryRows {
     QueryRows(int64_t rows, int64_t heads, int64_t columns, float* queries)
         : groups_(rows), rows_(rows), heads_(heads), columns_(columns), queries_(queries) {}
 
-    void use_states(float* states, int64_t head_stride) { states_ = states, head_stride_ = head_stride; }
-
-    // `panels`: room for WIDTH rows.
-    void pack(const Shape& shape, const Tensor& q, int64_t first_head, int64_t row, float sign, const Panels& panels) {
-        for (int64_t h = 0; h < heads_; h++)
-            for (int64_t g = 0; g < groups_.count; g++) {
-                const int64_t start = groups_.first_row(g), count = size(g);
-                pack_rows(shape, q, first_head + h, row + start, count, panels, 0);
-                for_vectors(groups_.num_vectors(g), [&](auto vectors) {
-                    transpose_in<decltype(vectors)::value>(panels, 0, count, columns_, sign, queries(h, g));
-                });
-                state(h, g).clear(columns_);
-            }
+    // `fresh`: they have seen no key, and what lies there means nothing.
+    void use_states(float* states, int64_t head_stride, bool fresh) {
+        states_ = states, head_stride_ = head_stride, fresh_ = fresh;
     }
 
-    void attend_all(const KeyBlock& block, int64_t first, int64_t end, float c, float* scores) const {
+    void pack(const Shape& shape, const Tensor& q, int64_t first_head, int64_t row, float sign) {
+        for_type(shape.type, [&](auto* type) {
+            using T = std::remove_pointer_t<decltype(type)>;
+            for_groups([&](int64_t h, int64_t g, auto vectors) {
+                const T* rows = row_of<T>(q, row + groups_.first_row(g), first_head + h);
+                transpose_in<decltype(vectors)::value>(rows, q.row, size(g), shape.head_dim, sign, queries(h, g));
+            });
+        });
+    }
+
+    void attend_all(const KeyBlock& block, int64_t first, int64_t end, float c, Ahead& ahead, float* scores) {
         if (first >= end) return;
-        for (int64_t h = 0; h < heads_; h++)
-            for (int64_t g = 0; g < groups_.count; g++)
-                for_vectors(groups_.num_vectors(g), [&](auto vectors) {
-                    attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g),
-                                                     scores);
-                });
+        for_groups([&](int64_t h, int64_t g, auto vectors) {
+            attend<decltype(vectors)::value>(queries(h, g), block, first, end, columns_, c, state(h, g), fresh_, ahead,
+                                             scores);
+        });
+        fresh_ = false;
     }
 
-    void finish_all(const ForwardParams& params, int64_t first_head, int64_t row, float* rows) const {
-        for (int64_t h = 0; h < heads_; h++)
-            for (int64_t g = 0; g < groups_.count; g++)
-                for_vectors(groups_.num_vectors(g), [&](auto vectors) {
-                    finish<decltype(vectors)::value>(params, state(h, g), row + groups_.first_row(g), size(g),
-                                                     first_head + h, columns_, rows);
-                });
+    void finish_all(const ForwardParams& params, int64_t first_head, int64_t row) {
+        clear_unseen();
+        for_groups([&](int64_t h, int64_t g, auto vectors) {
+            finish<decltype(vectors)::value>(params, state(h, g), row + groups_.first_row(g), size(g), first_head + h);
+        });
+    }
+
+    // Tiles of scores with so many keys.
+    int64_t tiles(int64_t keys) const { return heads_ * groups_.count * ((keys + ROWS - 1) / ROWS); }
+
+    // States of rows that have seen no key.
+    void clear_unseen() {
+        if (fresh_) for_groups([&](int64_t h, int64_t g, auto) { state(h, g).clear(columns_); });
+        fresh_ = false;
     }
 
     State state(int64_t h, int64_t g) const { return State(states_ + h * head_stride_ + g * State::size(columns_)); }
@@ -151,12 +166,21 @@ class QueryRows {
     }
 
   private:
+    // Calls body(head, group, constant number of vectors).
+    template <class Body>
+    void for_groups(const Body& body) const {
+        for (int64_t h = 0; h < heads_; h++)
+            for (int64_t g = 0; g < groups_.count; g++)
+                for_vectors(groups_.num_vectors(g), [&](auto vectors) { body(h, g, vectors); });
+    }
+
     float* queries(int64_t h, int64_t g) const { return queries_ + (h * groups_.count + g) * columns_ * WIDTH; }
 
     Groups groups_;
     int64_t rows_, heads_, columns_;
     float *queries_, *states_ = nullptr;
     int64_t head_stride_ = 0;
+    bool fresh_ = true;
 };
 
 // Where the state of a clip's TIV rows lies in a workspace.
@@ -191,24 +215,27 @@ int64_t forward_scratch(const ForwardParams& params, const Unit& unit) {
     const int64_t keys = UnitKeys(unit.num_tiv).blocks() * BLOCK_KEYS * columns * 2;
     const int64_t frame_rows = QueryRows::scratch(most_rows(params.plan, unit), group, columns, true);
     const int64_t tiv_rows = has_tiv_rows(unit) ? QueryRows::scratch(unit.num_tiv, group, columns, true) : 0;
-    return keys + frame_rows + tiv_rows + BLOCK_KEYS * WIDTH + columns * WIDTH;
+    return keys + frame_rows + tiv_rows + BLOCK_KEYS * WIDTH;
 }
 
 class ForwardUnit {
   public:
-    ForwardUnit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
+    ForwardUnit(const ForwardParams& params, const Unit& unit, int64_t key_head, const Next& next, float scale,
+                float* scratch)
         : params_(params),
           unit_(unit),
+          next_(next),
           key_head_(key_head),
           keys_(unit.num_tiv),
           scratch_(scratch),
           columns_(round_up(params.shape.head_dim, PANEL)),
           group_(params.shape.group),
           sign_(scale < 0 ? -1.f : 1.f),
-          c_((scale < 0 ? -scale : scale) * 1.4426950408889634f) {
+          c_((scale < 0 ? -scale : scale) * 1.4426950408889634f),
+          out_(contiguous(params.out, params.shape.heads, params.shape)),
+          ahead_(params.shape) {
         blocks_ = take(keys_.blocks() * BLOCK_KEYS * columns_ * 2);
         scores_ = take(BLOCK_KEYS * WIDTH);
-        rows_ = take(columns_ * WIDTH);
     }
 
     void run() {
@@ -219,19 +246,22 @@ class ForwardUnit {
             tiv = query_rows(unit_.num_tiv, unit_.q_slot < 0);
             if (unit_.q_slot >= 0) {
                 const int64_t head_stride = round_up(unit_.num_tiv, SLOT_ROWS) * (columns_ + 2);
-                tiv.use_states(slot_states(params_, unit_.q_slot, unit_.num_tiv, first_head()), head_stride);
+                tiv.use_states(slot_states(params_, unit_.q_slot, unit_.num_tiv, first_head()), head_stride, true);
             }
-            tiv.pack(params_.shape, params_.q, first_head(), unit_.tiv_row, sign_, row_panels());
+            tiv.pack(params_.shape, params_.q, first_head(), unit_.tiv_row, sign_);
             for (int64_t b = 0; b <= keys_.full_blocks; b++) {
                 const int64_t from = unit_.self - b * BLOCK_KEYS, to = unit_.self_end - b * BLOCK_KEYS;
                 const int64_t held = b < keys_.full_blocks ? BLOCK_KEYS : keys_.tail;
-                tiv.attend_all(block(b), from > 0 ? from : 0, to < held ? to : held, c_, scores_);
+                tiv.attend_all(block(b), from > 0 ? from : 0, to < held ? to : held, c_, ahead_, scores_);
             }
         }
         float* const frame_scratch = scratch_;
         for (int64_t f = 0; f < unit_.frames; f++, scratch_ = frame_scratch)
-            run_frame(params_.plan.frames[unit_.frame + f], tiv);
-        if (with_tiv_rows && unit_.q_slot < 0) tiv.finish_all(params_, first_head(), unit_.tiv_row, rows_);
+            run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv);
+        if (with_tiv_rows && unit_.q_slot < 0)
+            tiv.finish_all(params_, first_head(), unit_.tiv_row);
+        else if (with_tiv_rows)
+            tiv.clear_unseen();
     }
 
   private:
@@ -241,7 +271,6 @@ class ForwardUnit {
         return p;
     }
     int64_t first_head() const { return key_head_ * group_; }
-    Panels row_panels() const { return {rows_, WIDTH}; }
     KeyBlock block(int64_t b) const {
         float* const keys = blocks_ + b * BLOCK_KEYS * columns_ * 2;
         return {{keys, BLOCK_KEYS}, {keys + BLOCK_KEYS * columns_, BLOCK_KEYS}};
@@ -251,7 +280,7 @@ class ForwardUnit {
         QueryRows result(rows, group_, columns_, take(queries));
         if (own_states) {
             const int64_t head_stride = Groups(rows).count * State::size(columns_);
-            result.use_states(take(group_ * head_stride), head_stride);
+            result.use_states(take(group_ * head_stride), head_stride, true);
         }
         return result;
     }
@@ -266,12 +295,12 @@ class ForwardUnit {
         }
     }
 
-    void run_frame(const Frame& frame, const QueryRows& tiv) {
+    void run_frame(const Frame& frame, bool another, QueryRows& tiv) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
         const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
         QueryRows own = query_rows(end - first, true);
-        own.pack(params_.shape, params_.q, first_head(), frame.row + first, sign_, row_panels());
-        for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, scores_);
+        own.pack(params_.shape, params_.q, first_head(), frame.row + first, sign_);
+        for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, ahead_, scores_);
 
         // The block that the TIV keys left unfinished, then blocks of this frame's keys alone.
         int64_t held = keys_.tail;
@@ -279,31 +308,62 @@ class ForwardUnit {
             const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
             const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
-            own.attend_all(here, 0, held + count, c_, scores_);
+            ahead_.start(own.tiles(held + count) - 5 * BLOCK_KEYS / 4);
+            if (key + count < frame.tokens) {
+                look_ahead(key_head_, frame.row + key + count, BLOCK_KEYS, 0, 0);
+            } else {
+                ahead_.add(out_, first_head(), frame.row + first, end - first);
+                if (another)
+                    look_ahead(key_head_, (&frame)[1].row, (&frame)[1].tokens, (&frame)[1].row, (&frame)[1].tokens);
+                else if (next_.unit)
+                    look_ahead_to_next();
+            }
+            own.attend_all(here, 0, held + count, c_, ahead_, scores_);
             if (unit_.tiv_sees_rows) {
                 const int64_t from = first - key, to = end - key;
-                tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, scores_);
+                tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, ahead_,
+                               scores_);
             }
             key += count;
         }
-        own.finish_all(params_, first_head(), frame.row + first, rows_);
+        own.finish_all(params_, first_head(), frame.row + first);
+    }
+
+    // Keys and queries that are packed next.
+    void look_ahead(int64_t key_head, int64_t key, int64_t keys, int64_t row, int64_t rows) {
+        ahead_.add(params_.k, key_head, key, keys);
+        ahead_.add(params_.v, key_head, key, keys);
+        ahead_.add(params_.q, key_head * group_, row, rows);
+    }
+    void look_ahead_to_next() {
+        const Unit& unit = *next_.unit;
+        if (unit.frames == 0) return;
+        const Frame& frame = params_.plan.frames[unit.frame];
+        const bool tiv_before = unit.tiv_row + unit.num_tiv == frame.row && params_.k_tiv.data == params_.k.data;
+        const int64_t key = tiv_before ? unit.tiv_row : frame.row, keys = frame.row + frame.tokens - key;
+        const bool piece = unit.frames == 1 && unit.row > 0;
+        look_ahead(next_.key_head, key, keys, piece ? frame.row + unit.row : key, keys);
     }
 
     const ForwardParams& params_;
     const Unit& unit_;
+    const Next& next_;
     int64_t key_head_;
     UnitKeys keys_;
     float* scratch_;
     int64_t columns_, group_;
     float sign_, c_;
-    float *blocks_, *scores_, *rows_;
+    float *blocks_, *scores_;
+    const Tensor out_;
+    Ahead ahead_;
 };
 
-void forward_unit(const ForwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {
-    ForwardUnit(params, unit, key_head, scale, scratch).run();
+void forward_unit(const ForwardParams& params, const Unit& unit, int64_t key_head, const Next& next, float scale,
+                  float* scratch) {
+    ForwardUnit(params, unit, key_head, next, scale, scratch).run();
 }
 
-// Joins the states that several units have of the same TIV rows. `scratch`: room for (WIDTH, columns).
+// Joins the states that several units have of the same TIV rows.
 template <int V>
 void join_states(const State& into, const State& other, int64_t columns) {
     for (int v = 0; v < V; v++) {
@@ -319,19 +379,19 @@ void join_states(const State& into, const State& other, int64_t columns) {
     }
 }
 
-void forward_merge(const ForwardParams& params, const Merge& merge, int64_t head, float* scratch) {
+void forward_merge(const ForwardParams& params, const Merge& merge, int64_t head) {
     const int64_t columns = round_up(params.shape.head_dim, PANEL);
     QueryRows first(merge.length, 1, columns, nullptr);
-    first.use_states(slot_states(params, merge.slot, merge.length, head), 0);
+    first.use_states(slot_states(params, merge.slot, merge.length, head), 0, false);
     const Groups groups(merge.length);
     for (int64_t s = 1; s < merge.slots; s++) {
         QueryRows other(merge.length, 1, columns, nullptr);
         const int64_t slot = merge.slot + s * round_up(merge.length, SLOT_ROWS);
-        other.use_states(slot_states(params, slot, merge.length, head), 0);
+        other.use_states(slot_states(params, slot, merge.length, head), 0, false);
         for (int64_t g = 0; g < groups.count; g++)
             for_vectors(groups.num_vectors(g), [&](auto vectors) {
                 join_states<decltype(vectors)::value>(first.state(0, g), other.state(0, g), columns);
             });
     }
-    first.finish_all(params, head, merge.row, scratch);
+    first.finish_all(params, head, merge.row);
 }

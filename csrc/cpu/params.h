@@ -87,12 +87,18 @@ constexpr int64_t SLOT_ROWS = 48;
 
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// The unit that the same thread does afterwards, null if it is not known: its first rows are asked for meanwhile.
+struct Next {
+    const Unit* unit;
+    int64_t key_head;
+};
+
 // One instruction set's kernels. `scratch` is aligned to 64 bytes and as large as `*_scratch` says, in floats.
 struct Variant {
     const char* name;
     int64_t (*forward_scratch)(const ForwardParams&, const Unit&);
-    void (*forward_unit)(const ForwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
-    void (*forward_merge)(const ForwardParams&, const Merge&, int64_t head, float* scratch);
+    void (*forward_unit)(const ForwardParams&, const Unit&, int64_t key_head, const Next&, float scale, float* scratch);
+    void (*forward_merge)(const ForwardParams&, const Merge&, int64_t head);
     int64_t (*backward_scratch)(const BackwardParams&, const Unit&);
     void (*backward_unit)(const BackwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
     void (*merge_q)(const BackwardParams&, const Merge&, int64_t head, float scale);

@@ -24,8 +24,6 @@ class Arithmetic(NamedTuple):
         exp_ulps: largest error of its exponential, in units in the last place of the dtype of sums.
         key_block: fewest keys between two changes of a running maximum.
         query_block: rows of a partial sum over rows that is rounded to ``dtype``, at least; 0 if only final sums are.
-        interpolates: whether results of two key ranges are merged as a + (b - a) * w, which is off by a rounding of
-            either, however small its weight.
         operand: relative error with which products read their operands (TF32); 0 if they read them as they are.
     """
 
@@ -33,7 +31,6 @@ class Arithmetic(NamedTuple):
     exp_ulps: float = 4
     key_block: int = 16
     query_block: int = 0
-    interpolates: bool = False
     operand: float = 0.0
 
     @classmethod
@@ -43,7 +40,7 @@ class Arithmetic(NamedTuple):
         # torch's CPU kernel: exp_u20, in 16 bits with AVX a polynomial of third degree (1.1e-4 off, measured); blocks
         # of 512 keys and of 32 rows or more; gradients are summed in the dtype of the tensors.
         exp_ulps = 1024 if torch.finfo(dtype).bits == 16 else 20
-        return cls(dtype, exp_ulps, key_block=512, query_block=32, interpolates=True)
+        return cls(dtype, exp_ulps, key_block=512, query_block=32)
 
     @property
     def unit(self) -> float:
@@ -140,8 +137,6 @@ def _group_budgets(
     out_error = changes @ v.abs() + change[..., None] * out.abs() + rounded * out_size
     out_error = out_error / (1 - change[..., None]).clamp(min=0) + tiny * v.abs().sum(-2, keepdim=True)
     out_error += unit * out.abs()
-    if arithmetic.interpolates:
-        out_error += unit * out_size + 4 * sum_unit * v.abs().amax(-2, keepdim=True)
     lse_error = change / (1 - change).clamp(min=0) + (n + 2 * blocks + 4) * sum_unit + 4 * sum_unit * size
 
     # Backward: dS = scale * P * (dO V - rowsum(dO * O) + dLSE).

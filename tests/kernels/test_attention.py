@@ -79,11 +79,9 @@ def test_sdpa_on_any_layout(clips, repeats, scope, seed):
 
 
 def test_sdpa_puts_equal_segments_into_one_call():
-    layout = SifLayout.uniform(8, 16, 4, 64)
-    tiv, *frames = sdpa._runs(layout, "clip")
-    assert tiv.q == (0, 16, 8, 272) and tiv.a == (0, 272, 8, 272)
-    assert [run.q for run in frames] == [(16 + 272 * clip, 64, 4, 64) for clip in range(8)]
-    assert all(run.a == (272 * clip, 16, 4, 0) and run.b == run.q for clip, run in enumerate(frames))
+    tiv, frames = sdpa._batches(SifLayout.uniform(8, 16, 4, 64), "clip", torch.device("cpu"))
+    assert tiv.q.shape == (8, 16) and tiv.a.shape == (8, 272) and tiv.b.shape == (8, 0)
+    assert frames.q.shape == (32, 64) and frames.a.shape == (32, 16) and torch.equal(frames.q, frames.b)
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])

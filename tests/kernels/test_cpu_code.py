@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from collections import Counter
 
 import pytest
 
@@ -36,15 +35,29 @@ def product_loops(register: str) -> list[list[tuple[str, str]]]:
     return loops
 
 
-@pytest.mark.parametrize(("register", "accumulators"), [("ymm", 12), ("zmm", 24)])
-def test_product_loops_spill_nothing(register, accumulators):
-    loops = product_loops(register)
-    full = 0
-    for body in loops:
-        names = Counter(name for name, _ in body)
-        products = sum(count for name, count in names.items() if name.startswith("vfmadd"))
+def accumulators(body: list[tuple[str, str]]) -> int:
+    return len({operands.rsplit(",", 1)[1] for name, operands in body if name.startswith("vfmadd")})
+
+
+@pytest.mark.parametrize("register", ["ymm", "zmm"])
+def test_product_loops_spill_nothing(register):
+    for body in product_loops(register):
         stores = [operands for name, operands in body if name.startswith("vmov") and operands.endswith(")")]
         assert not stores, body
         assert not any(STACK.search(operands) for name, operands in body if name[0] == "v"), body
-        full += products % accumulators == 0
-    assert full >= 6  # scores, gradients, sums of values, dQ, dV and dK at full height and width
+
+
+@pytest.mark.parametrize(("register", "tiles"), [("ymm", [(3, 4), (2, 6)]), ("zmm", [(3, 8), (2, 12)])])
+def test_full_tiles_do_what_the_floor_counts(register, tiles):
+    """A step of a tile reads its vectors and numbers once and adds their products: little else is in the loop."""
+    full = [body for body in product_loops(register) if accumulators(body) == tiles[0][0] * tiles[0][1]]
+    assert len(full) >= 6  # scores, gradients, sums of values, dQ, dV and dK
+    seen = set()
+    for body in full:
+        products = sum(name.startswith("vfmadd") for name, _ in body)
+        steps, rest = divmod(products, accumulators(body))
+        reads = sum("(%" in operands for name, operands in body if name[0] == "v")
+        assert rest == 0 and reads in [steps * (vectors + numbers) for vectors, numbers in tiles], body
+        assert len(body) - products - reads <= max(6, steps), body  # addresses and the counter
+        seen.add(reads // steps)
+    assert seen == {vectors + numbers for vectors, numbers in tiles}
