@@ -34,15 +34,9 @@ bench: .venv/test-ready
 	$(BIN)/python -m benchmarks.report
 	$(BIN)/python -m benchmarks.report --readme
 
-# On a machine with an NVIDIA GPU: the primitives, the CUDA kernels under compute-sanitizer (which must see every allocation, so
-# without torch's cache), all GPU tests, then timings. The report resumes where it stopped when run again.
-SANITIZER := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1
+# On a machine with an NVIDIA GPU (docs/gpu.md). Run again, it does what has not passed.
 gpu: .venv/test-ready
-	$(BIN)/python -m pytest -m gpu tests/gpu/primitives
-	for tool in memcheck racecheck synccheck; do \
-	    $(SANITIZER) --tool $$tool $(BIN)/python -m pytest -m gpu tests/gpu/test_cuda_gpu.py || exit 1; done
-	$(BIN)/python -m pytest -m gpu tests
-	$(BIN)/python -m benchmarks.report --device cuda --minutes 8
+	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.report --readme
 
 lint: .venv/test-ready
