@@ -45,9 +45,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
-def committed(path: Path) -> str | None:
-    """The text of a file as of the last commit, None if it is not in it."""
-    return _output("git", "show", f"HEAD:{path.resolve().relative_to(ROOT).as_posix()}")
+def committed(path: Path) -> bytes | None:
+    """A file as of the last commit, None if it is not in it."""
+    return _run("git", "show", f"HEAD:{path.resolve().relative_to(ROOT).as_posix()}")
 
 
 def committed_files(folder: Path) -> list[Path]:
@@ -75,9 +75,14 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
+    """`_run` as text, without white space around it."""
+    output = _run(*command)
+    return None if output is None else output.decode().strip()
+
+
+def _run(*command: str) -> bytes | None:
     """Standard output of a command in the repository, None if there is no such command or it fails."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()

@@ -111,7 +111,7 @@ def main(
 
     notes = regression_notes(run, folder, percent)
     write_page(run, folder, notes)
-    console.print(*notes, f"Results: {folder / run.stem}.json, .md, .png", sep="\n", markup=False, highlight=False)
+    console.print(*notes, f"Results: {folder / run.stem}.json.gz, .md, .png", sep="\n", markup=False, highlight=False)
     if left:
         console.print(f"{left} of {len(work)} pieces are left: run the same command again.")
 

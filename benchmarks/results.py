@@ -1,8 +1,7 @@
-"""A run on disk, docs/results/<device>-<date>.{json,md,png}, and what it says against the last committed one."""
+"""A run on disk, docs/results/<device>-<date>.{json.gz,md,png}, and what it says against the last committed one."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Record
+from benchmarks.dumps import parse_json, write_json
 from benchmarks.provenance import committed, committed_files, slug
-from tivtok.files import replacing
 
 FORMAT = 1
 _DATE = "-".join(["[0-9]" * digits for digits in (4, 2, 2)])  # as a glob and as a regular expression
@@ -33,13 +32,13 @@ class Run:
     format: int = FORMAT
 
     @classmethod
-    def parse(cls, text: str) -> Run:
+    def parse(cls, stored: bytes) -> Run:
         """The inverse of `save`.
 
         Raises:
             ValueError: not a run, or one of another format.
         """
-        values = json.loads(text)
+        values = parse_json(stored)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"not benchmark results of format {FORMAT}")
         return cls(values["provenance"], values["date"], values["sections"])
@@ -50,17 +49,15 @@ class Run:
         return f"{slug(self.provenance['device'])}-{self.date}"
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"{self.stem}.json") as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(folder / f"{self.stem}.json.gz", asdict(self))
 
 
 def resume(provenance: dict[str, Any], date: str, folder: Path) -> Run:
     """Today's run so far if it was made under the same provenance, else an empty one."""
     run = Run(provenance, date)
-    path = folder / f"{run.stem}.json"
+    path = folder / f"{run.stem}.json.gz"
     if path.exists():
-        earlier = Run.parse(path.read_text())
+        earlier = Run.parse(path.read_bytes())
         if earlier.provenance == provenance:
             return earlier
     return run
@@ -69,8 +66,8 @@ def resume(provenance: dict[str, Any], date: str, folder: Path) -> Run:
 def newest_runs(folder: Path) -> list[Run]:
     """The newest run of each device, by name of the device. Files without a date in their name are other results."""
     newest: dict[str, Run] = {}
-    for path in folder.glob(f"*-{_DATE}.json"):
-        run = Run.parse(path.read_text())
+    for path in folder.glob(f"*-{_DATE}.json.gz"):
+        run = Run.parse(path.read_bytes())
         name = run.provenance["device"]
         if name not in newest or newest[name].date < run.date:
             newest[name] = run
@@ -79,10 +76,10 @@ def newest_runs(folder: Path) -> list[Run]:
 
 def baseline(run: Run, folder: Path) -> Run | None:
     """The last committed run on the same device."""
-    pattern = re.compile(re.escape(slug(run.provenance["device"])) + rf"-{_DATE}\.json")
+    pattern = re.compile(re.escape(slug(run.provenance["device"])) + rf"-{_DATE}\.json\.gz")
     names = sorted(path for path in committed_files(folder) if pattern.fullmatch(path.name))
-    text = committed(names[-1]) if names else None
-    return None if text is None else Run.parse(text)
+    stored = committed(names[-1]) if names else None
+    return None if stored is None else Run.parse(stored)
 
 
 def costs(run: Run) -> dict[str, float]:

@@ -32,5 +32,13 @@ def test_linked_files_exist(page: str) -> None:
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_files_that_the_design_names_exist() -> None:
+    pages = (ROOT / page for page in ("docs/design.md", "CONTRIBUTING.md"))
+    named = {name for page in pages for name in re.findall(r"`([\w./-]+(?:/|\.py))`", page.read_text(encoding="utf-8"))}
+    folders = (ROOT, ROOT / "tivtok", ROOT / "tivtok_kernels")
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not any((folder / name).exists() for folder in folders)] == []
+
+
 def test_version_to_cite() -> None:
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

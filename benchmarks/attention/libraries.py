@@ -1,4 +1,4 @@
-"""Peers from attention libraries that are measured where they are installed, on NVIDIA GPUs.
+"""Peers from FlashAttention, in torch and on its own, that are measured on NVIDIA GPUs.
 
 They have not run yet: this was written without a GPU. Each is checked against the truth before it is timed, so a wrong
 call is reported as refused, never as a time.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.attention.cases import Case, Inputs
+from benchmarks.attention.cases import Case
 from benchmarks.attention.peers import Attention, Peer, flex
 from tivtok_kernels import Segment
 
@@ -23,21 +23,16 @@ def library_peers() -> list[Peer]:
         Peer("torch varlen flash, 3 calls + LSE merge", _needs_tiv, lambda case, device: three_calls(case, device)),
         Peer("flash-attn 2 varlen, TIV copied", _needs("flash_attn.flash_attn_interface"), _flash_attention_2),
         Peer("flash-attn 4, mask_mod + block sparse", _needs("flash_attn.cute"), _flash_attention_4),
-        Peer("xFormers varlen, TIV copied", _needs("xformers"), _xformers),
-        Peer("MagiAttention FFA", _needs("magi_attention"), _magi),
-        Peer("FlashInfer block sparse", _needs("flashinfer", backward=False), _flashinfer),
     ]
 
 
-def _needs(module: str, backward: bool = True) -> Callable[[Case, torch.device], str | None]:
-    """The predicate of a library: importable as ``module``, and differentiable only with ``backward``."""
+def _needs(module: str) -> Callable[[Case, torch.device], str | None]:
+    """The predicate of a library that is importable as ``module``."""
 
     def why_not(case: Case, device: torch.device) -> str | None:
         if device.type != "cuda":
             return "needs an NVIDIA GPU"
-        if not _installed(module):
-            return f"{module} is not installed"
-        return "has no backward pass" if case.backward and not backward else None
+        return None if _installed(module) else f"{module} is not installed"
 
     return why_not
 
@@ -191,57 +186,3 @@ def _flash_attention_2(case: Case, device: torch.device) -> Attention:
 
 def _flash_attention_4(case: Case, device: torch.device) -> Attention:
     return flex(case, device, {"BACKEND": "FLASH"})
-
-
-def _xformers(case: Case, device: torch.device) -> Attention:
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
-
-    s = copied_sequences(case, device)
-    lengths = [starts.diff().tolist() for starts in (s.row_starts, s.column_starts)]
-    bias = BlockDiagonalMask.from_seqlens(*lengths, device=device)
-
-    def attention(x: Inputs) -> Tensor:
-        packed = (x.q, x.keys()[s.columns], x.values()[s.columns])
-        return memory_efficient_attention(*(t[None] for t in packed), attn_bias=bias)[0]
-
-    return attention
-
-
-# Libraries that take the two ranges, or the blocks of tokens, as they are.
-
-
-def _magi(case: Case, device: torch.device) -> Attention:
-    from magi_attention.api import flex_flash_attn_func
-
-    slices = [(s.q_start, s.q_len, *r) for s in case.segments() for r in ((s.a_start, s.a_len), (s.b_start, s.b_len))]
-    slices = [s for s in slices if s[3]]
-    q_ranges = torch.tensor([[q, q + n] for q, n, _, _ in slices], dtype=torch.int32, device=device)
-    k_ranges = torch.tensor([[k, k + m] for _, _, k, m in slices], dtype=torch.int32, device=device)
-    return lambda x: flex_flash_attn_func(x.q, x.keys(), x.values(), q_ranges=q_ranges, k_ranges=k_ranges)[0]
-
-
-def _flashinfer(case: Case, device: torch.device) -> Attention:
-    from flashinfer import VariableBlockSparseAttentionWrapper
-
-    segments = case.segments()
-    cuts = sorted({cut for s in segments for cut in (s.a_start, s.a_start + s.a_len, s.b_start, s.b_start + s.b_len)})
-    columns = torch.tensor(cuts)
-    a_start, a_len, b_start, b_len = torch.tensor([s[2:] for s in segments]).T[..., None]
-    starts = columns[:-1]
-    seen = (starts >= a_start) & (starts < a_start + a_len) | (starts >= b_start) & (starts < b_start + b_len)
-    rows = torch.tensor([s.q_len for s in segments])
-
-    def per_head(t: Tensor) -> Tensor:
-        return t.expand(case.heads, *t.shape).contiguous().to(device)
-
-    wrapper = VariableBlockSparseAttentionWrapper(torch.empty(128 << 20, dtype=torch.uint8, device=device))
-    sizes = per_head(rows.int()), per_head(columns.diff().int())
-    heads = case.heads, case.heads, case.head_dim
-    wrapper.plan(per_head(seen), *sizes, *heads, q_data_type=case.dtype)
-
-    def attention(x: Inputs) -> Tensor:
-        heads_first = (t.transpose(0, 1).contiguous() for t in (x.q, x.keys(), x.values()))
-        return wrapper.run(*heads_first).transpose(0, 1)
-
-    return attention

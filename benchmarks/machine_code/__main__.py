@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.dumps import write_json
 from benchmarks.machine_code import report
 from benchmarks.machine_code.checks import faults
 from benchmarks.machine_code.compile import HELPERS, PRODUCTS, compile_all, shipped
@@ -26,7 +27,7 @@ def inspect(
     ] = None,
     head_dim: Annotated[list[int] | None, typer.Option(help="Only these: 64, 128, 256.")] = None,
     math: Annotated[list[str] | None, typer.Option(help="Only these: half, tf32, ieee.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write everything found to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything found to this file, .json or .json.gz.")] = None,
     markdown: Annotated[
         Path | None,
         typer.Option(help="Write the table to this page, between its marks."),
@@ -51,7 +52,7 @@ def inspect(
     found = dict(track(compile_all(jobs), "Compiling", total=len(jobs), console=console))
     ordered = {job: found[job] for job in jobs}
     if json:
-        report.write(json, report.to_json(ordered, triton.__version__))
+        write_json(json, report.to_json(ordered, triton.__version__))
     if markdown:
         report.write_section(markdown, report.to_markdown(ordered, triton.__version__))
     Console(width=None if sys.stdout.isatty() else 240).print(report.table(ordered))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_format
 import re
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.dumps import write_json
 from benchmarks.machine_code import sass
-from benchmarks.machine_code.report import write
 from benchmarks.machine_code.sass import Counts
 
 NOTE = "Read from compiled code, never run. Shared memory is dynamic: csrc/*/config.h counts it."
@@ -51,7 +50,7 @@ class Resources(NamedTuple):
 @app.command()
 def inspect(
     library: Annotated[Path | None, typer.Option(help="The extension; that of this installation by default.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write everything found to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything found to this file, .json or .json.gz.")] = None,
 ) -> None:
     """Report registers, spills, matrix instructions and asynchronous copies of every kernel of the CUDA extension.
 
@@ -64,7 +63,7 @@ def inspect(
         raise typer.Exit(2)
     found = read(library)
     if json:
-        write(json, to_json(found))
+        write_json(json, to_json(found))
     Console(width=None if sys.stdout.isatty() else 200).print(table(found))
     bad = sum(bool(faults(kernel, resources)) for kernel, resources in found.items())
     if bad:
@@ -122,13 +121,13 @@ def table(found: dict[Kernel, Resources]) -> Table:
     return drawn
 
 
-def to_json(found: dict[Kernel, Resources]) -> str:
+def to_json(found: dict[Kernel, Resources]) -> dict[str, Any]:
     kernels = []
     for kernel, resources in found.items():
         loop = resources.loop and resources.loop._asdict()
         parts = {"total": resources.total._asdict(), "loop": loop, "faults": faults(kernel, resources)}
         kernels.append({**kernel._asdict(), **resources._asdict(), **parts})
-    return json_format.dumps({"note": NOTE, "kernels": kernels}, indent=1) + "\n"
+    return {"note": NOTE, "kernels": kernels}
 
 
 def _split(heading: re.Pattern[str], text: str) -> list[tuple[str, str]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from benchmarks.machine_code import pipes
 from benchmarks.machine_code.checks import faults
 from benchmarks.machine_code.compile import Job, Resources, tile_flops
+from tivtok.files import replacing
 from tivtok_kernels.triton.configs import Config
 
 Report = dict[Job, Resources]
@@ -88,7 +87,7 @@ def to_markdown(report: Report, triton_version: str) -> str:
     return "\n".join([*lines, *(_markdown_row(list(row.values())) for row in rows)])
 
 
-def to_json(report: Report, triton_version: str) -> str:
+def to_json(report: Report, triton_version: str) -> dict[str, Any]:
     kernels = []
     for job, found in report.items():
         entry = {**job._asdict(), "config": job.config._asdict(), **found._asdict(), "faults": faults(job, found)}
@@ -96,16 +95,7 @@ def to_json(report: Report, triton_version: str) -> str:
             if entry[part] is not None:
                 entry[part] = entry[part]._asdict()
         kernels.append(entry)
-    return json.dumps({"note": NOTE, "triton": triton_version, "kernels": kernels}, indent=1) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """Under a temporary name first, so that nobody reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    return {"note": NOTE, "triton": triton_version, "kernels": kernels}
 
 
 def write_section(path: Path, text: str) -> None:
@@ -120,7 +110,9 @@ def write_section(path: Path, text: str) -> None:
         if BEGIN not in page or END not in page:
             raise ValueError(f"{path} must hold the lines {BEGIN} and {END}, found a page without them")
         section = page[: page.index(BEGIN)] + section + page[page.index(END) + len(END) :]
-    write(path, section if section.endswith("\n") else section + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(section if section.endswith("\n") else section + "\n", encoding="utf-8")
 
 
 def _markdown_row(values: list[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, variance
 from typing import Any, NamedTuple
 
+from benchmarks.dumps import beside
 from benchmarks.studies.ablation_variants import VARIANTS
 from benchmarks.studies.record import Record
 from tivtok.files import replacing
@@ -91,9 +92,9 @@ def verdict(difference: Score, paper_db: float | None) -> str:
 def write_report(record: Record) -> None:
     """``ablations.md`` and ``ablations.png`` beside the record's JSON file."""
     summary = summarise(record.measured)
-    with replacing(record.path.with_suffix(".md")) as temporary:
+    with replacing(beside(record.path, ".md")) as temporary:
         temporary.write_text(_markdown(record.settings, summary))
-    _plot(summary, record.path.with_suffix(".png"))
+    _plot(summary, beside(record.path, ".png"))
 
 
 def _markdown(settings: dict[str, Any], summary: Summary) -> str:
@@ -130,8 +131,8 @@ The models are far from trained: the table says what helps early on at this size
 
 {summary.seeds} seed(s), {summary.videos} held-out videos. A seed has the same clips in the same order for every \
 variant; ± is two standard errors over the seeds, their variance pooled over the variants. Written by \
-`python -m benchmarks.studies ablations`; every video's score and every loss are in `ablations.json`. Learning rates \
-were chosen on the full model, which favours it.
+`python -m benchmarks.studies ablations`; every video's score and every loss are in `ablations.json.gz`. Learning \
+rates were chosen on the full model, which favours it.
 
 ## Parts of the model (the paper's Tables 5 and 6)
 

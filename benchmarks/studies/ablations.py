@@ -76,7 +76,7 @@ def ablations(
         "variants": {name: asdict(variant) for name, variant in VARIANTS.items()},
         "protocol": PROTOCOL,
     }
-    record = Record.open(results / "ablations.json", settings)
+    record = Record.open(results / "ablations.json.gz", settings)
     training, testing = load(data, held_out, side)
     for seed in range(seeds):  # all variants with one seed first: a table that is complete early
         for name, variant in VARIANTS.items():

@@ -20,8 +20,9 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.cards.baseline import best_resampling, dct_coefficients
+from benchmarks.dumps import write_json
 from benchmarks.studies.factorisation_report import draw, write_report
-from benchmarks.studies.record import fingerprint, write_json
+from benchmarks.studies.record import fingerprint
 from tivtok.chunks.sharing import tiv_distance
 from tivtok.editing import grey_tokens, swap, tiv_only, tv_only
 from tivtok.tokenizer import TivTok
@@ -64,7 +65,7 @@ def factorisation(
         "only": only,
         "data": note,
     }
-    path = results / f"{name}.json"
+    path = results / f"{name}.json.gz"
     write_json(path, {"settings": settings, "measured": measured, "summary": summarise(measured)})
     if with_pictures:
         draw(pictures(tokenizer, clips, measured), results, name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from benchmarks.dumps import beside, read_json
 from tivtok.files import replacing
 from tivtok.video import video_to_frames
 
@@ -43,7 +43,7 @@ QUALITY = (
 
 def write_report(path: Path) -> None:
     """The tables of a results file, as Markdown beside it."""
-    record = json.loads(path.read_text())
+    record = read_json(path)
     summary, settings = record["summary"], record["settings"]
     model = settings["model"]
     chunk = model["patch"][0] * model["groups_per_chunk"]
@@ -64,10 +64,10 @@ def write_report(path: Path) -> None:
         if int(frames) > chunk:
             lost = [f"{v['own sets'] - v['one set']:.2f}" for v in at_length.values()]
             lines += [f"| lost by sharing | {' | '.join(lost)} |"]
-    shown = [path.with_name(f"{path.stem}-{bucket}.png") for bucket in ("still", "slow", "fast")]
+    shown = [beside(path, f"-{bucket}.png") for bucket in ("still", "slow", "fast")]
     rows = "original, reconstruction, TIV only, TV only, another clip, TIV of the first with TV of the other"
     lines += ["", *(f"![{picture.stem}: {rows}]({picture.name})" for picture in shown if picture.exists())]
-    with replacing(path.with_suffix(".md")) as temporary:
+    with replacing(beside(path, ".md")) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.studies.record import write_json
+from benchmarks.dumps import beside, write_json
 from tivtok.files import replacing
 from tivtok.video import VideoWriter
 
@@ -51,10 +51,10 @@ def memory(
         peaks: dict[str, dict[str, int]] = {}
         for length, command in track(jobs, "Measuring", console=Console(stderr=True)):
             peaks.setdefault(command, {})[str(length)] = measure(command, length, model, Path(folder))
-    path = results / "long-video-memory.json"
+    path = results / "long-video-memory.json.gz"
     record = {"model": model, "size": [HEIGHT, WIDTH], "threads": 1, "peak_bytes": peaks}
     write_json(path, record)
-    with replacing(path.with_suffix(".md")) as temporary:
+    with replacing(beside(path, ".md")) as temporary:
         temporary.write_text(report(record))
     out.print(f"wrote {path} and .md", soft_wrap=True)
 

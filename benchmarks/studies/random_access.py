@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.studies.record import write_json
+from benchmarks.dumps import beside, write_json
 from tivtok.files import replacing
 from tivtok.streaming import decode_stream
 from tivtok.tokenizer import TivTok
@@ -54,9 +54,9 @@ def random_access(
         "frames": frames,
         "seconds": {name: [round(s, 5) for s in times] for name, times in seconds.items()},
     }
-    path = results / "long-video-random-access.json"
+    path = results / "long-video-random-access.json.gz"
     write_json(path, record)
-    with replacing(path.with_suffix(".md")) as temporary:
+    with replacing(beside(path, ".md")) as temporary:
         temporary.write_text(report(record))
     out.print(f"wrote {path} and .md", soft_wrap=True)
 

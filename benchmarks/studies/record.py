@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tivtok.files import replacing
+from benchmarks.dumps import read_json, write_json
 from tivtok.video import find_videos
 
 
@@ -29,7 +29,7 @@ class Record:
         settings = json.loads(json.dumps(settings))  # tuples become lists, as they do in the file
         if not path.exists():
             return cls(path, settings, {})
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         others = [key for key in settings if stored["settings"].get(key) != settings[key]]
         if others:
             raise ValueError(f"{path} was measured with other settings ({', '.join(others)}): move it away first")
@@ -41,13 +41,7 @@ class Record:
         write_json(self.path, {"settings": self.settings, "measured": self.measured})
 
 
-def write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
-
-
 def fingerprint(folder: Path) -> str:
-    """Of the names and sizes of the videos in a folder."""
+    """Number of the videos in a folder, and a hash of their names and sizes."""
     listing = [(str(path.relative_to(folder)), path.stat().st_size) for path in find_videos(folder)]
     return f"{len(listing)} files, {hashlib.sha256(repr(listing).encode()).hexdigest()[:16]}"

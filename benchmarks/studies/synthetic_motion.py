@@ -83,7 +83,7 @@ def synthetic_motion(
         "trials": {name: asdict(trial) for name, trial in TRIALS.items()},
         "still picture": psnr(still(test[:, :, :16]), test[:, :, :16]),
     }
-    record = Record.open(results / "synthetic-motion.json", settings)
+    record = Record.open(results / "synthetic-motion.json.gz", settings)
     for seed in range(seeds):
         for name, trial in ((n, t) for n, t in TRIALS.items() if not only or n in only):
             key = f"{name}/{seed}"

@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.studies.record import fingerprint, write_json
+from benchmarks.dumps import beside, read_json, write_json
+from benchmarks.studies.record import fingerprint
 from tivtok.chunks.cuts import CUT_LEVELS, CUT_RATIO, end_at_cuts
 from tivtok.chunks.sharing import (
     AUTO_DISTANCE,
@@ -64,7 +65,7 @@ def tiv_sets(
     """PSNR against tokens, seams, and which signal tells best that sharing will hurt. Goes on where it was stopped."""
     torch.set_grad_enabled(False)
     tokenizer = TivTok.from_pretrained(model)
-    path = results / f"{name}.json"
+    path = results / f"{name}.json.gz"
     settings = {
         "model": f"{tokenizer.config.name}, id {tokenizer.model_id}",
         "data": note,
@@ -83,8 +84,8 @@ def tiv_sets(
             write_json(path, record)
     record["summary"] = summarise(record["videos"])
     write_json(path, record)
-    plot(record, path.with_suffix(".png"))
-    with replacing(path.with_suffix(".md")) as temporary:
+    plot(record, beside(path, ".png"))
+    with replacing(beside(path, ".md")) as temporary:
         temporary.write_text(report(record))
     out.print(f"wrote {path}, .md and .png", soft_wrap=True)
 
@@ -307,7 +308,7 @@ def _frames(path: Path, count: int, size: tuple[int, int]) -> Tensor:
 def _load(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What was measured with the same settings, or nothing yet."""
     if path.exists():
-        record = json.loads(path.read_text())
+        record = read_json(path)
         if record["settings"] == json.loads(json.dumps(settings)):
             return record
     return {"settings": settings, "columns": COLUMNS, "videos": {}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.dumps import read_json
 from benchmarks.studies import ablations
 from benchmarks.studies.__main__ import app
 from benchmarks.studies.ablation_report import Score, summarise, verdict
@@ -124,7 +124,7 @@ def test_the_command_writes_a_table_and_resumes(data: Path, tmp_path: Path, monk
     options = ["--data", data, "--results", results, "--held-out", 2, "--batch", 1, "--side", 16, "--note", "Ramps."]
     command = ["ablations", *map(str, options), "--steps", "2"]
     assert CliRunner().invoke(app, [*command, "--seeds", "1"], catch_exceptions=False).exit_code == 0
-    first = json.loads((results / "ablations.json").read_text())["measured"]
+    first = read_json(results / "ablations.json.gz")["measured"]
     assert set(first) == {"full/0", "no-sif/0"}
     assert len(first["full/0"]["psnr_32"]) == 2 and len(first["full/0"]["losses"]) == 2
     assert "psnr_128_sets_8" in first["full/0"] and "psnr_128_sets_8" not in first["no-sif/0"]
@@ -132,10 +132,10 @@ def test_the_command_writes_a_table_and_resumes(data: Path, tmp_path: Path, monk
     assert "one seed: no error bar" in text and "Ramps." in text and "nan" not in text
 
     assert CliRunner().invoke(app, [*command, "--seeds", "2"], catch_exceptions=False).exit_code == 0
-    both = json.loads((results / "ablations.json").read_text())["measured"]
+    both = read_json(results / "ablations.json.gz")["measured"]
     assert set(both) == {"full/0", "no-sif/0", "full/1", "no-sif/1"}
     assert both["full/0"] == first["full/0"] and both["full/1"]["losses"] != first["full/0"]["losses"]
-    with pytest.raises(ValueError, match=r"ablations.json was measured with other settings \(budget\): move it away"):
+    with pytest.raises(ValueError, match=r"json.gz was measured with other settings \(budget\): move it away"):
         CliRunner().invoke(app, ["ablations", *map(str, options), "--steps", "3"], catch_exceptions=False)
     assert "±" in (results / "ablations.md").read_text() and (results / "ablations.png").stat().st_size > 10_000
 

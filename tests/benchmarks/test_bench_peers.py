@@ -117,43 +117,6 @@ def masked(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*(t.transpose(0, 1) for t in (q, k, v)), attn_mask=visible).transpose(0, 1)
 
 
-def test_magi_attention_ranges(layout: SifLayout, scope: Scope, monkeypatch) -> None:
-    module = ModuleType("magi_attention.api")
-
-    def flex_flash_attn_func(q, k, v, q_ranges, k_ranges):
-        visible = torch.zeros(len(q), len(k), dtype=torch.int32)
-        for rows, columns in zip(q_ranges.tolist(), k_ranges.tolist(), strict=True):
-            visible[slice(*rows), slice(*columns)] += 1
-        assert visible.max() == 1  # slices must not overlap
-        return masked(q, k, v, visible.bool()), None
-
-    module.flex_flash_attn_func = flex_flash_attn_func
-    monkeypatch.setitem(sys.modules, "magi_attention", ModuleType("magi_attention"))
-    monkeypatch.setitem(sys.modules, "magi_attention.api", module)
-    check(peer_named("MagiAttention"), layout, scope, backward=False)
-
-
-def test_flashinfer_blocks(layout: SifLayout, scope: Scope, monkeypatch) -> None:
-    module = ModuleType("flashinfer")
-
-    class VariableBlockSparseAttentionWrapper:
-        def __init__(self, workspace: Tensor) -> None:
-            assert workspace.dtype == torch.uint8
-
-        def plan(self, block_mask_map, block_row_sz, block_col_sz, num_qo_heads, num_kv_heads, head_dim, q_data_type):
-            assert (num_qo_heads, num_kv_heads, head_dim, q_data_type) == (2, 2, 8, torch.float32)
-            assert block_mask_map.shape == (num_kv_heads, block_row_sz.shape[1], block_col_sz.shape[1])
-            rows = block_mask_map[0].repeat_interleave(block_row_sz[0], dim=0)
-            self.visible = rows.repeat_interleave(block_col_sz[0], dim=1)
-
-        def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return masked(*(t.transpose(0, 1) for t in (q, k, v)), self.visible).transpose(0, 1)
-
-    module.VariableBlockSparseAttentionWrapper = VariableBlockSparseAttentionWrapper
-    monkeypatch.setitem(sys.modules, "flashinfer", module)
-    check(peer_named("FlashInfer"), layout, scope, backward=False)
-
-
 def test_a_wrong_peer_is_refused_and_never_timed() -> None:
     def ignores_the_mask(x: Inputs) -> Tensor:
         return masked(x.q, x.k, x.v, torch.ones(len(x.q), len(x.k), dtype=torch.bool))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from benchmarks.attention import instructions, scaling
 from benchmarks.attention.cases import Case
 from benchmarks.attention.peers import own_peers, torch_peers
 from benchmarks.compare import measure
+from benchmarks.dumps import write_json
 from tivtok_kernels import SifLayout
 
 CPU = torch.device("cpu")
@@ -52,11 +52,11 @@ def test_provenance_names_what_a_result_depends_on() -> None:
 
 def test_run_survives_the_disk(measured_run: results.Run, tmp_path: Path) -> None:
     measured_run.save(tmp_path)
-    assert results.Run.parse((tmp_path / f"{measured_run.stem}.json").read_text()) == measured_run
-    (tmp_path / "resources-of-kernels.json").write_text("{}")
+    assert results.Run.parse((tmp_path / f"{measured_run.stem}.json.gz").read_bytes()) == measured_run
+    (tmp_path / "resources-of-kernels.json.gz").write_bytes(b"{}")
     assert results.newest_runs(tmp_path) == [measured_run]
     with pytest.raises(ValueError, match="format"):
-        results.Run.parse("{}")
+        results.Run.parse(b"{}")
 
 
 def test_work_resumes_where_it_stopped(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_baseline_is_the_newest_committed_run(measured_run: results.Run, tmp_pat
     for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "results")):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     measured_run.save(folder)
-    (folder / f"{committed.stem}.json").write_text(json.dumps({"format": "overwritten since"}))
+    write_json(folder / f"{committed.stem}.json.gz", {"format": "overwritten since"})
     assert results.baseline(measured_run, folder) == committed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from benchmarks.cards.baseline import dct_coefficients
+from benchmarks.dumps import read_json
 from benchmarks.studies.__main__ import app
 from benchmarks.studies.factorisation import Clip, measure, psnr, still, summarise
 from benchmarks.studies.synthetic_motion import moving_discs
@@ -136,7 +136,7 @@ def test_the_command_writes_numbers_tables_and_pictures(tmp_path: Path) -> None:
     command = ["factorisation", "--data", str(tmp_path / "clips"), "--model", str(tmp_path / "model")]
     command += ["--results", str(tmp_path), "--note", "Gradients."]
     CliRunner().invoke(app, command, catch_exceptions=False)
-    record = json.loads((tmp_path / "factorisation.json").read_text())
+    record = read_json(tmp_path / "factorisation.json.gz")
     assert list(record["measured"]) == ["a__f0000.mp4", "a__f0064.mp4", "b__f0000.mp4"]
     assert record["summary"]["all"]["sources"] == 2 and set(record["summary"]["all"]) >= {"16", "32"}
     text = (tmp_path / "factorisation.md").read_text()

@@ -182,7 +182,7 @@ def test_faults_that_a_kind_of_kernel_cannot_have():
 
 def test_report_in_all_forms(tmp_path):
     found = {JOB: CLEAN, JOB._replace(kernel="delta"): CLEAN._replace(loop=None, dots={}, loop_flops=0, pipes=None)}
-    entries = json.loads(report.to_json(found, "9.9"))["kernels"]
+    entries = json.loads(json.dumps(report.to_json(found, "9.9")))["kernels"]
     assert entries[0]["config"]["block_k"] == 128 and entries[0]["loop"]["ldgsts"] == 1 and entries[0]["faults"] == []
     bound = pipes.tflops(tile_flops(JOB), 600)
     text = report.to_markdown(found, "9.9")

@@ -6,6 +6,7 @@ from error_budgets import prepare_budgets
 from oracle import assert_within_budget
 
 from tivtok_kernels import BackendUnavailable
+from tivtok_kernels.caching import constant_when_compiled
 from tivtok_kernels.prepare import prepare_qk
 
 ROWS = 37  # fills no block of rows
@@ -194,3 +195,11 @@ def test_bad_input_is_named(change, error, words):
     arguments = {"qkv": torch.zeros(4, 48), "heads": 1} | change
     with pytest.raises(error, match=words):
         prepare_qk(**arguments)
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    def ours(): ...
+
+    def theirs(): ...
+
+    assert vars(constant_when_compiled(ours)) == vars(torch.compiler.assume_constant_result(theirs)) != {}
