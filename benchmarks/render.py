@@ -173,12 +173,13 @@ def _model(models: dict[str, Record]) -> list[str]:
             speed = f"{r['tokens_per_s']:.0f}" if "tokens_per_s" in r else "-"
             spread = f"{_time(r['p10_s'])} .. {_time(r['p90_s'])}"
             paper = "-" if record["paper_s"] is None else _time(record["paper_s"])
-            rows.append((title, stage, _time(r["median_s"]), spread, _memory(r["peak_bytes"]), speed, paper))
+            share = f"{r['attention']:.0%}" if "attention" in r else "-"
+            rows.append((title, stage, _time(r["median_s"]), spread, share, _memory(r["peak_bytes"]), speed, paper))
     caveat = (
         "One clip, random weights, no file reading or writing. The paper's latencies (Table 2) were measured by its "
         "authors on their hardware: an order of magnitude, not a ratio."
     )
-    head = ("model", "stage", "median", "p10 .. p90", "memory", "tokens/s", "paper, T128")
+    head = ("model", "stage", "median", "p10 .. p90", "attention", "memory", "tokens/s", "paper, T128")
     return [caveat, "", *_table(head, rows)]
 
 

@@ -84,8 +84,8 @@ def select(operation: Operation, name: str, problem: Problem) -> ModuleType:
 
 
 def _auto_order(operation: Operation, problem: Problem) -> tuple[str, ...]:
-    """ "cuda" where a measurement says that it wins. On the CPU "triton" is its interpreter, made for tests."""
-    skipped = {"triton"} if problem.device.type == "cpu" else set()
-    if not load("cuda").wins(problem):
-        skipped.add("cuda")
+    """ "cuda" and "cpu" unless others may be faster. On the CPU "triton" is its interpreter, made for tests."""
+    skipped = {name for name in ("cuda", "cpu") if not load(name).wins(problem)}
+    if problem.device.type == "cpu":
+        skipped.add("triton")
     return tuple(name for name in NAMES[operation] if name not in skipped)

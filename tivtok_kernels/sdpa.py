@@ -40,7 +40,8 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
     for batch in _batches(call.layout, call.scope, q.device):
-        out[batch.q], lse[batch.q] = _attend(q[batch.q], *_keys(call, batch), call.scale)
+        k, v = _keys(call, batch)
+        out[batch.q], lse[batch.q] = _attend(q[batch.q], k, v, call.scale)
     return out, lse
 
 
@@ -52,10 +53,10 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x, dtype=lse.dtype) for x in tiv)
     for batch in _batches(call.layout, call.scope, q.device):
-        rows = [x[batch.q] for x in (dout, q, out, lse)]
-        grads = _attend_backward(*rows, *_keys(call, batch), call.scale)
-        dq[batch.q] = grads[0]
-        for grad, into_tiv, into in zip(grads[1:], (dk_tiv, dv_tiv), (dk, dv), strict=True):
+        rows = batch.q
+        grad_q, *grads = _attend_backward(dout[rows], q[rows], out[rows], lse[rows], *_keys(call, batch), call.scale)
+        dq[rows] = grad_q
+        for grad, into_tiv, into in zip(grads, (dk_tiv, dv_tiv), (dk, dv), strict=True):
             grad = grad.unflatten(2, (k.shape[1], -1)).sum(3, dtype=lse.dtype)  # over the query heads of a key head
             from_a, from_b = grad.split([batch.a.shape[1], batch.b.shape[1]], dim=1)
             into_tiv.index_add_(0, batch.a.flatten(), from_a.flatten(0, 1))
@@ -87,12 +88,12 @@ def _rows(starts: list[int], length: int) -> Tensor:
     return torch.tensor(starts, device="cpu")[:, None] + torch.arange(length, device="cpu")
 
 
-def _keys(call: Call, batch: _Batch) -> list[Tensor]:
+def _keys(call: Call, batch: _Batch) -> tuple[Tensor, Tensor]:
     """Keys and values of each segment, (segments, keys, H, D)."""
     group = call.q.shape[1] // call.k.shape[1]
     pairs = zip(call.tiv_or_own, (call.k, call.v), strict=True)
-    seen = [torch.cat([tiv[batch.a], own[batch.b]], dim=1) for tiv, own in pairs]
-    return [x.repeat_interleave(group, dim=2) for x in seen] if group > 1 else seen
+    k, v = (torch.cat([tiv[batch.a], own[batch.b]], dim=1) for tiv, own in pairs)
+    return (k, v) if group == 1 else (k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2))
 
 
 def _carry_dlse(

@@ -5,7 +5,10 @@ On one chunk all three also under torch.compile, whose gain this reports.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -14,6 +17,8 @@ import torch.nn.functional as F
 from benchmarks import method
 from benchmarks.compare import CEILING, Measurement
 from tivtok import TivTok, TivTokConfig, Tokens
+from tivtok_kernels import backends
+from tivtok_kernels.problem import Call, Problem
 
 FRAMES = (16, 32, 128)
 
@@ -58,7 +63,8 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
     """Time the stages of a model with random weights on one random clip, taking turns with the matmul ceiling.
 
     Inference is bfloat16 on a GPU and float32 on a CPU; the training step autocasts float32 weights on a GPU. In the
-    record, ``in_matmuls`` is a stage's time over that of the ceiling's matrix product.
+    record, ``in_matmuls`` is a stage's time over that of the ceiling's matrix product, and ``attention`` the part of
+    encoding's or decoding's time that the attention backend takes (on a CPU: a GPU would have to wait for it).
     """
     torch.manual_seed(0)
     video = torch.rand(1, 3, case.frames, *case.config.native_size, device=device) * 2 - 1
@@ -89,6 +95,10 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
     stages = {stage: method.summary(samples[stage]) | {"peak_bytes": peaks[stage]} for stage in calls}
     for stage in stages.values():
         stage["in_matmuls"] = stage["median_s"] / matmul_s
+    if device.type == "cpu":
+        problem = Problem(device, clip.dtype, case.config.width // case.config.heads)
+        for name in ("encode", "decode"):
+            stages[name]["attention"] = _share_of_forward(backends.select("auto", problem), calls[name])
     for name, stage in stages.items():
         if name.startswith(("encode", "decode")):
             stage["tokens_per_s"] = tokens.num_tokens / stage["median_s"]
@@ -107,6 +117,29 @@ def _decode(model: TivTok, tokens: Tokens) -> torch.Tensor:
     """`TivTok.decode` of all frames, without its bookkeeping of which are wanted and which model made the tokens."""
     groups = [tokens.tv.shape[1]]
     return model.decode_groups(model.prepare(tokens.tiv), tokens.tv, groups, tokens.height, tokens.width)
+
+
+def _share_of_forward(backend: ModuleType, call: method.Call) -> float:
+    """The part of a call's time that is spent in the backend's forward: median of five calls."""
+    seconds, shares = 0.0, []
+    forward = backend.forward
+
+    def timed(attention: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal seconds
+        started = time.perf_counter()
+        results = forward(attention)
+        seconds += time.perf_counter() - started
+        return results
+
+    backend.forward = timed  # type: ignore[method-assign]
+    try:
+        for _ in range(5):
+            seconds, started = 0.0, time.perf_counter()
+            call()
+            shares.append(seconds / (time.perf_counter() - started))
+    finally:
+        backend.forward = forward  # type: ignore[method-assign]
+    return statistics.median(shares)
 
 
 def _training_step(model: TivTok, video: torch.Tensor) -> method.Call:

@@ -200,9 +200,8 @@ struct Blocks {
 
 TIVTOK_INLINE Blocks row_blocks(int64_t rows) { return Blocks(rows, BACKWARD_ROWS, LANES); }
 
-TIVTOK_INLINE int64_t block_scratch(int64_t columns) {  // of weights or their gradients
-    return 0 * columns + (BACKWARD_ROWS / WIDTH + 1) * WIDTH * BACKWARD_KEYS;
-}
+// Floats of a block's weights or of their gradients.
+constexpr int64_t BLOCK_SCRATCH = (BACKWARD_ROWS / WIDTH + 1) * WIDTH * BACKWARD_KEYS;
 
 TIVTOK_INLINE int64_t frame_keys(const Plan& plan, const Unit& unit) {
     int64_t most = 0;
@@ -223,7 +222,7 @@ int64_t backward_scratch(const BackwardParams& params, const Unit& unit) {
     const int64_t keys = KeyRows::scratch(unit.num_tiv + frame_keys(params.plan, unit), columns);
     const int64_t own = RowBlock::scratch(BACKWARD_ROWS, columns);
     const int64_t tiv = has_tiv_rows(unit) ? tiv_rows_scratch(unit.num_tiv, params.shape.group, columns) : 0;
-    return keys + own + tiv + 2 * block_scratch(columns);
+    return keys + own + tiv + 2 * BLOCK_SCRATCH;
 }
 
 class BackwardUnit {
@@ -237,8 +236,8 @@ class BackwardUnit {
           scale_(scale),
           c_(scale * 1.4426950408889634f),
           ahead_(params.shape) {
-        weights_ = take(block_scratch(columns_));
-        dscores_ = take(block_scratch(columns_));
+        weights_ = take(BLOCK_SCRATCH);
+        dscores_ = take(BLOCK_SCRATCH);
     }
 
     void run() {

@@ -91,9 +91,6 @@ TIVTOK_INLINE void for_type(ElementType type, const Body& body) {
         body(static_cast<Float16*>(nullptr));
 }
 
-TIVTOK_INLINE void copy_floats(float* to, const float* from, int64_t count) {
-    for (int64_t i = 0; i < count; i++) to[i] = from[i];
-}
 TIVTOK_INLINE void clear_floats(float* to, int64_t count) { __builtin_memset(to, 0, count * sizeof(float)); }
 
 // A panel of a row from `from` on. Columns past the last become zero.

@@ -7,7 +7,6 @@ typedef float Vec __attribute__((vector_size(4 * TIVTOK_LANES)));
 typedef int32_t IVec __attribute__((vector_size(4 * TIVTOK_LANES)));
 typedef float UnalignedVec __attribute__((vector_size(4 * TIVTOK_LANES), aligned(4), may_alias));
 typedef float Quad __attribute__((vector_size(16)));
-typedef float UnalignedQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
 constexpr int LANES = TIVTOK_LANES;
 
@@ -15,8 +14,6 @@ constexpr int LANES = TIVTOK_LANES;
 
 TIVTOK_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 TIVTOK_INLINE void store(float* p, Vec x) { *reinterpret_cast<UnalignedVec*>(p) = x; }
-TIVTOK_INLINE Quad load_quad(const float* p) { return *reinterpret_cast<const UnalignedQuad*>(p); }
-TIVTOK_INLINE void store_quad(float* p, Quad x) { *reinterpret_cast<UnalignedQuad*>(p) = x; }
 
 #if TIVTOK_LANES == 4
 TIVTOK_INLINE Vec splat(float x) { return Vec{x, x, x, x}; }

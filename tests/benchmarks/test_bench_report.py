@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import subprocess
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from benchmarks.attention.cases import Case
 from benchmarks.attention.peers import own_peers, torch_peers
 from benchmarks.compare import measure
 from benchmarks.dumps import write_json
+from benchmarks.model import models
 from tivtok_kernels import SifLayout
 
 CPU = torch.device("cpu")
@@ -29,6 +32,7 @@ def measured_run() -> results.Run:
     run = results.Run(provenance.provenance(CPU), "2030-01-02")
     run.sections["attention"][case.title] = measure(case, CPU, 0.0, own_peers() + torch_peers()).record
     stage = {"median_s": 0.5, "p10_s": 0.4, "p90_s": 0.6, "peak_bytes": None, "tokens_per_s": 9.0, "in_matmuls": 2.0}
+    stage["attention"] = 0.25
     run.sections["model"]["tiny 16f"] = {"stages": {"encode": stage}, "paper_s": None}
     run.sections["scaling"]["encoder, frames"] = {
         "axis": "frame groups",
@@ -178,3 +182,10 @@ def test_exponents() -> None:
 def test_instructions_say_why_they_are_missing(monkeypatch) -> None:
     monkeypatch.setattr(instructions.shutil, "which", lambda name: None)
     assert instructions.measure_instructions() == {"left_out": "valgrind is not installed"}
+
+
+def test_the_share_of_attention_is_what_its_forward_takes() -> None:
+    backend = ModuleType("backend")
+    backend.forward = lambda call: time.sleep(0.01)
+    share = models._share_of_forward(backend, lambda: (backend.forward(None), time.sleep(0.03)))
+    assert 0.1 < share < 0.4 and backend.forward.__name__ == "<lambda>"

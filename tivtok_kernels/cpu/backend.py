@@ -42,6 +42,11 @@ def why_not(problem: Problem) -> str | None:
     return _load_error()
 
 
+def wins(problem: Problem) -> bool:
+    """Whether "auto" may choose it. Not for 16-bit tensors where torch multiplies those in AMX tiles: unmeasured."""
+    return problem.dtype in (None, torch.float32) or not torch.cpu._is_amx_tile_supported()
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = call.q, call.k, call.v
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
