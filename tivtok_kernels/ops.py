@@ -10,7 +10,7 @@ therefore has to leave these operators out of its graphs, which their tag says.
 from __future__ import annotations
 
 import sys
-from functools import cache
+from importlib import import_module
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ def attend(
     inputs = (q, k, v, k_tiv, v_tiv, encoded, *options)
     if not torch.compiler.is_compiling():
         if num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
-            _count_flops()
+            import_module("tivtok_kernels.flops").tell_counters()
         if derivatives.transforms_active():
             if options.backend == "reference":
                 return _forward(*inputs)
@@ -98,13 +98,13 @@ def _describe(
     direction: Direction,
 ) -> tuple[Call, Problem, str]:
     tiv = None if k_tiv is None or v_tiv is None else (k_tiv, v_tiv)
-    call = Call(q, k, v, tiv, _decode(encoded, options.scope), options.scope, options.scale)
+    call = Call(q, k, v, tiv, decode(encoded, options.scope), options.scope, options.scale)
     of_clips = options.scope != "ranges"
     problem = Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction, of_clips)
     return call, problem, options.backend
 
 
-def _decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:
+def decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:
     decode = RangeLayout.from_tensor if scope == "ranges" else SifLayout.from_tensor
     if torch._C._are_functorch_transforms_active():
         with torch._C._DisableFuncTorch():  # under which no tensor shows its numbers, not even this one
@@ -239,7 +239,7 @@ def _batch_first(info: Any, dim: int | None, x: Tensor) -> Tensor:
 
 
 def _repeat(info: Any, encoded: Tensor, scope: Scope) -> Tensor:
-    return _decode(encoded, scope).repeat(info.batch_size).encoded
+    return decode(encoded, scope).repeat(info.batch_size).encoded
 
 
 operators.set_derivative(
@@ -253,21 +253,3 @@ operators.set_derivative(
     backend=itemgetter(12),
     better="reference",
 )
-
-
-@cache
-def _count_flops() -> None:
-    """Tell torch's FlopCounterMode: two products forward, five backward. Late, since its module imports triton."""
-    from torch.utils.flop_counter import register_flop_formula
-
-    @register_flop_formula(torch.ops.tivtok.sif_attention, get_raw=True)
-    def _(q, k, v, k_tiv, v_tiv, encoded, scope, *options, out_val=None):
-        return 2 * _product_flops(q, encoded, scope)
-
-    @register_flop_formula(torch.ops.tivtok.sif_attention_backward, get_raw=True)
-    def _(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, encoded, scope, *options, out_val=None):
-        return 5 * _product_flops(q, encoded, scope)
-
-
-def _product_flops(q: Tensor, encoded: Tensor, scope: Scope) -> int:
-    return 2 * _decode(encoded, scope).ranges(scope).area * q.shape[1] * q.shape[2]
