@@ -39,13 +39,14 @@ _MODULES = {
     "triton": "tivtok_kernels.triton.backend",
     "cpu": "tivtok_kernels.cpu.backend",
     "sdpa": "tivtok_kernels.sdpa",
+    "flex": "tivtok_kernels.flex",
     "reference": "tivtok_kernels.reference",
     "eager": "tivtok_kernels.eager",
 }
 
-# In the order in which "auto" tries them.
+# In the order in which "auto" tries them. "flex" is late because nobody has timed it against "sdpa".
 NAMES: dict[Operation, tuple[str, ...]] = {
-    "attention": ("cuda", "triton", "cpu", "sdpa", "reference"),
+    "attention": ("cuda", "triton", "cpu", "sdpa", "flex", "reference"),
     "prepare_qk": ("triton", "eager"),
 }
 
@@ -120,8 +121,8 @@ def run(operation: Operation, name: str, problem: Problem, call: Callable[[Modul
 
 
 def _auto_order(operation: Operation, problem: Problem) -> tuple[str, ...]:
-    """ "cuda" where a measurement says that it wins. On the CPU "triton" is its interpreter, made for tests."""
-    skipped = {"triton"} if problem.device.type == "cpu" else set()
+    """ "cuda" where a measurement says that it wins. On the CPU "triton" and "flex" are there for tests."""
+    skipped = {"triton", "flex"} if problem.device.type == "cpu" else set()
     if not load("cuda").wins(problem):
         skipped.add("cuda")
     skipped |= {name for name in NAMES[operation] if (operation, name, problem) in _does_not_compile}

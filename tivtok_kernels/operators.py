@@ -6,7 +6,8 @@ the host time of every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +58,16 @@ def below_autograd(operator: Callable[..., Any], *inputs: Any) -> Any:
     """``operator(*inputs)``, past its derivatives."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*inputs)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Within an operator's implementation, which is below autograd: have autograd record what is called."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradOther", "AutogradFunctionality", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 def present(*tensors: Tensor | None) -> list[Tensor]:
