@@ -93,7 +93,7 @@ def sif_attention(
         _check_batch(layout, q)
     packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else [q, k, v]
     options = _options(tiv_scope, scale, q, backend, deterministic)
-    out, lse = ops.attend(*packed, None, None, layout.encoded, options)
+    out, lse = ops.attend([*packed, None, None], layout.encoded, options)
     if q.ndim == 4:
         out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
@@ -156,7 +156,7 @@ def range_attention(
         raise ValueError("layout must count both ranges in the rows of k, but range A is of another tensor")
     _check_shapes(q, k, v, same_rows=False)
     options = _options("ranges", scale, q, backend, deterministic)
-    out, lse = ops.attend(q, k, v, None, None, layout.encoded, options)
+    out, lse = ops.attend([q, k, v, None, None], layout.encoded, options)
     return (out, lse) if return_lse else out
 
 
@@ -218,10 +218,7 @@ def broadcast_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
-    if layout is not None:
-        _check_options(layout, SifLayout, backend, scale)
-    else:
-        _check_options(None, type(None), backend, scale)
+    _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
     if layout is not None:
@@ -248,7 +245,7 @@ def broadcast_attention(
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
     packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
-    out, lse = ops.attend(*packed, encoded, _options("broadcast", scale, q, backend, deterministic))
+    out, lse = ops.attend(packed, encoded, _options("broadcast", scale, q, backend, deterministic))
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
 

@@ -99,14 +99,14 @@ def _block_mask(layout: RangeLayout, device: torch.device) -> BlockMask:
 
     counts = visible_per_block(layout)
     full = counts == BLOCK * BLOCK
-    lists = [torch.from_numpy(x).to(device)[None, None] for x in (*_listed((counts > 0) & ~full), *_listed(full))]
+    mixed, full_ones = (_listed(blocks, device) for blocks in ((counts > 0) & ~full, full))
     a, a_end, b, b_end = (torch.from_numpy(x).to(device) for x in _columns(layout))
 
     def visible(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         return ((key >= a[row]) & (key < a_end[row])) | ((key >= b[row]) & (key < b_end[row]))
 
     lengths = (layout.q_rows, layout.k_rows + (layout.a_rows or 0))
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=lengths)
+    return BlockMask.from_kv_blocks(*mixed, *full_ones, BLOCK, visible, lengths)
 
 
 def visible_per_block(layout: RangeLayout) -> np.ndarray:
@@ -124,9 +124,10 @@ def _overlap(start: np.ndarray, end: np.ndarray, length: int) -> np.ndarray:
     return np.maximum(0, np.minimum(end[:, None], block + BLOCK) - np.maximum(start[:, None], block))
 
 
-def _listed(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int32: how many blocks of keys each block of rows has, and which; those come first in a row of all numbers."""
-    return blocks.sum(1, dtype=np.int32), np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
+def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """int32 (1, 1, blocks of rows, ...): how many blocks of keys each has, and which, before all other numbers."""
+    number, order = blocks.sum(1, dtype=np.int32), np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
+    return torch.from_numpy(number).to(device)[None, None], torch.from_numpy(order).to(device)[None, None]
 
 
 def _columns(layout: RangeLayout) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ therefore has to leave these operators out of its graphs, which their tag says.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -36,16 +37,17 @@ class Options(NamedTuple):
     deterministic: bool
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor | None, v_tiv: Tensor | None, encoded: Tensor, options: Options
-) -> tuple[Tensor, Tensor]:
+def attend(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """The operator; for derivatives that no operator has, the reference backend itself, which is plain torch.
+
+    Args:
+        tensors: q, k, v, and k_tiv and v_tiv or None twice.
 
     Raises:
         ValueError: the packed tensors have not the rows that the layout counts.
         NotImplementedError: now or when it is differentiated: a derivative that the backend cannot give.
     """
-    inputs = (q, k, v, k_tiv, v_tiv, encoded, *options)
+    inputs: tuple[Any, ...] = (*tensors, encoded, *options)
     if not torch.compiler.is_compiling():
         if num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
             import_module("tivtok_kernels.flops").tell_counters()
@@ -204,7 +206,7 @@ class _SifAttention(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """B samples are B times the clips, in one call."""
-        results = attend(*_flat(info, in_dims[:5], inputs[:5]), _repeat(info, *inputs[5:7]), Options(*inputs[6:]))
+        results = attend(_flat(info, in_dims[:5], inputs[:5]), _repeat(info, *inputs[5:7]), Options(*inputs[6:]))
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in results), (0, 0)
 
 

@@ -270,13 +270,13 @@ def _seen_by(table: np.ndarray, ranges: tuple[np.ndarray, ...], num_keys: int, i
     if len(ranges) == 1:
         seen = np.concatenate([np.zeros_like(seen), seen])
     a_is_second = (seen[0] > seen[1]).any(1) & (seen[0] >= seen[1]).all(1)  # they do not overlap, but may be empty
-    seen = np.where(a_is_second[:, None, None], seen[::-1].transpose(1, 0, 2), seen.transpose(1, 0, 2)).reshape(-1, 4)
+    in_order = np.where(a_is_second[:, None], seen[::-1], seen).transpose(1, 0, 2).reshape(-1, 4)
 
     nothing = np.zeros((1, 4), dtype=np.int64)
-    before, after = np.concatenate([nothing, seen[:-1]]), np.concatenate([seen[1:], nothing])
+    before, after = np.concatenate([nothing, in_order[:-1]]), np.concatenate([in_order[1:], nothing])
     pieces = len(cuts) - 1
-    key, first = _difference(seen, before, cuts)
-    _, last = _difference(seen, after, cuts)
+    key, first = _difference(in_order, before, cuts)
+    _, last = _difference(in_order, after, cuts)
     count = np.bincount(key, minlength=pieces)
     rank = np.arange(len(key)) - (np.cumsum(count) - count)[key]
 

@@ -177,6 +177,23 @@ def test_keys_that_a_run_shares_with_its_neighbours_are_summed_in_sdpa():
     check(layout.frame_windows(2, 1), windows(layout, 2, 1, "clip"), "sdpa")
 
 
+def test_sinks_are_one_line():
+    """docs/masks.md: against one more key, of score ``sink`` and value 0, in the softmax of every row."""
+    layout = RangeLayout.documents([3, 4])
+    q, k, v = torch.randn(3, 7, 2, 8, dtype=torch.float64)
+    sink = torch.tensor([0.3, -1.2], dtype=torch.float64, requires_grad=True)
+    out, lse = range_attention(q, k, v, layout, return_lse=True)
+    got = out * torch.sigmoid(lse - sink)[..., None]
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * 8**-0.5
+    scores = scores.masked_fill(~layout.visibility(), -torch.inf)
+    weights = torch.cat([scores, sink[:, None, None].expand(-1, 7, 1)], 2).softmax(2)[..., :-1]
+    expected = torch.einsum("hnm,mhd->nhd", weights, v)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.sin().sum(), sink)[0], torch.autograd.grad(expected.sin().sum(), sink)[0]
+    )
+
+
 def test_from_cu_seqlens():
     layout = SifLayout.from_lengths([3, 0], [[4, 2], [5]])
     bounds = [0, 3, 7, 9, 9, 14]
