@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tivtok_kernels.layout import Scope, Segment, SifLayout
 from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.ranges import RangeLayout, Segment
 from tivtok_kernels.tensors import accumulation_dtype
 
 
@@ -39,7 +39,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     q = call.q
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
-    for batch in _batches(call.layout, call.scope, q.device):
+    for batch in _batches(call.ranges, q.device):
         k, v = _keys(call, batch)
         out[batch.q], lse[batch.q] = _attend(q[batch.q], k, v, call.scale)
     return out, lse
@@ -52,7 +52,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x, dtype=lse.dtype) for x in tiv)
-    for batch in _batches(call.layout, call.scope, q.device):
+    for batch in _batches(call.ranges, q.device):
         rows = batch.q
         grad_q, *grads = _attend_backward(dout[rows], q[rows], out[rows], lse[rows], *_keys(call, batch), call.scale)
         dq[rows] = grad_q
@@ -73,9 +73,9 @@ class _Batch(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _batches(layout: SifLayout, scope: Scope, device: torch.device) -> list[_Batch]:
+def _batches(layout: RangeLayout, device: torch.device) -> list[_Batch]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
-    for s in layout.segments(scope):
+    for s in layout.segments:
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
     with torch.inference_mode(False):  # a cached index outlives the mode it was made in
         return [
