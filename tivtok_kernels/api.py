@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from tivtok_kernels import backends, ops
+from tivtok_kernels import backends, ops, parallel
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Problem
 from tivtok_kernels.ranges import RangeLayout
@@ -27,6 +27,7 @@ def sif_attention(
     backend: str = "auto",
     return_lse: Literal[False] = False,
     deterministic: bool = False,
+    group: parallel.Group | None = None,
 ) -> Tensor: ...
 @overload
 def sif_attention(
@@ -40,6 +41,7 @@ def sif_attention(
     backend: str = "auto",
     return_lse: Literal[True],
     deterministic: bool = False,
+    group: parallel.Group | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def sif_attention(
     q: Tensor,
@@ -52,6 +54,7 @@ def sif_attention(
     backend: str = "auto",
     return_lse: bool = False,
     deterministic: bool = False,
+    group: parallel.Group | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scope-induced attention (TivTok Eq. 3-4): frame rows see their clip's TIV tokens and their own frame.
 
@@ -67,6 +70,9 @@ def sif_attention(
         return_lse: also return the log-sum-exp of each row's scaled scores. Differentiable.
         deterministic: only backends whose gradients repeat bit for bit; torch.use_deterministic_algorithms(True) asks
             for the same.
+        group: processes (a group, or a mesh of one dimension) over which the frames of clips that are larger than one
+            device are spread. Each passes the same clips with all their TIV rows and with the frames that it has, and
+            gets its rows of the result. Gradients are shares: the sum over the processes is that of one process.
 
     Returns:
         out with the shape and dtype of q, and with ``return_lse`` the natural-log LSE of shape q.shape[:-1], float32
@@ -94,7 +100,10 @@ def sif_attention(
         _check_batch(layout, q)
     packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else [q, k, v]
     options = _options(tiv_scope, scale, q, backend, deterministic)
-    out, lse = ops.attend([*packed, None, None], layout.encoded, options)
+    if group is not None and tiv_scope == "clip":  # with scope "tiv" every row's keys are at hand
+        out, lse = parallel.attend(*packed, layout, options, group)
+    else:
+        out, lse = ops.attend([*packed, None, None], layout.encoded, options)
     if q.ndim == 4:
         out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
