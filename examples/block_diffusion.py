@@ -1,6 +1,6 @@
 """The training mask of block diffusion (BD3-LM, arXiv 2503.09573), against the same mask as FlexAttention states it.
 
-A sequence stands twice in a row, noisy and clean. A noisy block is denoised given itself and the clean blocks before it.
+A sequence stands twice in a row, noisy and clean. A noisy block is denoised given itself and the clean blocks before.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""A transformer block whose attention is scope-induced: TIV tokens see their clip, frame tokens see TIV and their frame."""
+"""A transformer block with scope-induced attention: TIV tokens see their clip, frame tokens see TIV and their frame."""
 
 import torch
 from torch import Tensor, nn
