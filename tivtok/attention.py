@@ -5,10 +5,20 @@ A front for `tivtok_kernels`; it needs nothing else of the tokenizer.
 
 from tivtok_kernels import (
     BackendUnavailable,
+    RangeLayout,
     SifLayout,
     available_backends,
     broadcast_attention,
+    range_attention,
     sif_attention,
 )
 
-__all__ = ["BackendUnavailable", "SifLayout", "available_backends", "broadcast_attention", "sif_attention"]
+__all__ = [
+    "BackendUnavailable",
+    "RangeLayout",
+    "SifLayout",
+    "available_backends",
+    "broadcast_attention",
+    "range_attention",
+    "sif_attention",
+]

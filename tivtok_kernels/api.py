@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tivtok_kernels import backends, ops
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Problem
+from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.tensors import check_dtype
 
 
@@ -58,12 +59,13 @@ def sif_attention(
         q: (N, H, D), packed clip after clip as [TIV | frame 1 | ... | frame T], or (B, N / B, H, D) for a uniform
             layout of B clips. Any strides with a contiguous last dimension; float16, bfloat16, float32 or float64.
         k, v: (N, Hk, D) or (B, N / B, Hk, D), H a multiple of Hk.
-        layout: the lengths of all clips.
+        layout: the lengths of all clips. Other masks of two ranges: `range_attention`.
         tiv_scope: "clip": TIV rows see their whole clip (encoder). "tiv": they see the TIV rows only (decoder).
         scale: multiplies the scores; 1 / sqrt(D) by default.
         backend: "auto" or one of `available_backends`. A named backend runs or raises.
         return_lse: also return the log-sum-exp of each row's scaled scores. Differentiable.
-        deterministic: only backends whose gradients repeat bit for bit.
+        deterministic: only backends whose gradients repeat bit for bit; torch.use_deterministic_algorithms(True) asks
+            for the same.
 
     Returns:
         out with the shape and dtype of q, and with ``return_lse`` the natural-log LSE of shape q.shape[:-1], float32
@@ -74,23 +76,87 @@ def sif_attention(
         ValueError: shapes, strides, devices or options do not fit; the message names the argument.
         BackendUnavailable: the named backend cannot run here, with the reason.
         NotImplementedError: now or in its backward, for a derivative that the backend cannot give. All give first
-            derivatives in reverse mode (torch.autograd); "reference" also forward mode, those of torch.func, and
-            higher ones.
+            derivatives in reverse mode (torch.autograd, torch.func.grad, vjp and jacrev); "reference" also forward
+            mode and higher ones.
+
+    torch.func.vmap packs its samples as so many times the clips, in one call. Under torch.autocast, q, k and v are cast
+    as `torch.nn.functional.scaled_dot_product_attention` casts them.
     """
-    _check_options(layout, backend, scale)
+    _check_options(layout, SifLayout, backend, scale)
     if tiv_scope not in ("clip", "tiv"):
         raise ValueError(f'tiv_scope must be "clip" or "tiv", got {tiv_scope!r}')
-    _check_tensors(q=q, k=k, v=v)
+    q, k, v = _check_tensors(q=q, k=k, v=v)
     if q.ndim not in (3, 4):
         raise ValueError(f"q must be (N, H, D), or (B, N / B, H, D) for a uniform layout, got shape {tuple(q.shape)}")
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-    packed_q, packed_k, packed_v = (x.flatten(0, 1) for x in (q, k, v)) if q.ndim == 4 else (q, k, v)
-    call = Call(packed_q, packed_k, packed_v, None, layout, tiv_scope, _scale(scale, q))
-    out, lse = ops.attend(call, backend, deterministic)
+    packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else [q, k, v]
+    options = _options(tiv_scope, scale, q, backend, deterministic)
+    out, lse = ops.attend([*packed, None, None], layout.encoded, options)
     if q.ndim == 4:
         out, lse = out.view(q.shape), lse.view(q.shape[:-1])
+    return (out, lse) if return_lse else out
+
+
+@overload
+def range_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: RangeLayout,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[False] = False,
+    deterministic: bool = False,
+) -> Tensor: ...
+@overload
+def range_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: RangeLayout,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: Literal[True],
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]: ...
+def range_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: RangeLayout,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    deterministic: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention under any mask of two key ranges per run of query rows.
+
+    Args:
+        q: (N, H, D). Dtypes and strides as in `sif_attention`.
+        k, v: (M, Hk, D), H a multiple of Hk; M need not be N.
+        layout: which rows see which keys.
+        scale, backend, return_lse, deterministic: as in `sif_attention`.
+
+    Returns:
+        out (N, H, D) in the dtype of q, and with ``return_lse`` the LSE (N, H).
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
+    """
+    _check_options(layout, RangeLayout, backend, scale)
+    q, k, v = _check_tensors(q=q, k=k, v=v)
+    if q.ndim != 3 or k.ndim != 3:
+        raise ValueError(f"q must be (N, H, D) and k (M, Hk, D), got shapes {tuple(q.shape)} and {tuple(k.shape)}")
+    if layout.a_rows is not None:
+        raise ValueError("layout must count both ranges in the rows of k, but range A is of another tensor")
+    _check_shapes(q, k, v, same_rows=False)
+    options = _options("ranges", scale, q, backend, deterministic)
+    out, lse = ops.attend([q, k, v, None, None], layout.encoded, options)
     return (out, lse) if return_lse else out
 
 
@@ -152,8 +218,8 @@ def broadcast_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
-    _check_options(layout, backend, scale)
-    _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
+    _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
+    q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
     if layout is not None:
         if q.ndim != 3 or k_tiv.ndim != 3:
@@ -161,6 +227,7 @@ def broadcast_attention(
                 "with a layout, q must be packed as (frame tokens, H, D) and k_tiv as (TIV tokens, Hk, D), "
                 f"got shapes {tuple(q.shape)} and {tuple(k_tiv.shape)}"
             )
+        encoded = layout.encoded
     else:
         if q.ndim != 5 or k_tiv.ndim != 4 or q.shape[0] != k_tiv.shape[0]:
             raise ValueError(
@@ -168,15 +235,17 @@ def broadcast_attention(
                 f"got shapes {tuple(q.shape)} and {tuple(k_tiv.shape)}"
             )
         batch, frames, tokens = q.shape[:3]
-        layout = SifLayout.uniform(batch, k_tiv.shape[1], frames, tokens)
+        if torch.compiler.is_compiling():
+            encoded = ops.uniform_layout(batch, k_tiv.shape[1], frames, tokens)
+        else:
+            encoded = SifLayout.uniform(batch, k_tiv.shape[1], frames, tokens).encoded
     if k_tiv.shape != v_tiv.shape or k_tiv.shape[-2:] != k.shape[-2:]:
         raise ValueError(
             "k_tiv and v_tiv must have one shape, and the heads and head_dim of k, "
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
-    packed_q, packed_k, packed_v, *tiv = (x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv))
-    call = Call(packed_q, packed_k, packed_v, (tiv[0], tiv[1]), layout, "broadcast", _scale(scale, q))
-    out, lse = ops.attend(call, backend, deterministic)
+    packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
+    out, lse = ops.attend(packed, encoded, _options("broadcast", scale, q, backend, deterministic))
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
 
@@ -196,20 +265,26 @@ def available_backends(
     return {name: backends.why_not(name, problem) or "ok" for name in backends.NAMES["attention"]}
 
 
-def _check_options(layout: SifLayout | None, backend: str, scale: float | None) -> None:
-    if layout is not None and not isinstance(layout, SifLayout):
-        raise TypeError(f"layout must be a SifLayout, got {type(layout).__name__}")
+def _check_options(layout: object, kind: type, backend: str, scale: float | None) -> None:
+    if not isinstance(layout, kind):
+        raise TypeError(f"layout must be a {kind.__name__}, got {type(layout).__name__}")
     backends.check_name("attention", backend)
     if scale is not None and not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
 
 
-def _check_tensors(**tensors: Tensor) -> None:
+def _check_tensors(**tensors: Tensor) -> list[Tensor]:
+    """The tensors, in autocast's dtype where it is on and they are not float64, as `scaled_dot_product_attention`."""
     first_name, first = next(iter(tensors.items()))
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x is first:
+    autocast = torch.get_autocast_dtype(first.device.type) if _is_autocast_on(first.device.type) else None
+    for name, x in tensors.items():
+        if autocast is not None and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            tensors[name] = x = x.to(autocast)
+        if name == first_name:
+            first = x
             check_dtype(name, x)
         if x.dtype != first.dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {x.dtype}")
@@ -219,12 +294,17 @@ def _check_tensors(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must have at least 3 dimensions (rows, heads, head_dim), got {tuple(x.shape)}")
         if x.stride(-1) != 1 and x.shape[-1] > 1:
             raise ValueError(f"{name} must have a contiguous last dimension, got strides {x.stride()}")
+    return list(tensors.values())
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _is_autocast_on(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, *, same_rows: bool = True) -> None:
     if k.shape != v.shape:
         raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
-    if q.shape[:-2] != k.shape[:-2]:
+    if same_rows and q.shape[:-2] != k.shape[:-2]:
         raise ValueError(f"q and k must have the same rows, got shapes {tuple(q.shape)} and {tuple(k.shape)}")
     if q.shape[-1] != k.shape[-1] or q.shape[-1] == 0:
         raise ValueError(f"q and k must have the same head_dim > 0, got {q.shape[-1]} and {k.shape[-1]}")
@@ -240,5 +320,8 @@ def _check_batch(layout: SifLayout, q: Tensor) -> None:
         )
 
 
-def _scale(scale: float | None, q: Tensor) -> float:
-    return 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+def _options(scope: Scope, scale: float | None, q: Tensor, backend: str, deterministic: bool) -> ops.Options:
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+        deterministic = True
+    return ops.Options(scope, scale, backend, deterministic)

@@ -9,6 +9,10 @@ and the operations that it has. Of "attention":
     forward(call) -> (out, lse)
     backward(call, out, lse, dout, dlse) -> [dq, dk, dv] (+ [dk_tiv, dv_tiv])
 
+and, where kernels are compiled at their first call,
+
+    compile_errors() -> tuple of exception types
+
 Of "prepare_qk": `eager.prepare_qk`, or kernels with the arguments of the operators in `ops_prepare`.
 
 `Problem` and `Call` say what these get; ``dlse``, the gradient of the LSE, may be None. Backends never import one
@@ -17,12 +21,16 @@ another's modules to run; what they share is in `tensors`.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tivtok_kernels.problem import Problem
+
+T = TypeVar("T")
 
 Operation = Literal["attention", "prepare_qk"]
 
@@ -31,15 +39,20 @@ _MODULES = {
     "triton": "tivtok_kernels.triton.backend",
     "cpu": "tivtok_kernels.cpu.backend",
     "sdpa": "tivtok_kernels.sdpa",
+    "flex": "tivtok_kernels.flex",
     "reference": "tivtok_kernels.reference",
     "eager": "tivtok_kernels.eager",
 }
 
-# In the order in which "auto" tries them.
+# In the order in which "auto" tries them. "flex" is late because nobody has timed it against "sdpa".
 NAMES: dict[Operation, tuple[str, ...]] = {
-    "attention": ("cuda", "triton", "cpu", "sdpa", "reference"),
+    "attention": ("cuda", "triton", "cpu", "sdpa", "flex", "reference"),
     "prepare_qk": ("triton", "eager"),
 }
+
+
+# What "auto" tried and found not to compile.
+_does_not_compile: set[tuple[Operation, str, Problem]] = set()
 
 
 class BackendUnavailable(RuntimeError):
@@ -71,21 +84,46 @@ def choose(operation: Operation, name: str, problem: Problem) -> str:
     Raises:
         BackendUnavailable: the named backend cannot run this, with the reason.
     """
-    for candidate in _auto_order(operation, problem) if name == "auto" else (name,):
-        reason = why_not(candidate, problem)
-        if reason is None:
+    if name != "auto":
+        if reason := why_not(name, problem):
+            raise BackendUnavailable(f'backend "{name}" cannot run this call: {reason}')
+        return name
+    for candidate in _auto_order(operation, problem):
+        if why_not(candidate, problem) is None:
             return candidate
-    raise BackendUnavailable(f'backend "{candidate}" cannot run this call: {reason}')
+    raise BackendUnavailable(f"no backend is left that can run {problem}")
 
 
-def select(operation: Operation, name: str, problem: Problem) -> ModuleType:
-    """The module of `choose`."""
-    return load(choose(operation, name, problem))
+def run(operation: Operation, name: str, problem: Problem, call: Callable[[ModuleType], T]) -> T:
+    """``call`` with the module of `choose`.
+
+    Where a kernel of a backend that "auto" chose does not compile, that is said once, and the next one takes over, for
+    this and later calls. The errors are those that the module lists as `compile_errors`.
+
+    Raises:
+        BackendUnavailable: as `choose`.
+    """
+    while True:
+        chosen = choose(operation, name, problem)
+        module = load(chosen)
+        try:
+            return call(module)
+        except Exception as error:
+            if name != "auto" or not isinstance(error, getattr(module, "compile_errors", tuple)()):
+                raise
+            _does_not_compile.add((operation, chosen, problem))
+            choose.cache_clear()
+            warnings.warn(
+                f'backend "{chosen}" cannot compile its kernels for {problem}; "auto" goes on to '
+                f'"{choose(operation, name, problem)}": {error}',
+                stacklevel=2,
+            )
 
 
 def _auto_order(operation: Operation, problem: Problem) -> tuple[str, ...]:
-    """ "cuda" where a measurement says that it wins. On the CPU "triton" is its interpreter, made for tests."""
-    skipped = {"triton"} if problem.device.type == "cpu" else set()
+    """ "cuda" where a measurement says that it wins. On the CPU "triton" and "flex" are there for tests."""
+    skipped = {"triton", "flex"} if problem.device.type == "cpu" else set()
     if not load("cuda").wins(problem):
         skipped.add("cuda")
+    skipped |= {name for name in NAMES[operation] if (operation, name, problem) in _does_not_compile}
     return tuple(name for name in NAMES[operation] if name not in skipped)

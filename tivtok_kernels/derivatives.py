@@ -30,32 +30,57 @@ def refuse_transforms(function: str, backend: str, better: str, tensors: Sequenc
         NotImplementedError: one of its arguments is a dual number, or is differentiated by torch.func.
     """
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        refused = "forward-mode derivative (dual numbers, torch.func.jvp)"
-    elif torch._C._are_functorch_transforms_active() and need_grad(tensors):
+        raise no_forward_mode(function, backend, better)
+    if torch._C._are_functorch_transforms_active() and need_grad(tensors):
         refused = "derivative by torch.func (torch.autograd.grad gives the same)"
-    else:
-        return
-    raise NotImplementedError(f'backend "{backend}" of {function} has no {refused}; "{better}" has one')
+        raise NotImplementedError(f'backend "{backend}" of {function} has no {refused}; "{better}" has one')
+
+
+def no_forward_mode(function: str, backend: str, better: str) -> NotImplementedError:
+    return NotImplementedError(
+        f'backend "{backend}" of {function} has no forward-mode derivative (dual numbers, torch.func.jvp); '
+        f'"{better}" has one'
+    )
 
 
 def differentiable_once(
-    function: str, backend: str, better: str, operator: Callable[..., list[Tensor]], inputs: Sequence[Any]
+    function: str,
+    backend: str,
+    better: str,
+    operator: Callable[..., list[Tensor]],
+    inputs: Sequence[Any],
+    vmap: Callable[..., Any] | None = None,
 ) -> list[Tensor]:
-    """``operator(*inputs)``, gradients that raise NotImplementedError when they are differentiated themselves."""
-    message = (
-        f'gradients that backend "{backend}" of {function} gives cannot be differentiated again (create_graph=True); '
-        f'those of "{better}" can'
-    )
-    return list(_Once.apply(message, operator, *inputs))
+    """``operator(*inputs)``, gradients that raise NotImplementedError when they are differentiated themselves.
+
+    Args:
+        vmap: the rule of torch.func.vmap, as an autograd.Function has it, for ``inputs``.
+    """
+    return list(_Once.apply((function, backend, better), operator, vmap, *inputs))
 
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, message: str, operator: Callable[..., list[Tensor]], *inputs: Any) -> tuple[Tensor, ...]:
-        ctx.message = message
+    def forward(names: tuple[str, str, str], operator: Any, vmap: Any, *inputs: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             return tuple(operator(*inputs))
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.names = inputs[0]
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError(ctx.message)
+        function, backend, better = ctx.names
+        raise NotImplementedError(
+            f'gradients that backend "{backend}" of {function} gives cannot be differentiated again '
+            f'(create_graph=True); those of "{better}" can'
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise no_forward_mode(*ctx.names)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], names: Any, operator: Any, vmap: Any, *inputs: Any) -> Any:
+        return vmap(info, in_dims[3:], *inputs)

@@ -14,33 +14,27 @@ Each run of query rows therefore sees at most two contiguous key ranges, A (shar
     | both        | frame t | TIV        | frame t |
     | "broadcast" | frame t | TIV, in a tensor of its own | frame t |
 
-Backends work from `SifLayout.segments`; `SifLayout.visibility` states the same mask densely, from the formula above.
+Backends work from `SifLayout.ranges`; `SifLayout.visibility` states the same mask densely, from the formula above.
+`SifLayout.frame_windows` is the same with range B widened to neighbouring frames.
 """
 
 from __future__ import annotations
 
-import operator
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import numpy as np
 import torch
 
 from tivtok_kernels.caching import traceable_cache
+from tivtok_kernels.lengths import as_length, as_lengths, boundaries
+from tivtok_kernels.ranges import RangeLayout, Segment
 
-Scope = Literal["clip", "tiv", "broadcast"]
-
-
-class Segment(NamedTuple):
-    """A run of query rows that share their two key ranges (starts and lengths in rows; an empty range has length 0)."""
-
-    q_start: int
-    q_len: int
-    a_start: int
-    a_len: int
-    b_start: int
-    b_len: int
+# "ranges" is the scope of a `RangeLayout`, which has but one.
+Scope = Literal["clip", "tiv", "broadcast", "ranges"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +44,15 @@ class SifLayout:
     Attributes:
         num_tiv: TIV tokens of each clip (zero allowed).
         frame_tokens: for each clip, the tokens of each of its frames (zero allowed, and so are clips without frames).
-        lengths: the same as one int64 CPU tensor. ``torch.compile`` sees only this tensor, so that new lengths
-            are new data and not a new program.
+        encoded: the same as one int64 CPU tensor, for operators; not to be written to (`lengths` is a copy). Of each
+            clip num_tiv, the number of its frames, and their lengths. ``torch.compile`` sees only this tensor, so
+            that new lengths are new data and not a new program.
         tiv_tokens, local_tokens: TIV tokens and frame tokens of all clips.
     """
 
     num_tiv: tuple[int, ...]
     frame_tokens: tuple[tuple[int, ...], ...]
-    lengths: torch.Tensor = field(init=False, repr=False, compare=False)
+    encoded: torch.Tensor = field(init=False, repr=False, compare=False)
     tiv_tokens: int = field(init=False, repr=False, compare=False)
     local_tokens: int = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
@@ -76,9 +71,9 @@ class SifLayout:
                 raise ValueError(f"frame_tokens[{clip}] must hold lengths >= 0, got {list(frames)}")
             flat += [tiv, len(frames), *frames]
         with torch.inference_mode(False):  # a cached layout outlives the mode it was made in
-            lengths = torch.tensor(flat, dtype=torch.int64, device="cpu")
+            encoded = torch.tensor(flat, dtype=torch.int64, device="cpu")
         known = {
-            "lengths": lengths,
+            "encoded": encoded,
             "tiv_tokens": sum(self.num_tiv),
             "local_tokens": sum(map(sum, self.frame_tokens)),
             "_hash": hash((self.num_tiv, self.frame_tokens)),  # looked up several times per call
@@ -89,6 +84,14 @@ class SifLayout:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return SifLayout, (self.num_tiv, self.frame_tokens)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """A copy of `encoded`."""
+        return self.encoded.clone()
+
     @classmethod
     def from_lengths(cls, num_tiv: Sequence[int], frame_tokens: Sequence[Sequence[int]]) -> SifLayout:
         """Ragged clips: ``from_lengths(num_tiv=[96, 0], frame_tokens=[[1032] * 4, [7, 0, 13]])``.
@@ -97,10 +100,10 @@ class SifLayout:
             TypeError: a length is not an integer.
             ValueError: a length is negative, or the two arguments describe different numbers of clips.
         """
-        tiv = _as_lengths("num_tiv", num_tiv)
+        tiv = as_lengths("num_tiv", num_tiv)
         if isinstance(frame_tokens, (str, bytes)) or not isinstance(frame_tokens, Iterable):
             raise TypeError(f"frame_tokens must be a list of frame lengths per clip, got {frame_tokens!r}")
-        frames = tuple(_as_lengths(f"frame_tokens[{clip}]", lengths) for clip, lengths in enumerate(frame_tokens))
+        frames = tuple(as_lengths(f"frame_tokens[{clip}]", lengths) for clip, lengths in enumerate(frame_tokens))
         return cls(tiv, frames)
 
     @classmethod
@@ -112,16 +115,46 @@ class SifLayout:
             ValueError: an argument is negative.
         """
         names = ("batch", "num_tiv", "num_frames", "frame_tokens")
-        values = _as_lengths("uniform", (batch, num_tiv, num_frames, frame_tokens))
-        for name, value in zip(names, values, strict=True):
-            if value < 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
-        return _uniform(*values)
+        values = (batch, num_tiv, num_frames, frame_tokens)
+        return _uniform(*(as_length(name, value) for name, value in zip(names, values, strict=True)))
 
     @classmethod
-    def from_tensor(cls, lengths: torch.Tensor) -> SifLayout:
-        """The layout whose ``lengths`` tensor this is. Cached by content, so that asking again costs about 2 us."""
-        return _decode(lengths.numpy().tobytes())
+    def from_cu_seqlens(cls, cu_seqlens: torch.Tensor | Sequence[int], num_frames: Sequence[int]) -> SifLayout:
+        """From the boundaries that variable-length attention is given, ``[0, 96, 1128, 2160, ...]``.
+
+        Args:
+            cu_seqlens: where every piece (the TIV tokens of a clip, or one of its frames) begins, in packed order, and
+                where the last one ends. A GPU tensor is copied to the CPU, which waits for the GPU.
+            num_frames: frames of each clip: it takes one piece of TIV tokens (which may be empty), then these.
+
+        Raises:
+            TypeError: a number is not an integer.
+            ValueError: the boundaries do not begin with 0, decrease, or are not as many as the pieces of all clips.
+        """
+        bounds = as_lengths("cu_seqlens", cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens)
+        frames = as_lengths("num_frames", num_frames)
+        if not bounds or bounds[0] != 0 or list(bounds) != sorted(bounds):
+            raise ValueError(f"cu_seqlens must begin with 0 and never decrease, got {list(bounds)}")
+        pieces = [end - start for start, end in itertools.pairwise(bounds)]
+        first = boundaries(n + 1 for n in frames)
+        if len(pieces) != first[-1]:
+            raise ValueError(
+                f"cu_seqlens must bound one piece of TIV tokens and the frames of each clip, {first[-1]} pieces, "
+                f"got {len(pieces)}"
+            )
+        return cls(
+            tuple(pieces[i] for i in first[:-1]),
+            tuple(tuple(pieces[i + 1 : end]) for i, end in itertools.pairwise(first)),
+        )
+
+    @classmethod
+    def from_tensor(cls, encoded: torch.Tensor) -> SifLayout:
+        """The layout whose ``encoded`` tensor this is. Cached by content, so that asking again costs about 2 us."""
+        return _decode(encoded.numpy().tobytes())
+
+    def repeat(self, batch: int) -> SifLayout:
+        """The clips ``batch`` times behind one another."""
+        return SifLayout(self.num_tiv * batch, self.frame_tokens * batch)
 
     def __len__(self) -> int:
         return self.num_clips
@@ -142,15 +175,39 @@ class SifLayout:
 
     def area(self, tiv_scope: Scope = "clip") -> int:
         """Visible (query, key) pairs: a forward pass costs ``4 * area * head_dim`` FLOPs per head."""
-        return sum(s.q_len * (s.a_len + s.b_len) for s in self.segments(tiv_scope))
+        return self.ranges(tiv_scope).area
 
-    def segments(self, scope: Scope) -> tuple[Segment, ...]:
-        """The mask as runs of rows with two key ranges each, in row order, without empty runs.
+    def ranges(self, scope: Scope = "clip") -> RangeLayout:
+        """The mask as runs of rows with two key ranges each.
 
         Rows are those of the packed batch. For ``"broadcast"`` the TIV tokens live in a tensor of their own: range A
         counts rows of that tensor, everything else rows of the packed frame tokens.
         """
-        return _segments(self, _check_scope(scope))
+        return _ranges(self, _check_scope(scope), 0, 0)
+
+    def segments(self, scope: Scope) -> tuple[Segment, ...]:
+        """The runs of `ranges`, in row order, without empty ones."""
+        return self.ranges(scope).segments
+
+    def frame_windows(
+        self, back: int | None = None, ahead: int | None = None, *, tiv_scope: Literal["clip", "tiv"] = "clip"
+    ) -> RangeLayout:
+        """Frame rows see their clip's TIV tokens and a window of its frames, their own among them.
+
+        ``frame_windows(ahead=0)`` is causal over frames, ``frame_windows(1, 1)`` sees the frame before and the one
+        after; TIV rows see what ``tiv_scope`` says, as in `sif_attention`.
+
+        Args:
+            back, ahead: frames before and after the own one; None for all there are.
+
+        Raises:
+            TypeError, ValueError: one of them is not an integer >= 0, or tiv_scope is not one of these two.
+        """
+        if tiv_scope not in ("clip", "tiv"):
+            raise ValueError(f'tiv_scope must be "clip" or "tiv", got {tiv_scope!r}')
+        most = max(map(len, self.frame_tokens), default=0)
+        widths = [most if n is None else as_length(name, n) for name, n in (("back", back), ("ahead", ahead))]
+        return _ranges(self, tiv_scope, *widths)
 
     def visibility(self, tiv_scope: Scope = "clip", device: torch.device | str | None = None) -> torch.Tensor:
         """The dense mask, for tests and pictures: bool (N, N), True where the query (row) sees the key (column).
@@ -175,15 +232,6 @@ def _check_scope(scope: Scope) -> Scope:
     return scope
 
 
-def _as_lengths(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
-    try:
-        return tuple(operator.index(value) for value in values)
-    except TypeError:
-        raise TypeError(f"{name} must hold integers, got {values!r}") from None
-
-
 @traceable_cache(maxsize=256)
 def _uniform(batch: int, num_tiv: int, num_frames: int, frame_tokens: int) -> SifLayout:
     return SifLayout((num_tiv,) * batch, ((frame_tokens,) * num_frames,) * batch)
@@ -202,20 +250,22 @@ def _decode(data: bytes) -> SifLayout:
 
 
 @lru_cache(maxsize=1024)
-def _segments(layout: SifLayout, scope: Scope) -> tuple[Segment, ...]:
-    segments = []
+def _ranges(layout: SifLayout, scope: Scope, back: int, ahead: int) -> RangeLayout:
+    table: list[tuple[int, ...]] = []
     row = tiv_row = 0  # `tiv_row` runs ahead of `row` only where the TIV tokens are packed apart
     for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
         if scope != "broadcast":
             tiv_row = row
             seen = num_tiv + sum(frames) if scope == "clip" else num_tiv
-            segments.append(Segment(row, num_tiv, row, seen, row, 0))
+            table.append((row, num_tiv, row, seen, row, 0))
             row += num_tiv
-        for tokens in frames:
-            segments.append(Segment(row, tokens, tiv_row, num_tiv, row, tokens))
-            row += tokens
+        start = boundaries(frames, first=row)
+        for t, tokens in enumerate(frames):
+            b, b_end = start[max(t - back, 0)], start[min(t + ahead + 1, len(frames))]
+            table.append((start[t], tokens, tiv_row, num_tiv, b, b_end - b))
+        row = start[-1]
         tiv_row += num_tiv
-    return tuple(s for s in segments if s.q_len)
+    return RangeLayout(np.array(table, dtype=np.int64), row, layout.tiv_tokens if scope == "broadcast" else None)
 
 
 def _token_labels(layout: SifLayout) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,8 @@ the host time of every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from tivtok_kernels import derivatives
 _library = torch.library.Library("tivtok", "DEF")
 
 
-def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
+def define(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], tags: Sequence[torch.Tag] = ()
+) -> torch._ops.OpOverload:
     """The operator ``tivtok::<schema>``, without derivatives so far."""
     name = schema.partition("(")[0]
-    _library.define(schema)
+    _library.define(schema, tags=tuple(tags))
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tivtok::{name}", fake, lib=_library)
     return getattr(torch.ops.tivtok, name).default
@@ -34,14 +37,11 @@ def set_derivative(
     function: str,
     backend: Callable[[Sequence[Any]], str],
     better: str,
-) -> Callable[..., Any]:
+) -> None:
     """Have ``apply`` run in place of ``operator`` when one of its first ``tensors`` arguments requires grad.
 
     Derivatives that it does not give are refused: in the name of the public ``function`` and the backend that
     ``backend`` finds among the arguments, with a hint at the ``better`` backend, which gives them.
-
-    Returns:
-        the operator as it is with derivatives, without the way through torch's dispatcher.
     """
 
     def differentiable(*inputs: Any) -> Any:
@@ -52,13 +52,22 @@ def set_derivative(
         return below_autograd(operator, *inputs)
 
     _library.impl(operator.name().partition("::")[2], differentiable, "Autograd")
-    return differentiable
 
 
 def below_autograd(operator: Callable[..., Any], *inputs: Any) -> Any:
     """``operator(*inputs)``, past its derivatives."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*inputs)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Within an operator's implementation, which is below autograd: have autograd record what is called."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradOther", "AutogradFunctionality", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 def present(*tensors: Tensor | None) -> list[Tensor]:

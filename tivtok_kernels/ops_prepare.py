@@ -70,7 +70,7 @@ class _PrepareQk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-        dqk, *dweights = _gradients(dq, dk, *ctx.saved_tensors, ctx.eps)
+        dqk, *dweights = prepare_qk_backward(dq, dk, *ctx.saved_tensors, ctx.eps)
         return dqk, None, None, *(dweights or (None, None)), None
 
 
@@ -84,7 +84,7 @@ def _backend(inputs: Sequence[Any]) -> str:
 
 _NAMES = {"function": "prepare_qk", "better": "eager"}
 operators.set_derivative(prepare_qk, _PrepareQk.apply, tensors=5, backend=_backend, **_NAMES)
-_gradients = operators.set_derivative(prepare_qk_backward, _backward_once, tensors=7, backend=_backend, **_NAMES)
+operators.set_derivative(prepare_qk_backward, _backward_once, tensors=7, backend=_backend, **_NAMES)
 
 
 def _empty(qk: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.ranges import RangeLayout
 
 Direction = Literal["forward", "backward"]
 
@@ -20,6 +21,7 @@ class Problem(NamedTuple):
     head_dim: int | None = None
     deterministic: bool = False
     direction: Direction = "forward"
+    of_clips: bool = True  # the layout is a SifLayout, not any two ranges
 
 
 class Call(NamedTuple):
@@ -28,15 +30,21 @@ class Call(NamedTuple):
     Attributes:
         q: (N, H, D). k, v: (M, Hk, D), H a multiple of Hk.
         tiv: None or, with scope "broadcast", (k_tiv, v_tiv), each (TIV rows, Hk, D); N and M count frame rows then.
+        scope: of a `SifLayout`; "ranges" with a `RangeLayout`.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     tiv: tuple[Tensor, Tensor] | None
-    layout: SifLayout
+    layout: SifLayout | RangeLayout
     scope: Scope
     scale: float
+
+    @property
+    def ranges(self) -> RangeLayout:
+        """The mask as backends know it that need nothing of clips."""
+        return self.layout.ranges(self.scope)
 
     @property
     def tiv_or_own(self) -> tuple[Tensor, Tensor]:

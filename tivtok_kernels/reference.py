@@ -46,7 +46,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: fl
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     keys, values = _join(call)
-    out, lse = masked_attention(call.q, keys, values, call.layout.visibility(call.scope, call.q.device), call.scale)
+    out, lse = masked_attention(call.q, keys, values, call.ranges.visibility(call.q.device), call.scale)
     return out.contiguous(), lse.contiguous()
 
 
@@ -59,7 +59,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     if dlse is not None:
         delta = delta - dlse
     order, dqs, dk, dv = [], [], torch.zeros_like(k), torch.zeros_like(v)
-    for rows, keys in row_groups(call.layout.visibility(call.scope, q.device)):
+    for rows, keys in row_groups(call.ranges.visibility(q.device)):
         k_seen, v_seen = (_per_query_head(x[keys], group) for x in (k, v))
         weights, _ = _softmax(q[rows], k_seen, call.scale)
         dweights = torch.einsum("nhd,mhd->hnm", dout[rows], v_seen)

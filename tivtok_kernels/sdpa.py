@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tivtok_kernels.layout import Scope, Segment, SifLayout
 from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.ranges import RangeLayout, Segment
 from tivtok_kernels.tensors import accumulation_dtype
 
 
@@ -43,7 +43,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=accumulation_dtype(q.dtype), device=q.device)
     for q_g, out_g, lse_g in _per_query_group(k.shape[1], q, out, lse):
-        for run in _runs(call.layout, call.scope):
+        for run in _runs(call.ranges):
             query = run.q.view(q_g)
             parts = [_attend(query, run.a.view(k_tiv), run.a.view(v_tiv), scale)] if run.a.length else []
             parts += [_attend(query, run.b.view(k), run.b.view(v), scale)] if run.b.length else []
@@ -61,7 +61,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     dk_tiv, dv_tiv = (dk, dv) if tiv is None else (torch.zeros_like(x) for x in (k_tiv, v_tiv))
     for dq_g, *rows in _per_query_group(k.shape[1], dq, q, dout, out, lse):
-        for run in _runs(call.layout, call.scope):
+        for run in _runs(call.ranges):
             q_r, dout_r, out_r, lse_r = (run.q.view(x) for x in rows)
             for keys, *tensors in ((run.a, k_tiv, v_tiv, dk_tiv, dv_tiv), (run.b, k, v, dk, dv)):
                 if keys.length == 0:
@@ -88,11 +88,14 @@ class Rows(NamedTuple):
         return x.as_strided(size, stride, x.storage_offset() + self.first * x.stride(0))
 
     def add(self, x: Tensor, blocks: Tensor) -> None:
-        """Add (num_blocks, length, ...); a block that is the same for all receives the sum."""
+        """Add (num_blocks, length, ...); rows that several blocks share receive the sum."""
         if self.distance == 0:
             self._replace(num_blocks=1).view(x).add_(blocks.sum(0, keepdim=True))
-        else:
+        elif self.distance >= self.length:
             self.view(x).add_(blocks)
+        else:
+            for i, block in enumerate(blocks):
+                x.narrow(0, self.first + i * self.distance, self.length).add_(block)
 
 
 class Run(NamedTuple):
@@ -104,18 +107,19 @@ class Run(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _runs(layout: SifLayout, scope: Scope) -> tuple[Run, ...]:
+def _runs(layout: RangeLayout) -> tuple[Run, ...]:
     by_lengths: dict[tuple[int, int, int], list[Segment]] = {}
-    for s in layout.segments(scope):
+    for s in layout.segments:
         by_lengths.setdefault((s.q_len, s.a_len, s.b_len), []).append(s)
     return tuple(_run(stretch) for segments in by_lengths.values() for stretch in _even(segments))
 
 
 def _even(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Split into maximal stretches in which all three starts advance by constant distances."""
+    """Split into maximal stretches in which all three starts advance by constant distances, none of them negative."""
     stretch: list[Segment] = []
     for s in segments:
-        if len(stretch) >= 2 and _distances(stretch[-1], s) != _distances(stretch[0], stretch[1]):
+        uneven = len(stretch) >= 2 and _distances(stretch[-1], s) != _distances(stretch[0], stretch[1])
+        if uneven or (stretch and min(_distances(stretch[-1], s)) < 0):
             yield stretch
             stretch = []
         stretch.append(s)

@@ -74,7 +74,7 @@ def test_a_backend_asked_for_by_name_raises_with_its_reason():
         from tivtok_kernels import backends
         from tivtok_kernels.problem import Problem
 
-        backends.select("attention", "sdpa", Problem(x.device, x.dtype, 8))
+        backends.choose("attention", "sdpa", Problem(x.device, x.dtype, 8))
 
 
 def test_available_backends_on_the_cpu():

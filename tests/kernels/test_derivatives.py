@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from tivtok_kernels import SifLayout, available_backends, broadcast_attention, sif_attention
+from tivtok_kernels import SifLayout, available_backends, broadcast_attention, sdpa, sif_attention
 from tivtok_kernels.prepare import prepare_qk
 
 LAYOUT = SifLayout.from_lengths([3, 0], [[4, 2], [2, 3]])
@@ -134,17 +134,73 @@ def test_create_graph_gives_first_derivatives(backend):
     torch.testing.assert_close(kept.detach(), plain)
 
 
-@pytest.mark.parametrize("backend", REFUSING)
-def test_torch_func_raises(backend):
+BACKENDS = ["reference", *REFUSING]
+
+
+def check_functional(backend, transform):
+    """``transform(function)(x)`` of a backend in float32 against the same of the reference in float64."""
     function, x = sif(backend)
-    with pytest.raises(NotImplementedError, match=r"no derivative by torch\.func"):
-        torch.func.grad(lambda x: function(x).sum())(x)
-    with pytest.raises(NotImplementedError, match=r"no derivative by torch\.func"):
-        torch.func.vjp(function, x)
+    expected = transform(sif("reference")[0])(x.double())
+    torch.testing.assert_close(transform(function)(x).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_torch_func_of_the_reference():
-    function, x = sif("reference", torch.float64)
+def loss(function):
+    return lambda x: function(x).sin().sum()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_func_grad_is_that_of_autograd(backend):
+    function, x = sif(backend)
     leaf = x.clone().requires_grad_()
-    expected = torch.autograd.grad(function(leaf).sin().sum(), leaf)[0]
-    torch.testing.assert_close(torch.func.grad(lambda x: function(x).sin().sum())(x), expected)
+    expected = torch.autograd.grad(loss(function)(leaf), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(loss(function))(x), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vjp_and_jacrev(backend):
+    cotangent = draw(ROWS, 2, 8, seed=5)
+    check_functional(backend, lambda f: lambda x: torch.func.vjp(f, x)[1](cotangent.to(x))[0])
+    check_functional(backend, lambda f: torch.func.jacrev(lambda x: f(x)[:2, 0, :2]))
+
+
+@pytest.mark.parametrize("backend", REFUSING)
+def test_torch_func_refuses_the_second_derivative(backend):
+    function, x = sif(backend)
+    with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
+        torch.func.grad(lambda x: torch.func.grad(loss(function))(x).square().sum())(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("transform", ["vmap", "vmap of grad", "grad of vmap", "nested vmap"])
+def test_vmap_is_one_call_of_more_clips(backend, transform):
+    function, _ = sif(backend)
+    x = draw(2, 3, ROWS, 2, 8)
+    each = {"vmap of grad": torch.func.grad(loss(function))}.get(transform, function)
+    expected = torch.stack([torch.stack([each(sample) for sample in row]) for row in x])
+    if transform == "grad of vmap":
+        leaf = x.clone().requires_grad_()
+        got = torch.func.grad(lambda x: torch.func.vmap(function)(x.flatten(0, 1)).sin().sum())(x)
+        samples = torch.stack([function(sample) for sample in leaf.flatten(0, 1)])
+        expected = torch.autograd.grad(samples.sin().sum(), leaf)[0]
+    elif transform == "nested vmap":
+        got = torch.func.vmap(torch.func.vmap(each), in_dims=1, out_dims=1)(x)
+    else:
+        got = torch.func.vmap(each)(x.flatten(0, 1)).unflatten(0, (2, 3))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_vmap_over_some_inputs_only(backend):
+    q, k = draw(3, ROWS, 2, 8), draw(ROWS, 2, 8, seed=1)
+    got = torch.func.vmap(lambda q: sif_attention(q, k, k, LAYOUT, backend=backend, return_lse=True))(q)
+    for i in range(3):
+        for x, y in zip(got, sif_attention(q[i], k, k, LAYOUT, backend=backend, return_lse=True), strict=True):
+            torch.testing.assert_close(x[i], y)
+
+
+def test_vmap_calls_the_backend_once(monkeypatch):
+    calls, forward = [], sdpa.forward
+    monkeypatch.setattr(sdpa, "forward", lambda call: calls.append(call.layout) or forward(call))
+    function, _ = sif("sdpa")
+    torch.func.vmap(function)(draw(5, ROWS, 2, 8))
+    assert calls == [LAYOUT.repeat(5)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tivtok_kernels import SifLayout
@@ -28,6 +28,7 @@ def from_segments(layout: SifLayout, scope: str) -> torch.Tensor:
 
 
 @given(LENGTHS, st.sampled_from(SCOPES))
+@settings(deadline=None)
 def test_segments_cover_the_visible_pairs_exactly_once(clips, scope):
     layout = layout_of(clips)
     assert torch.equal(from_segments(layout, scope), layout.visibility(scope).long())
@@ -35,6 +36,7 @@ def test_segments_cover_the_visible_pairs_exactly_once(clips, scope):
 
 
 @given(LENGTHS)
+@settings(deadline=None)
 def test_lengths_tensor_round_trip(clips):
     layout = layout_of(clips)
     assert SifLayout.from_tensor(layout.lengths) == layout

@@ -14,6 +14,7 @@ from torch import Tensor
 from tivtok_kernels.cuda import configs, extension, shares
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
+from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.schedule import WorkList, keep_if_captured, query_work
 from tivtok_kernels.tensors import aligned
 
@@ -66,7 +67,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=1024)
 def _forward_plan(
-    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+    layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
     engine = configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER)
     build = _hopper_forward if engine == "hopper" else _ampere_forward
@@ -74,7 +75,7 @@ def _forward_plan(
 
 
 def _ampere_forward(
-    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+    layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
     block, step, per_sm = extension.ampere_forward_tile(heads.head_dim)
     work = query_work(layout, scope, block, step, heads.heads, configs.multiprocessors(device) * per_sm, device)
@@ -83,7 +84,7 @@ def _ampere_forward(
 
 
 def _hopper_forward(
-    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+    layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
     block, step, per_sm, most_kept = extension.hopper_forward_tile(heads.head_dim)
     workers = configs.multiprocessors(device) * per_sm
@@ -93,13 +94,13 @@ def _hopper_forward(
         items = shares.by_range_a(work, heads.heads, heads.group, blocks, step, most_kept)
     else:
         items = shares.by_length(work, heads.heads, blocks, step)
-    rows = layout.local_tokens if scope == "broadcast" else layout.total_tokens
+    ranges = layout.ranges(scope)
     native = extension.HopperForward(
         **native_shape(heads, dtype, device),
         work=native_work(work, block),
-        q_rows=rows,
-        k_rows=rows,
-        tiv_rows=layout.tiv_tokens if scope == "broadcast" else rows,
+        q_rows=ranges.q_rows,
+        k_rows=ranges.k_rows,
+        tiv_rows=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
         order=items.order.data_ptr(),
         bounds=items.bounds.data_ptr(),
         blocks=blocks,

@@ -12,6 +12,7 @@ from tivtok_kernels.cuda import configs, extension
 from tivtok_kernels.cuda.launch import Heads, addressable, native_shape, native_work, strided
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
+from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
 
 
@@ -53,7 +54,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
 
 @lru_cache(maxsize=1024)
 def _backward_plan(
-    layout: SifLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
+    layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> BackwardPlan:
     tile_of = extension.ampere_gradient_tile
     native_plan: type[extension.AmpereBackward | extension.HopperBackward] = extension.AmpereBackward

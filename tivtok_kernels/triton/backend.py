@@ -56,6 +56,12 @@ def prepare_qk_backward(dq: Tensor, *inputs: Any) -> list[Tensor]:
         return _module("prepare").backward(dq, *inputs)
 
 
+def compile_errors() -> tuple[type[Exception], ...]:
+    from triton.errors import TritonError  # of the compiler, of ptxas, and of kernels too large for the GPU
+
+    return (TritonError,)
+
+
 @cache
 def _module(name: str) -> ModuleType:
     return import_module(f"tivtok_kernels.triton.{name}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
+from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
 from tivtok_kernels.tensors import STRIDE_UNIT, aligned
 from tivtok_kernels.triton import configs
@@ -129,10 +130,13 @@ def _key_gradients(
 
 def _shape(call: Call) -> Shape:
     q, k = call.q, call.k
-    math: Math = "half"
-    if q.dtype == torch.float32:  # torch's own switch decides, as it does for matrix products
-        math = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    math = float32_math() if q.dtype == torch.float32 else "half"
     return Shape(q.shape[2], q.shape[1] // k.shape[1], call.tiv is not None, math)
+
+
+def float32_math() -> Math:
+    """What torch does with float32 matrix products. The newer of its two switches shows the older one's setting too."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
@@ -146,7 +150,7 @@ def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
 def _cached_plan(
     kernel: Pass,
     shape: Shape,
-    layout: SifLayout,
+    layout: SifLayout | RangeLayout,
     scope: Scope,
     heads: int,
     config: Config,
