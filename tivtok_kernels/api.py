@@ -101,7 +101,7 @@ def sif_attention(
     packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else [q, k, v]
     options = _options(tiv_scope, scale, q, backend, deterministic)
     if group is not None and tiv_scope == "clip":  # with scope "tiv" every row's keys are at hand
-        out, lse = parallel.attend(*packed, layout, options, group)
+        out, lse = parallel.attend(packed[0], packed[1], packed[2], layout, options, group)
     else:
         out, lse = ops.attend([*packed, None, None], layout.encoded, options)
     if q.ndim == 4:
