@@ -309,8 +309,9 @@ class ForwardUnit {
             const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
             ahead_.start(own.tiles(held + count) - 5 * BLOCK_KEYS / 4);
-            if (key + count < frame.tokens) {
-                look_ahead(key_head_, frame.row + key + count, BLOCK_KEYS, 0, 0);
+            if (count < left) {
+                const int64_t keys = left - count < BLOCK_KEYS ? left - count : BLOCK_KEYS;
+                look_ahead(key_head_, frame.row + key + count, keys, frame.row, 0);
             } else {
                 ahead_.add(out_, first_head(), frame.row + first, end - first);
                 if (another)
