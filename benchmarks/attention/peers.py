@@ -70,6 +70,8 @@ def _own(backend: str) -> Peer:
             return status
         if backend == "triton" and device.type == "cpu":
             return "Triton's interpreter is for tests"
+        if backend == "flex" and device.type == "cpu":
+            return "FlexAttention has no backward on the CPU"
         if backend == "reference":  # scores and weights live at once
             return _too_large(2 * case.heads * case.rows * case.columns, device)
         return None
