@@ -45,7 +45,7 @@ def run(attention: Attention, inputs: Inputs, backward: bool) -> list[Tensor]:
 
 
 def truth(case: Case, inputs: Inputs) -> list[Tensor]:
-    """What `run` should return, in float64 (on a GPU, beyond the oracle's reach, in float32)."""
+    """Compute what `run` should return, in float64 (on a GPU, beyond the oracle's reach, in float32)."""
     small = 8 * case.heads * case.layout.total_tokens**2 <= _ORACLE_BYTES
     high = torch.float64 if small or inputs.q.device.type == "cpu" else torch.float32
     exact = Inputs(*(None if t is None else t.detach().to(high).requires_grad_(case.backward) for t in inputs))
@@ -60,7 +60,7 @@ def truth(case: Case, inputs: Inputs) -> list[Tensor]:
 
 
 def disagreement(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> str | None:
-    """What is wrong with the results, None if they are within the tolerance. NaN is wrong."""
+    """Say what is wrong with the results, None if they are within the tolerance. NaN is wrong."""
     names = ("output", "dq", "dk", "dv", "dk_tiv", "dv_tiv")
     for name, result, exact in zip(names, results, expected, strict=False):
         if result.shape != exact.shape:

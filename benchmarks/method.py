@@ -1,4 +1,4 @@
-"""How a time is taken: interleaved rounds, device events, a cold L2 cache, ceilings of the same run."""
+"""Timing: interleaved rounds, device events, a cold L2 cache, ceilings of the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: device, driver, versions, commit."""
+"""Provenance of a number: device, driver, versions, commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """What a result depends on. Two runs with equal provenance may be put into one file."""
+    """Facts that a result depends on. Two runs with equal provenance may be put into one file."""
     return {
         "device": device_name(device),
         "kind": device.type,

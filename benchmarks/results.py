@@ -101,7 +101,7 @@ def _costs(run: Run) -> Iterator[tuple[str, float]]:
 
 
 def regressions(old: Run, new: Run, percent: float) -> list[str]:
-    """What costs more than ``percent`` above the old run, worst first."""
+    """List what costs more than ``percent`` above the old run, worst first."""
     before, after = costs(old), costs(new)
     growth = {name: 100 * (after[name] / before[name] - 1) for name in after.keys() & before.keys()}
     worse = sorted((name for name in growth if growth[name] > percent), key=lambda name: -growth[name])

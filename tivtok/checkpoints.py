@@ -54,7 +54,7 @@ def find_checkpoint(path_or_name: str | Path, revision: str | None = None) -> Pa
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint folder holds.
+    """Contents of a checkpoint folder.
 
     ``model_id`` is None where none was stored (as before November 2026), or the config was edited since.
     """

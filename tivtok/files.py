@@ -75,7 +75,7 @@ def not_a_file(path: str | os.PathLike[str]) -> str:
 
 
 def missing_hint(path: str | os.PathLike[str]) -> str:
-    """What may have been meant by the name of a file that is not there: "" or a remark in brackets."""
+    """Guess what was meant by the name of a file that is not there: "" or a remark in brackets."""
     name = os.fspath(path)
     if name == "-":
         return " (standard input and output are not supported: name a file)"

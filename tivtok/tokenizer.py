@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.chunks.cuts import end_at_cuts
-from tivtok.chunks.sharing import Sharing, TivSets
+from tivtok.chunks.sharing import Sharing, TivSets, mean_tiv
 from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.blocks import init_weights
 from tivtok.model.config import TivTokConfig
@@ -35,7 +35,7 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Sink(Protocol[Result]):
-    """Where `TivTok.encode_into` puts tokens: `TokenCollector` or `TokenWriter`."""
+    """Target of `TivTok.encode_into`: `TokenCollector` or `TokenWriter`."""
 
     def add(self, tiv: Tensor, tv: Tensor) -> None: ...
 
@@ -114,7 +114,7 @@ class TivTok(nn.Module):
             tiv = tiv.roll(1, dims=1)
         else:
             groups_of_set = [tv.shape[1]]
-            tiv = tiv.mean(dim=1, keepdim=True)
+            tiv = mean_tiv(tiv.unbind(dim=1))[:, None]
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None, refine: int = 0) -> Tokens:
@@ -249,7 +249,7 @@ class TivTok(nn.Module):
         return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
 
     def prepare(self, tiv: Tensor) -> Prepared:
-        """What `decode_groups` needs of the TIV sets (B, S, N_TIV, D): computed once, used for any number of calls."""
+        """Compute what `decode_groups` needs of the TIV sets (B, S, N_TIV, D), once for any number of calls."""
         return self.decoder.prepare(tiv.to(self._like).flatten(0, 1))
 
     def decode_groups(

@@ -98,7 +98,7 @@ def sif_attention(
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-    packed = [x.flatten(0, 1) for x in (q, k, v)] if q.ndim == 4 else [q, k, v]
+    packed = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)) if q.ndim == 4 else (q, k, v)
     options = _options(tiv_scope, scale, q, backend, deterministic)
     if group is not None and tiv_scope == "clip":  # with scope "tiv" every row's keys are at hand
         out, lse = parallel.attend(packed[0], packed[1], packed[2], layout, options, group)

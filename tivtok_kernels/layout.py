@@ -198,7 +198,8 @@ class SifLayout:
         after; TIV rows see what ``tiv_scope`` says, as in `sif_attention`.
 
         Args:
-            back, ahead: frames before and after the own one; None for all there are.
+            back: frames before the own one; None for all there are.
+            ahead: frames after it; None likewise.
 
         Raises:
             TypeError, ValueError: one of them is not an integer >= 0, or tiv_scope is not one of these two.

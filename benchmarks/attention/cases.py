@@ -43,7 +43,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Of the exact visible area: forward 4 * area * D per head, backward 2.5 times that."""
+        """FLOPs of the exact visible area: forward 4 * area * D per head, backward 2.5 times that."""
         forward = 4 * self.layout.area(self.scope) * self.head_dim * self.heads
         return forward * 3.5 if self.backward else forward
 
@@ -88,7 +88,7 @@ class Inputs(NamedTuple):
         return self.v if self.v_tiv is None else torch.cat([self.v_tiv, self.v])
 
     def leaves(self) -> list[Tensor]:
-        """What the backward pass differentiates."""
+        """Tensors that the backward pass differentiates."""
         return [x for x in (self.q, self.k, self.v, self.k_tiv, self.v_tiv) if x is not None]
 
 

@@ -65,7 +65,7 @@ class Sequences(NamedTuple):
 
 
 def sequences(pairs: Sequence[tuple[int, int, int, int]], device: torch.device) -> Sequences:
-    """From (row start, rows, column start, columns) of each sequence."""
+    """Sequences from (row start, rows, column start, columns) of each."""
     row_starts, rows, column_starts, columns = zip(*pairs, strict=True)
     return Sequences(
         _where(row_starts, rows, device),

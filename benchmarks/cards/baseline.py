@@ -1,4 +1,4 @@
-"""What a tokenizer has to beat: as many numbers as its tokens hold, of the video resampled or of its DCT, and back."""
+"""Baselines of a tokenizer: as many numbers as its tokens hold, of the video resampled or of its DCT, and back."""
 
 from __future__ import annotations
 

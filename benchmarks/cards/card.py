@@ -120,7 +120,7 @@ def _measure(originals: list[Tensor], reconstructions: Tensor, networks: Network
 
 
 def _rounded(scores: dict[str, float]) -> dict[str, float]:
-    """Those that there are: a clip is one chunk and has no seams."""
+    """Finite scores only: a clip of one chunk has no seams."""
     return {name: round(scores[name], 4) for name in DIGITS if name in scores and math.isfinite(scores[name])}
 
 

@@ -1,4 +1,4 @@
-"""What no shipped kernel may do: spill, not fit, copy synchronously in a main loop, multiply without tensor cores."""
+"""Checks of shipped kernels: no spills, no synchronous copies in a main loop, products on tensor cores; they fit."""
 
 from __future__ import annotations
 

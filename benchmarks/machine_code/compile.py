@@ -1,4 +1,4 @@
-"""From a shipped configuration to what the compiler made of it, for GPUs that are not there."""
+"""Compiles shipped configurations for GPUs that are not there, and reads the result."""
 
 from __future__ import annotations
 

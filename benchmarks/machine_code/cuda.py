@@ -137,7 +137,7 @@ def _split(heading: re.Pattern[str], text: str) -> list[tuple[str, str]]:
 
 
 def cuobjdump() -> str:
-    """From the CUDA toolkit, or the one that comes with triton."""
+    """Find cuobjdump in the CUDA toolkit, or take the one that comes with triton."""
     if path := shutil.which("cuobjdump"):
         return path
     from triton import knobs
@@ -146,7 +146,7 @@ def cuobjdump() -> str:
 
 
 def _demangled(names: list[str]) -> dict[str, str]:
-    """As C++ writes them; as they are where c++filt is missing."""
+    """Demangle names by c++filt; where it is missing they stay as they are."""
     tool = shutil.which("c++filt")
     if tool is None:
         return dict(zip(names, names, strict=True))

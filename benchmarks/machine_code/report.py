@@ -69,7 +69,7 @@ def _model_cells(job: Job, found: Resources) -> dict[str, str]:
 
 
 def table(report: Report) -> Table:
-    """For the terminal: only columns that say something, one row per kernel."""
+    """Table for the terminal: only columns that say something, one row per kernel."""
     rows = [cells(job, found) for job, found in report.items()]
     drawn = Table(caption=NOTE)
     titles = [title for title in rows[0] if any(row[title] not in ("-", "0") for row in rows)]

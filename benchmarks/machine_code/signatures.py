@@ -1,4 +1,4 @@
-"""What each kernel is compiled with, for compilers that see no tensors: argument types, constants, options.
+"""Signatures of kernels for compilers that see no tensors: argument types, constants, options.
 
 `launch` arrives at the same by calling; tests/benchmarks/test_machine_code.py holds the two against each other.
 """

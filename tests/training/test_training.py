@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
@@ -12,13 +14,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tivtok import TivTok
+from tivtok.model.blocks import Block
 from tivtok.model.quantizer import SoftVQ
 from tivtok.training import TrainConfig, TrainingError, TrainingStopped, train
 from tivtok.training.journal import read_log
 from tivtok.training.losses import EntropyPenalty
-from tivtok.training.trainer import Trainer, checkpoint_activations
+from tivtok.training.trainer import Trainer
 
 
 def files(folder: Path) -> dict[str, torch.Tensor]:
@@ -214,20 +219,32 @@ def test_memory_and_speed_options_do_not_change_the_curve(
         assert got == pytest.approx(expected, rel=1e-3)
 
 
-def test_activation_checkpointing_keeps_less(config: TrainConfig) -> None:
-    video = torch.rand(1, 3, 8, 16, 16) * 2 - 1
-    model, kept = TivTok(config.model), []
-    for prepare in (lambda _: None, checkpoint_activations):
-        prepare(model)
-        kept.append(0)
+class OperatorCalls(TorchDispatchMode):
+    """Counts how often each operator is called."""
 
-        def count(x: torch.Tensor) -> torch.Tensor:
-            kept[-1] += x.numel()
-            return x
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[OpOverload] = Counter()
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            model(video)
-    assert kept[1] < 0.6 * kept[0]
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.counts[operator] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activation_checkpointing_keeps_the_attention_alone(config: TrainConfig, recompute: bool) -> None:
+    """Hidden layers of the MLPs are gone after the forward pass and come again in the backward one; attention stays."""
+    model, hidden = TivTok(config.model), []
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        block.recompute = recompute
+        block.mlp[0].register_forward_hook(lambda *found: hidden.append(weakref.ref(found[2])))
+    with OperatorCalls() as found:
+        out = model(torch.rand(1, 3, 8, 16, 16) * 2 - 1)
+        calls = len(hidden)
+        assert calls >= 3 and any(layer() is not None for layer in hidden) is not recompute
+        out.square().sum().backward()
+    assert found.counts[torch.ops.tivtok.sif_attention.default] == calls
+    assert found.counts[torch.ops.aten.gelu.default] == (2 * calls if recompute else calls)
 
 
 def test_bfloat16_stays_near_float32(full_config: TrainConfig) -> None:

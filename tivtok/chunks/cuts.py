@@ -1,4 +1,4 @@
-"""Where shots end: a chunk with two scenes in it looks worse than its neighbours, so "auto" ends chunks at cuts.
+"""Cut detection: a chunk with two scenes in it looks worse than its neighbours, so "auto" ends chunks at cuts.
 
 Cuts move to the nearest border of frame groups, which keep their places: frame f is of group f // frames per group.
 """
@@ -19,7 +19,7 @@ CUT_RATIO = 3.0  # to the median change of the chunk
 
 
 def until_cut(video: Tensor, frames_per_group: int) -> int:
-    """How many of the frames of ``video`` (B, 3, F, H, W) go before its first cut: whole groups, or all F.
+    """Count the frames of ``video`` (B, 3, F, H, W) before its first cut: whole groups, or all F.
 
     Float in [-1, 1] or uint8. A batch is judged by its mean.
     """

@@ -1,4 +1,4 @@
-"""Which chunks of a video share a TIV set, decided as the chunks come, and the mean that they share (Eq. 6)."""
+"""Sharing of TIV sets by the chunks of a video, decided as the chunks come, and the mean that they share (Eq. 6)."""
 
 from __future__ import annotations
 

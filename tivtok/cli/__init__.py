@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: OSError | ValueError) -> str:
-    """Without the "[Errno 2]" that Python puts before what went wrong with a file."""
+    """Drop the "[Errno 2]" that Python puts before what went wrong with a file."""
     if isinstance(error, OSError) and error.filename is not None:
         hint = missing_hint(error.filename) if isinstance(error, FileNotFoundError) else ""
         return f"{error.filename}: {error.strerror}{hint}"

@@ -1,4 +1,4 @@
-"""What a command prints, its progress, and what is checked before a file is written."""
+"""Output of a command: tables, lines, progress; and checks before a file is written."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Evaluation:
         return scores
 
     def means(self) -> dict[str, float]:
-        """Of the videos' scores (those that are not NaN); with features "rfvd", too.
+        """Average the videos' scores that are not NaN; with features, add "rfvd".
 
         Raises:
             ValueError: rFVD of fewer than two clips.

@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR and SSIM per frame, on the 8-bit RGB frames that a file holds; and its seams.
+"""PSNR and SSIM per frame, on the 8-bit RGB frames that a file holds; seams between chunks.
 
 `PROTOCOL` says what the numbers mean and is printed beside them.
 """

@@ -80,7 +80,7 @@ class LPIPS(nn.Module):
         return distance
 
     def _activations(self, images: Tensor) -> list[Tensor]:
-        """Those compared, of unit length over the channels."""
+        """Features of the compared layers, scaled to unit length over the channels."""
         x, found = (images - self.mean) / self.std, []
         for index, layer in enumerate(self.features):
             x = layer(x)

@@ -1,4 +1,4 @@
-"""What a score means: which clip of each video, at which size, with which features. Scores of different protocols do
+"""Evaluation protocols: which clip of each video, at which size, with which features. Scores of different protocols do
 not compare; rFVD least of all.
 """
 
@@ -19,7 +19,7 @@ Features = Literal["logits", "torchscript"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How reconstructions are scored.
+    """Rules by which reconstructions are scored.
 
     Frames are 8-bit RGB, cut to shape about the centre and resized bicubically, antialiased. A video shorter than the
     clip gives its last frame again.

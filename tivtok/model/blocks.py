@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from tivtok.model.config import TivTokConfig
 from tivtok.model.rope import Rotary
 from tivtok_kernels.prepare import prepare_qk
 
+# q, k, v (..., rows, heads, head_dim) -> what the rows of q gather, shaped like q: who sees whom is its choice.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 class Block(nn.Module):
-    """``finish(x, attention(*qkv(x)))``: the caller chooses who sees whom between the two calls."""
+    """``finish(x, attend(*qkv(x)))``: the caller chooses who sees whom.
+
+    Attributes:
+        recompute: keep what the attention returns and compute the rest again in the backward pass, to save memory.
+    """
+
+    recompute = False
 
     def __init__(self, config: TivTokConfig) -> None:
         super().__init__()
@@ -29,6 +40,20 @@ class Block(nn.Module):
             nn.Linear(width, config.mlp_ratio * width), nn.GELU(), nn.Linear(config.mlp_ratio * width, width)
         )
 
+    def forward(self, x: Tensor, attend: Attend, rotary: Rotary | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Update the rows x (..., rows, width).
+
+        Returns:
+            x, and the keys and values (..., rows, heads, head_dim) that ``attend`` was given.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._update, x, attend, rotary, use_reentrant=False, context_fn=_KEEP_ATTENTION)
+        return self._update(x, attend, rotary)
+
+    def _update(self, x: Tensor, attend: Attend, rotary: Rotary | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        q, k, v = self.qkv(x, rotary)
+        return self.finish(x, attend(q, k, v)), (k, v)
+
     def qkv(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., rows, width) -> q, k, v (..., rows, heads, head_dim), q and k rotated where a table is given."""
         norm = None if self.qk_norm is None else (self.qk_norm[0], self.qk_norm[1])
@@ -38,6 +63,14 @@ class Block(nn.Module):
         """Residual updates of x (..., rows, width) from the attention's (..., rows, heads, head_dim)."""
         x = x + self.to_out(attended.flatten(-2))
         return x + self.mlp(self.mlp_norm(x))
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operator is torch.ops.tivtok.sif_attention.default
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_KEEP_ATTENTION = partial(create_selective_checkpoint_contexts, _policy)
 
 
 class Blocks(nn.ModuleList):

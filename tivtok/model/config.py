@@ -1,4 +1,4 @@
-"""What a TivTok model is: one frozen dataclass, and the paper's presets."""
+"""Configuration of a TivTok model: one frozen dataclass, and the paper's presets."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ decode any frame `groups` with it. No frame group sees another, so any subset ca
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ Prepared = list[tuple[Tensor, ...]]
 
 
 class Decoder(nn.Module):
-    """What the two modes share: latent and pixel projections, patch queries, blocks."""
+    """Base of the two modes: latent and pixel projections, patch queries, blocks."""
 
     def __init__(self, config: TivTokConfig) -> None:
         super().__init__()
@@ -82,9 +84,8 @@ class SharedDecoder(Decoder):
         rotary = self._rotary((0, 1, 1), tiv, self.config.num_tiv) if self.config.latent_grid else None
         prepared: Prepared = []
         for block in self.blocks:
-            q, k, v = block.qkv(x, rotary)
-            prepared.append((k, v))
-            x = block.finish(x, sif_attention(q, k, v, layout, tiv_scope="tiv"))
+            x, keys_and_values = block(x, partial(sif_attention, layout=layout, tiv_scope="tiv"), rotary)
+            prepared.append(keys_and_values)
         return prepared
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
@@ -96,9 +97,14 @@ class SharedDecoder(Decoder):
             frame_tokens=[[x.shape[2]] * frames for frames in frames_of_set] * tv.shape[0],
         )
         for block, tiv in zip(self.blocks, prepared, strict=True):
-            packed = [t.flatten(0, 2) for t in block.qkv(x, rotary)] + [t.flatten(0, 1) for t in tiv]
-            x = block.finish(x, broadcast_attention(*packed, layout=layout).unflatten(0, x.shape[:3]))
+            x, _ = block(x, partial(_broadcast, tiv=tiv, layout=layout), rotary)
         return self._pixels(x[:, :, config.num_tv :])
+
+
+def _broadcast(q: Tensor, k: Tensor, v: Tensor, tiv: tuple[Tensor, ...], layout: SifLayout) -> Tensor:
+    """Frame rows (B, T, L, heads, head_dim) see themselves and the keys and values ``tiv`` (B * S, N_TIV, ...)."""
+    packed = [t.flatten(0, 2) for t in (q, k, v)] + [t.flatten(0, 1) for t in tiv]
+    return broadcast_attention(*packed, layout=layout).unflatten(0, q.shape[:3])
 
 
 class PerFrameDecoder(Decoder):
@@ -117,8 +123,7 @@ class PerFrameDecoder(Decoder):
         layout = SifLayout.uniform(batch * frames, config.num_tiv, 1, x.shape[1] - config.num_tiv)
         rotary = self._rotary((1, rows, columns), tv, config.num_tiv)
         for block in self.blocks:
-            q, k, v = block.qkv(x, rotary)
-            x = block.finish(x, sif_attention(q, k, v, layout))
+            x, _ = block(x, partial(sif_attention, layout=layout), rotary)
         return self._pixels(x[:, config.num_tiv + config.num_tv :]).unflatten(0, (batch, frames))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -44,8 +46,7 @@ class Encoder(nn.Module):
         layout = self._layout(batch, groups, config.num_tv + num_patches)
         rotary = self._rotary(grid, video)
         for block in self.blocks:
-            q, k, v = block.qkv(x, rotary)
-            x = block.finish(x, sif_attention(q, k, v, layout))
+            x, _ = block(x, partial(sif_attention, layout=layout), rotary)
 
         latents = torch.cat(
             [

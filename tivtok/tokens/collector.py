@@ -12,7 +12,7 @@ from tivtok.tokens.tokens import Tokens
 
 
 class TokenCollector:
-    """What `TokenWriter` does in a file, in memory, for a batch of B videos."""
+    """Collector of tokens in memory, for a batch of B videos, as `TokenWriter` collects them in a file."""
 
     def __init__(self) -> None:
         self._tiv: list[Tensor] = []

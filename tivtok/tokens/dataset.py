@@ -107,7 +107,7 @@ def write_shard(
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What a shard says of its videos and of those that failed.
+    """Read a shard's entries for its videos and for those that failed.
 
     Raises:
         TokensError: it is no shard, or damaged.

@@ -35,7 +35,7 @@ class TokensError(ValueError):
 
 
 class Contents(NamedTuple):
-    """What a token file holds: tensors by name, and the scalar fields of `Tokens`."""
+    """Contents of a token file: tensors by name, and the scalar fields of `Tokens`."""
 
     tensors: dict[str, Tensor]
     fields: dict[str, Any]

@@ -21,7 +21,7 @@ _NAMES = ("tiv_mean", "tiv_std", "tv_mean", "tv_std")
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Of every token and channel by itself, since the tokens of a set have each their own role.
+    """Mean and standard deviation per token and channel: each token of a set has its own role.
 
     Attributes:
         tiv_mean, tiv_std: float32 (N_TIV, D).
@@ -37,7 +37,7 @@ class LatentStats:
 
     @classmethod
     def of(cls, many: Iterable[tuple[Tensor, Tensor]], model_id: str) -> LatentStats:
-        """Of all TIV sets (B, S, N_TIV, D) and frame groups (B, T, N_TV, D) of videos, one pair in memory at a time.
+        """Measure TIV sets (B, S, N_TIV, D) and frame groups (B, T, N_TV, D) of videos, one pair in memory at a time.
 
         Raises:
             ValueError: there are none.
@@ -59,7 +59,7 @@ class LatentStats:
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path) -> LatentStats:
-        """Those that lie beside a checkpoint.
+        """Load the statistics that lie beside a checkpoint.
 
         Raises:
             CheckpointError: there is no such checkpoint, or none are beside it, or they are damaged.

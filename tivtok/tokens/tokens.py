@@ -1,4 +1,4 @@
-"""What the tokenizer makes of a video: time-invariant and time-variant tokens, in memory and on disk."""
+"""Tokens of a video, time-invariant and time-variant, in memory and on disk."""
 
 from __future__ import annotations
 

@@ -54,6 +54,6 @@ class WeightAverage:
 
 
 def _local(parameter: nn.Parameter) -> Tensor:
-    """What this process has of a parameter."""
+    """Return this process's part of a parameter."""
     data = parameter.detach()
     return data.to_local() if isinstance(data, DTensor) else data

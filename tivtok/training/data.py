@@ -40,7 +40,7 @@ class Videos(Protocol):
     def __len__(self) -> int: ...
 
     def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
-        """As `read_clip`, resized to a short side of ``short_side`` pixels."""
+        """Read as `read_clip` does, and resize to a short side of ``short_side`` pixels."""
         ...
 
 
@@ -106,7 +106,7 @@ class TrainingClips(Dataset[Tensor]):
         raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
 
     def _kept(self, frames: int, step: int) -> int:
-        """How many of the clips' frames `short_clips` leaves in this step."""
+        """Draw the number of frames that `short_clips` leaves in this step."""
         config, rng = self.config, generator(self.config.seed, Purpose.LENGTH, step)
         groups = config.model.num_groups(frames)
         if groups > 1 and rng.random() < config.short_clips:
@@ -114,7 +114,7 @@ class TrainingClips(Dataset[Tensor]):
         return groups * config.model.frames_per_group
 
     def _mixed(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
-        """With pieces of others over it, if that is wanted, and maybe another shining through."""
+        """Apply collage and blending with other clips, where they are configured."""
         for _ in range(rng.integers(MAX_PIECES + 1) if self.config.augmentation == "collage" else 0):
             clip = lay_over(clip, self._other(clip, rng), rng)
         if rng.random() < BLENDED:
@@ -178,7 +178,7 @@ def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
 
 
 def chunks_of_step(config: TrainConfig, step: int) -> int:
-    """How many chunks this step's clips have."""
+    """Draw the number of chunks of this step's clips."""
     choices = config.chunk_choices
     return choices[int(generator(config.seed, Purpose.CHUNKS, step).integers(len(choices)))]
 

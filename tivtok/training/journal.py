@@ -1,4 +1,4 @@
-"""What a run says about itself: a progress bar, a JSON log, and TensorBoard's files."""
+"""Logging of a run: a progress bar, a JSON log, and TensorBoard's files."""
 
 from __future__ import annotations
 

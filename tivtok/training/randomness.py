@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; the values are part of what a seed means."""
+    """Purpose of random numbers; the values are part of what a seed means."""
 
     ORDER = 0  # of the videos, by epoch
     CLIP = 1  # which part of a video and how it is augmented, by clip

@@ -90,7 +90,7 @@ def save_state(path: Path, tensors: dict[str, Tensor], counts: dict[str, int]) -
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """What `save_state` wrote.
+    """Read what `save_state` wrote.
 
     Raises:
         OSError: there is no such file.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.distributed.fsdp import register_fsdp_forward_method
-from torch.utils.checkpoint import checkpoint
 
 from tivtok.model.blocks import Block
 from tivtok.model.quantizer import SoftVQ
@@ -60,14 +57,12 @@ class Trainer:
         softvq = model.quantizer if isinstance(model.quantizer, SoftVQ) else None
         self.entropy = EntropyPenalty(softvq) if softvq is not None and config.entropy else None
         if config.activation_checkpointing:
-            checkpoint_activations(model)
+            for block in (m for m in model.modules() if isinstance(m, Block)):
+                block.recompute = True
         if config.compile:
             model.compile()
         optimizers = build_optimizers(model, config)
         self.model, *prepared = accelerator.prepare(model, *optimizers)
-        for block in (m for m in self.model.modules() if isinstance(m, Block)):
-            for method in ("qkv", "finish"):  # blocks are not called as modules: FSDP, where it is, has to be told
-                register_fsdp_forward_method(block, method)
         self.optimizers = [o.optimizer for o in cast("list[AcceleratedOptimizer]", prepared)]
         self.peak = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.average = WeightAverage(self.model, config.ema)
@@ -214,7 +209,7 @@ class Trainer:
 
 
 def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Whether the run can be made with the FSDP that was asked for, if it was.
+    """Check that the run can be made with the FSDP that was asked for, if it was.
 
     Raises:
         ValueError: it cannot.
@@ -224,16 +219,3 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
             raise ValueError("FSDP must be version 2, got 1: accelerate launch --fsdp_version 2")
         if config.optimizer == "muon":
             raise ValueError('optimizer must be "adamw" under FSDP, got "muon", which needs whole matrices')
-
-
-def checkpoint_activations(model: TivTok) -> None:
-    """Make each block forget what lies between its attention and its ends, and compute it again in the backward pass.
-
-    The attention's own tensors are kept: they are the part that is expensive to compute again.
-    """
-
-    def forgetting(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *inputs: checkpoint(function, *inputs, use_reentrant=False)
-
-    for block in (m for m in model.modules() if isinstance(m, Block)):
-        block.qkv, block.finish = forgetting(block.qkv), forgetting(block.finish)  # type: ignore[method-assign]

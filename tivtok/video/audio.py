@@ -85,7 +85,7 @@ class AudioCopy(AbstractContextManager["AudioCopy"]):
 
 
 def _beginning(source: str | os.PathLike[str], container: InputContainer) -> tuple[Fraction, Clock]:
-    """When the first picture is shown, or where there are none the sound begins, and the clock that says so."""
+    """Find when the first picture is shown, or without pictures the sound begins, and the clock that says so."""
     if video_stream(container) is None:
         return Fraction(container.start_time or 0, av.time_base), Clock()
     try:

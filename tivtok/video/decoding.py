@@ -1,4 +1,4 @@
-"""From packets to frames: in order, each with what its packet says of it, up to where the file is damaged."""
+"""Decoding of packets to frames, in order, each with what its packet says of it, up to where the file is damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong with video and sound files."""
+"""Errors of video and sound files."""
 
 
 class VideoError(ValueError):

@@ -35,7 +35,7 @@ class LeftOut(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What `search_folder` finds.
+    """Result of `search_folder`.
 
     Attributes:
         files: those wanted, sorted.

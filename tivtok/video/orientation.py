@@ -1,4 +1,4 @@
-"""Which way up a picture goes: display matrices and EXIF orientations, mirrored ones included."""
+"""Orientation of pictures: display matrices and EXIF orientations, mirrored ones included."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Matrix = tuple[int, int, int, int]
 
 
 def exif_matrix(picture: bytes) -> Matrix | None:
-    """Of a picture file's EXIF orientation, None where it states none."""
+    """Matrix of a picture file's EXIF orientation, None where it states none."""
     try:
         with Image.open(io.BytesIO(picture)) as image:
             return EXIF_MATRICES.get(image.getexif().get(ExifTags.Base.Orientation, 0))

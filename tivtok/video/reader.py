@@ -129,7 +129,7 @@ class VideoReader:
             return self._pick(self._numbered_from(0), numbers)
 
     def damage(self) -> str:
-        """What ``damaged_frames`` says, in a line; empty where nothing is damaged."""
+        """Describe ``damaged_frames`` in a line; empty where nothing is damaged."""
         if not self.damaged_frames:
             return ""
         first = self.damaged_frames[0]

@@ -61,7 +61,7 @@ class Source:
         return (fit(chunk, self.height, self.width) for chunk in chunks)
 
     def damage(self) -> str:
-        """Of what was read last, in a line; empty where nothing is damaged."""
+        """Describe damage in what was read last, in a line; empty where there is none."""
         return self._reader.damage()
 
 

@@ -1,4 +1,4 @@
-"""When the frames of a video are shown: one place that says it, for reading, writing, sound and training.
+"""Presentation times of a video's frames, in one place for reading, writing, sound and training.
 
 It is read from the timestamps of the packets, and nothing is decoded. An MP4 whose table of samples has them evenly
 spaced says all in its header; of any other file every packet is read once, which costs as much as reading the file.
@@ -35,7 +35,7 @@ UNTIMED_FORMATS = frozenset({"avi"})
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """When each frame is shown, and whether that tells frames apart.
+    """Presentation times of frames, and whether they tell frames apart.
 
     Attributes:
         times: int64 (n,), ascending, in ticks of the file's clock; without usable timestamps, frame numbers.
@@ -71,7 +71,7 @@ class Timeline:
         return int(np.searchsorted(self.times - self.times[:1], float(ticks)))
 
     def place(self, number: int) -> str:
-        """When a frame is shown, counted from the first, as " (1.80 s)" for a message; empty where nobody knows."""
+        """Format when a frame is shown, counted from the first, as " (1.80 s)"; empty where nobody knows."""
         if self.tick is None or number >= len(self):
             return ""
         return f" ({float(int(self.times[number] - self.times[0]) * self.tick):.2f} s)"
@@ -84,7 +84,7 @@ class Timeline:
         return number if number < len(self) and self.times[number] == time else None
 
     def starting_at(self, number: int) -> Timeline:
-        """Without the frames before ``number``, which nothing can be made of."""
+        """Drop the frames before ``number``, which nothing can be made of."""
         return replace(self, times=self.times[number:])
 
     def _rounding(self) -> Fraction:
@@ -106,7 +106,7 @@ class Clock:
         self._before: tuple[int, int] | None = None
 
     def time(self, packet: Packet[Any]) -> int | None:
-        """When the packet is shown, in its ticks; None when it does not say."""
+        """Return when the packet is shown, in its ticks; None when it does not say."""
         at, tick = packet.dts, packet.time_base
         if at is None or tick is None:
             return packet.pts
@@ -121,7 +121,7 @@ class Clock:
 
 
 def timeline(container: InputContainer, stream: VideoStream) -> Timeline:
-    """When the frames of ``stream`` are shown. Leaves ``container`` anywhere.
+    """Read when the frames of ``stream`` are shown. Leaves ``container`` anywhere.
 
     Raises:
         av.FFmpegError: never for damage: what comes after it is not counted.
@@ -155,7 +155,7 @@ _HIDDEN = {"vp8": _vp8_hides, "libvpx": _vp8_hides, "vp9": _vp9_hides, "libvpx-v
 
 
 def _from_header(container: InputContainer, stream: VideoStream) -> Timeline | None:
-    """Of an MP4 whose table of samples has them evenly spaced; None for all else."""
+    """Read an MP4 whose table of samples has them evenly spaced; None for all else."""
     entries, tick = stream.index_entries, stream.time_base
     if (
         tick is None
@@ -283,5 +283,5 @@ def _stated(stream: VideoStream) -> list[Fraction]:
 
 
 def _stated_end(stream: VideoStream) -> int:
-    """When the track ends by its header, in ticks; 0 where it does not say."""
+    """Return when the track ends by its header, in ticks; 0 where it does not say."""
     return 0 if stream.duration is None else (stream.start_time or 0) + stream.duration

@@ -114,7 +114,7 @@ def timeline(tiv_index: Tensor, width: int, height: int = TIMELINE_HEIGHT) -> Te
 
 
 def scope_picture(num_tiv: int, num_frames: int, frame_tokens: int, tiv_scope: Literal["clip", "tiv"]) -> Tensor:
-    """Who sees whom in a clip, as uint8 (N, N, 3): queries down, keys across, white where a key is not seen.
+    """Draw who sees whom in a clip, as uint8 (N, N, 3): queries down, keys across, white where a key is not seen.
 
     Blue: what TIV queries see. Orange: the TIV keys that all others see. Green: their own frames.
     """
