@@ -70,7 +70,6 @@ def stages() -> list[Stage]:
         Stage("primitives", (*pytest, "tests/gpu/primitives"), 300),
         Stage("triton tests", (*pytest, "tests/gpu/test_triton_gpu.py"), 590),
         Stage("cuda tests", (*pytest, "tests/gpu/test_cuda_gpu.py"), 590),
-        Stage("other tests", (*pytest, "tests", "--ignore", "tests/gpu"), 590),
         Stage("large tests", (*pytest, "tests/gpu/test_cuda_gpu_large.py"), 590),
         Stage("timings", ("-m", "benchmarks.report", "--device", "cuda", "--minutes", "8"), 590),
     ]

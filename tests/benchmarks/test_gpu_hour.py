@@ -77,7 +77,7 @@ def test_the_real_stages_name_what_is_there() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["primitives", "triton tests", "cuda tests", "other tests", "large tests"])
+@pytest.mark.parametrize("name", ["primitives", "triton tests", "cuda tests", "large tests"])
 def test_the_tests_of_a_stage_collect_here(name: str) -> None:
     (stage,) = (stage for stage in stages() if stage.name == name)
     collected = replace(stage, arguments=(*stage.arguments, "--collect-only"))
