@@ -79,7 +79,7 @@ def test_sdpa_on_any_layout(clips, repeats, scope, seed):
 
 
 def test_sdpa_puts_equal_segments_into_one_call():
-    tiv, frames = sdpa._batches(SifLayout.uniform(8, 16, 4, 64), "clip", torch.device("cpu"))
+    tiv, frames = sdpa._batches(SifLayout.uniform(8, 16, 4, 64).ranges("clip"), torch.device("cpu"))
     assert tiv.q.shape == (8, 16) and tiv.a.shape == (8, 272) and tiv.b.shape == (8, 0)
     assert frames.q.shape == (32, 64) and frames.a.shape == (32, 16) and torch.equal(frames.q, frames.b)
 

@@ -233,11 +233,12 @@ def test_auto_takes_it_on_the_cpu_but_for_what_it_cannot():
 @pytest.mark.parametrize("amx", [False, True])
 def test_auto_leaves_16_bits_to_torch_where_it_has_matrix_units(monkeypatch, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    backends.select.cache_clear()
-    chosen = {dtype: backends.select("auto", Problem(CPU, dtype, 64)) for dtype in (torch.float32, torch.bfloat16)}
-    backends.select.cache_clear()
-    assert chosen[torch.float32] is backend and (chosen[torch.bfloat16] is backend) == (not amx)
-    assert backends.select("cpu", Problem(CPU, torch.bfloat16, 64)) is backend
+    dtypes = (torch.float32, torch.bfloat16)
+    backends.choose.cache_clear()
+    chosen = {dtype: backends.choose("attention", "auto", Problem(CPU, dtype, 64)) for dtype in dtypes}
+    backends.choose.cache_clear()
+    assert chosen[torch.float32] == "cpu" and (chosen[torch.bfloat16] == "cpu") == (not amx)
+    assert backends.choose("attention", "cpu", Problem(CPU, torch.bfloat16, 64)) == "cpu"
 
 
 def test_arguments_are_as_many_as_the_structures_have():

@@ -38,14 +38,14 @@ def test_doctor_says_why_there_is_no_engine_and_auto_does_without(installed):
     call = (
         "import runpy, sys, torch, tivtok_kernels as t; from tivtok_kernels import backends, problem; "
         "q = torch.ones(20, 2, 16); t.sif_attention(q, q, q, t.SifLayout.uniform(1, 4, 2, 8)); "
-        "print(t.__file__, backends.select('auto', problem.Problem(q.device, q.dtype, 16)).__name__); "
+        "print(t.__file__, backends.choose('attention', 'auto', problem.Problem(q.device, q.dtype, 16))); "
         "sys.argv = ['tivtok', 'doctor']; runpy.run_module('tivtok', run_name='__main__')"
     )
     wide = environment | {"COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", call], env=wide, cwd=target, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *rest = done.stdout.splitlines()
-    assert first == f"{target}/tivtok_kernels/__init__.py tivtok_kernels.sdpa"
+    assert first == f"{target}/tivtok_kernels/__init__.py sdpa"
     engine = [line for line in rest if line.strip().startswith(("CPU engine", "cpu"))]
     assert len(engine) == 2 and all("its library is not built" in line for line in engine), done.stdout
     assert all("compiler" in line for line in engine)
