@@ -28,7 +28,7 @@ def load_model(path_or_name: str, device: str = "auto", precision: str = "auto")
     try:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError, ImportError) as error:  # torch has all of these for one that is not there
-        raise ValueError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f'device "{device}" cannot be used here: {str(error).splitlines()[0]}') from None
     if precision == "auto":
         fast = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bfloat16" if fast else "float32"

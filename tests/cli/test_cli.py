@@ -330,7 +330,7 @@ def test_tokens_that_cannot_be_decoded(files: Files, tmp_path: Path, capsys: pyt
 def test_models_and_options_that_do_not_work(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encode = ["encode", files.clip, str(tmp_path / "o.tivtok"), "--model", files.model]
     assert "no checkpoint at" in fails(capsys, [*encode[:-1], str(tmp_path)])
-    assert "device nonsense cannot be used" in fails(capsys, [*encode, "--device", "nonsense"])
+    assert 'device "nonsense" cannot be used' in fails(capsys, [*encode, "--device", "nonsense"])
     assert "size must be" in fails(capsys, [*encode, "--size", "0x20"])
     assert "tiv_sets must be between 1 and the number of chunks, 3" in fails(capsys, [*encode, "--tiv-sets", "4"])
     for sets in ("0", "-1", "many", "1.5", ""):
