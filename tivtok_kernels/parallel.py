@@ -37,7 +37,7 @@ def attend(
         options: as in `ops.attend`, with scope "clip".
 
     Raises:
-        ValueError: ``group`` is a mesh of several dimensions, or the processes have other clips.
+        ValueError: ``group`` is a mesh of several dimensions, or the processes have other clips, all of them new.
     """
     processes = _process_group(group)
     _check_clips(layout.num_tiv, processes)
@@ -125,10 +125,10 @@ def _process_group(group: Group) -> dist.ProcessGroup:
 
 @lru_cache(maxsize=256)
 def _check_clips(num_tiv: tuple[int, ...], group: dist.ProcessGroup) -> None:
-    """One exchange for each new ``num_tiv``.
+    """One exchange for each new ``num_tiv``; a process that has met its own before does not take part in another one.
 
     Raises:
-        ValueError: it is not the same on all processes.
+        ValueError: it is new and not the same on all processes.
     """
     every: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, num_tiv, group=group)

@@ -105,7 +105,7 @@ def count_what_is_sent() -> None:
 
 
 def check_refusal(rank: int) -> None:
-    other = SifLayout.from_lengths([2 + rank], [[3]])
+    other = SifLayout.from_lengths([11 + rank], [[3]])  # as no case above has them
     x = torch.randn(other.total_tokens, 1, 8)
     try:
         sif_attention(x, x, x, other, group=dist.group.WORLD)
