@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -142,7 +143,7 @@ def _run(jobs: list[Job], workers: int) -> Iterator[list[str]]:
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_quiet_ctrl_c) as pool:
         try:
-            for done in as_completed([pool.submit(encode_shard, job) for job in jobs]):
+            for done in as_completed(_submitted(pool, jobs)):
                 yield done.result()
         except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
             raise KeyboardInterrupt from None
@@ -152,8 +153,19 @@ def _run(jobs: list[Job], workers: int) -> Iterator[list[str]]:
             pool.shutdown(cancel_futures=True)
 
 
+def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> list[Future[list[str]]]:
+    """Start the workers with ctrl-C held back: it would interrupt their imports, with a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return [pool.submit(encode_shard, job) for job in jobs]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _quiet_ctrl_c() -> None:
     """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # held back until here, and nothing to clean up yet
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 
 
