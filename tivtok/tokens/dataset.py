@@ -42,7 +42,7 @@ class TokenDataset(Dataset[Tokens]):
     """The videos of a folder written by ``tivtok encode-dir``, as `Tokens` mapped from its shards.
 
     Only the tokens asked for are read, by each worker of a DataLoader for itself. Videos differ in length: give the
-    DataLoader a ``collate_fn``, or ``batch_size=None``.
+    DataLoader `tivtok.tokens.batches.collate` as its ``collate_fn``, or ``batch_size=None``.
 
     Attributes:
         videos: the records of the index, in its order.
