@@ -110,14 +110,25 @@ class Clock:
         at, tick = packet.dts, packet.time_base
         if at is None or tick is None:
             return packet.pts
-        if self._before is not None and not -SET_BACK < (at - self._before[0]) * tick < LONGEST_PAUSE:
+        if self._before is not None and self._is_another_clock(packet, (at - self._before[0]) * tick):
             self._set_back += 1
             if self._set_back == len(self.jumps):
                 self.jumps.append((self._before[1] - at) * tick + self.jumps[-1])
             self._before = None
-        step = 0 if self._before is None else at - self._before[0]
+        step = 0 if self._before is None else max(0, at - self._before[0])
         self._before = at, at + (packet.duration or step)
         return None if packet.pts is None else packet.pts + round(self.jumps[self._set_back] / tick)
+
+    def _is_another_clock(self, packet: Packet[Any], step: Fraction) -> bool:
+        """Whether a packet ``step`` seconds after the last one, by when they are decoded, is of another file's clock.
+
+        FFmpeg makes up decoding times of Matroska files, with mistakes: a packet shown later than the last one was
+        decoded is of the same clock.
+        """
+        assert self._before is not None and packet.time_base is not None
+        if packet.pts is not None and step < 0:
+            step = max(step, (packet.pts - self._before[0]) * packet.time_base)
+        return not -SET_BACK < step < LONGEST_PAUSE
 
 
 def timeline(container: InputContainer, stream: VideoStream) -> Timeline:
