@@ -97,8 +97,9 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
         stage["in_matmuls"] = stage["median_s"] / matmul_s
     if device.type == "cpu":
         problem = Problem(device, clip.dtype, case.config.width // case.config.heads)
+        backend = backends.load(backends.choose("attention", "auto", problem))
         for name in ("encode", "decode"):
-            stages[name]["attention"] = _share_of_forward(backends.select("auto", problem), calls[name])
+            stages[name]["attention"] = _share_of_forward(backend, calls[name])
     for name, stage in stages.items():
         if name.startswith(("encode", "decode")):
             stage["tokens_per_s"] = tokens.num_tokens / stage["median_s"]
