@@ -132,14 +132,14 @@ def _share_of_forward(backend: ModuleType, call: method.Call) -> float:
         seconds += time.perf_counter() - started
         return results
 
-    backend.forward = timed  # type: ignore[method-assign]
+    backend.forward = timed  # type: ignore[attr-defined]
     try:
         for _ in range(5):
             seconds, started = 0.0, time.perf_counter()
             call()
             shares.append(seconds / (time.perf_counter() - started))
     finally:
-        backend.forward = forward  # type: ignore[method-assign]
+        backend.forward = forward  # type: ignore[attr-defined]
     return statistics.median(shares)
 
 
