@@ -42,8 +42,8 @@ def why_not(problem: Problem) -> str | None:
         return f"it computes in float32, which is not enough for {str(problem.dtype).removeprefix('torch.')}"
     if problem.head_dim is not None and problem.head_dim > MAX_HEAD_DIM:
         return f"head_dim must be at most {MAX_HEAD_DIM}, got {problem.head_dim}"
-    if not problem.of_clips:
-        return "it computes masks of clips and frames (SifLayout), not any two ranges"
+    if not problem.of_clips and problem.direction == "backward":
+        return "its backward computes masks of clips and frames (SifLayout), not any two ranges"
     return _load_error()
 
 
