@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any
 
 import av
 from av.container import Container, InputContainer
@@ -15,7 +16,7 @@ from tivtok.video.errors import VideoError
 _FILE = "file:"
 
 # Titles in other encodings are of no matter here. PyAV raises an error for them up to 18, and never since 19.
-_LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def file_url(path: str | os.PathLike[str]) -> str:
