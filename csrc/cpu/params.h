@@ -14,12 +14,15 @@ struct Tensor {
     int64_t row, head;  // strides in elements
 };
 
+// Query rows and the keys that they see beside the unit's TIV keys. In a layout of clips both are the same rows.
 struct Frame {
-    int64_t row, tokens;  // of the packed batch
+    int64_t row, rows;
+    int64_t key, keys;
 };
 
 // What one thread does for one key head in one go: some frames of a clip, or some rows of one large frame, and what the
-// clip's TIV rows see there. See tivtok_kernels/cpu/plan.py.
+// clip's TIV rows see there. Of a mask of any two ranges: runs of rows that share range A, which "TIV keys" then means,
+// and no TIV rows. See tivtok_kernels/cpu/plan.py.
 struct Unit {
     int64_t tiv_row;         // first of the clip's TIV rows in q
     int64_t tiv_key;         // and in the TIV keys
@@ -39,12 +42,21 @@ struct Merge {
     int64_t slot, slots;  // row of the first in the workspace, and how many
 };
 
+// Rows and the two ranges that they see, or keys and the two ranges of rows that see them, for gradients under a mask
+// of any two ranges.
+struct Run {
+    int64_t start, length;
+    int64_t a, a_length, b, b_length;
+};
+
 struct Plan {
     const Unit* units;  // (num_units)
     int64_t num_units;
     const Frame* frames;
     const Merge *q_merges, *k_merges, *frame_merges;
     int64_t num_q_merges, num_k_merges, num_frame_merges;
+    const Run *row_runs, *key_runs;  // of a mask of any two ranges: its backward has these in the place of units
+    int64_t num_row_runs, num_key_runs;
 };
 
 struct Shape {
@@ -103,6 +115,9 @@ struct Variant {
     void (*backward_unit)(const BackwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
     void (*merge_q)(const BackwardParams&, const Merge&, int64_t head, float scale);
     void (*merge_keys)(const BackwardParams&, const Merge&, int64_t key_head, float scale, bool tiv);
+    int64_t (*run_scratch)(const BackwardParams&, const Run&);
+    void (*row_gradients)(const BackwardParams&, const Run&, int64_t key_head, float scale, float* scratch);
+    void (*key_gradients)(const BackwardParams&, const Run&, int64_t key_head, float scale, float* scratch);
 };
 
 }  // namespace tivtok

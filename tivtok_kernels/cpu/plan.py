@@ -4,6 +4,10 @@ A unit is some frames of a clip, or some rows of one large frame, for one key he
 then goes from frame to frame, and takes the TIV rows along over the keys of these frames. Where a clip has several
 units, each leaves what it has of the TIV rows (or keys) in a slot of a workspace; slots are added up in their order.
 
+Under a mask of any two ranges, runs of rows that share range A take the place of frames, and range A that of TIV keys.
+Runs may share keys of range B as well, so gradients have no units: each row's dQ and each key's dK and dV is made whole
+by one thread, from the mask as rows and as keys have it.
+
 Units depend on lengths alone, never on the number of threads: results are the same bit for bit for any number.
 """
 
@@ -11,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.ranges import RangeLayout
+from tivtok_kernels.schedule import cut
 
 # Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
 PAIRS_PER_UNIT = 1 << 17
@@ -25,12 +33,18 @@ PAIRS_PER_UNIT = 1 << 17
 # Slots of TIV rows are rounded up to this many rows (SLOT_ROWS of csrc/cpu/params.h).
 SLOT_ROWS = 48
 
+# Rows (of all heads of a key head) and keys of a run that a thread differentiates at a time: they stay in the
+# second-level cache while what they see, or what sees them, passes by.
+_RUN_ROWS = 384
+_RUN_KEYS = 240
+
 
 class Plan(NamedTuple):
     """Tables for csrc/cpu/params.h, int64, and how many rows the workspaces need.
 
     Attributes:
-        units: (units, 13). frames: (frames, 2). q_merges, k_merges, frame_merges: (merges, 4).
+        units: (units, 13). frames: (frames, 4). q_merges, k_merges, frame_merges: (merges, 4).
+        row_runs, key_runs: (runs, 6).
         q_slots, k_slots, frame_slots: rows of the workspaces of TIV rows, TIV keys and frame keys.
         fields: the tables as the C structure `Plan` has them.
     """
@@ -40,6 +54,8 @@ class Plan(NamedTuple):
     q_merges: Tensor
     k_merges: Tensor
     frame_merges: Tensor
+    row_runs: Tensor
+    key_runs: Tensor
     q_slots: int
     k_slots: int
     frame_slots: int
@@ -68,10 +84,38 @@ def make_plan(layout: SifLayout, scope: Scope, most_rows: int) -> Plan:
     return builder.plan()
 
 
+@lru_cache(maxsize=1024)
+def plan_ranges(layout: RangeLayout, most_rows: int) -> Plan:
+    """The plan of a forward under a mask whose ranges both count rows of k."""
+    builder = _Builder()
+    for (a, a_len), group in groupby(map(_streamed_last, layout.table.tolist()), key=itemgetter(0, 1)):
+        runs = [tuple(run[2:]) for run in group]
+        row, rows, b, b_len = runs[0]
+        if len(runs) == 1 and a_len > b_len:  # nobody shares it: better streamed than packed
+            a, a_len, runs = b, b_len, [(row, rows, a, a_len)]
+        builder.add_runs(a, a_len, runs, most_rows)
+    return builder.plan()
+
+
+@lru_cache(maxsize=1024)
+def plan_range_gradients(layout: RangeLayout, group: int) -> Plan:
+    """The plan of its backward, with ``group`` query heads to a key head."""
+    rows = _run_table(layout.query_runs, max(SLOT_ROWS, _RUN_ROWS // group))
+    return _Builder().plan(rows, _run_table(layout.key_runs, _RUN_KEYS))
+
+
+def _streamed_last(run: list[int]) -> tuple[int, ...]:
+    """A run of `RangeLayout.table` as (A, its length, row, rows, B, its length), B not empty."""
+    row, rows, a, a_len, b, b_len = run
+    if b_len == 0:
+        a, a_len, b, b_len = 0, 0, a, a_len
+    return (a if a_len else 0), a_len, row, rows, b, b_len
+
+
 class _Builder:
     def __init__(self) -> None:
         self.units: list[tuple[int, ...]] = []
-        self.frames: list[tuple[int, int]] = []
+        self.frames: list[tuple[int, ...]] = []
         self.merges: dict[str, list[tuple[int, ...]]] = {"q": [], "k": [], "frame": []}
         self.slots = {"q": 0, "k": 0, "frame": 0}
 
@@ -82,10 +126,11 @@ class _Builder:
         first_frame = len(self.frames)
         for tokens in lengths:
             if tokens:
-                self.frames.append((row, tokens))
+                self.frames.append((row, tokens, row, tokens))
             row += tokens
         frames = self.frames[first_frame:]
-        spans = _spans(num_tiv, [tokens for _, tokens in frames], most_rows)
+        lengths = [tokens for _, tokens, _, _ in frames]
+        spans = _spans(lengths, [n * (2 * num_tiv + n) for n in lengths], most_rows)
         if not spans and num_tiv:
             spans = [_Span(0, 0, 0, 0)]
 
@@ -106,6 +151,15 @@ class _Builder:
             self.units.append(tuple(unit))
         return row
 
+    def add_runs(self, a: int, a_len: int, runs: list[tuple[int, ...]], most_rows: int) -> None:
+        """Add runs of rows (row, rows, B, length of B) that share range A."""
+        first_frame = len(self.frames)
+        self.frames += runs
+        spans = _spans([rows for _, rows, _, _ in runs], [rows * (a_len + b) for _, rows, _, b in runs], most_rows)
+        for span in spans:
+            where = (first_frame + span.frame, span.frames, span.row, span.row_end)
+            self.units.append((0, a, a_len, *where, 0, 0, 0, -1, -1, -1))
+
     def _take(self, kind: str, row: int, length: int, slot_rows: int, count: int) -> list[int]:
         """Slots for ``count`` units' results of these rows, -1 where there is but one unit; the merge is noted."""
         if count < 2:
@@ -115,28 +169,33 @@ class _Builder:
         self.slots[kind] = first + slot_rows * count
         return [first + slot_rows * i for i in range(count)]
 
-    def plan(self) -> Plan:
+    def plan(self, row_runs: Tensor | None = None, key_runs: Tensor | None = None) -> Plan:
         # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
         self.units.sort(key=self._pairs, reverse=True)
-        units, frames = _table(self.units, 13), _table(self.frames, 2)
+        units, frames = _table(self.units, 13), _table(self.frames, 4)
         q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
+        runs = [_table((), 6) if table is None else table for table in (row_runs, key_runs)]
         pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
+        fields = (*pointers, len(q), len(k), len(frame), *(x.data_ptr() for x in runs), *map(len, runs))
         slots = self.slots
-        fields = (*pointers, len(q), len(k), len(frame))
-        return Plan(units, frames, q, k, frame, slots["q"], slots["k"], slots["frame"], fields)
+        return Plan(units, frames, q, k, frame, *runs, slots["q"], slots["k"], slots["frame"], fields)
 
     def _pairs(self, unit: tuple[int, ...]) -> int:
         num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
-        tokens = [n for _, n in self.frames[frame : frame + frames]]
-        own = (row_end - row) * (num_tiv + tokens[0]) if frames == 1 else sum(n * (num_tiv + n) for n in tokens)
-        keys = row_end - row if frames == 1 else sum(tokens)
-        return own + num_tiv * (end - first + keys * sees_rows)
+        taken = self.frames[frame : frame + frames]
+        rows = [row_end - row] if frames == 1 else [n for _, n, _, _ in taken]
+        own = sum(n * (num_tiv + keys) for n, (_, _, _, keys) in zip(rows, taken, strict=True))
+        return own + num_tiv * (end - first + sum(rows) * sees_rows)
 
 
-def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
-    """Cut a clip: large frames into pieces of about equally many rows, small ones put together."""
+def _spans(tokens: list[int], pairs: list[int], most_rows: int) -> list[_Span]:
+    """Cut a clip: large frames into pieces of about equally many rows, small ones put together.
+
+    Args:
+        tokens, pairs: of each frame its rows, and the (query, key) pairs that it brings.
+    """
     spans: list[_Span] = []
-    first = pairs = 0
+    first = held = 0
     for i, n in enumerate(tokens):
         pieces = -(-n // most_rows)
         if pieces > 1:
@@ -144,12 +203,12 @@ def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
                 spans.append(_whole(first, i, tokens))
             cuts = [n * piece // pieces for piece in range(pieces + 1)]
             spans += [_Span(i, 1, start, end) for start, end in pairwise(cuts)]
-            first, pairs = i + 1, 0
+            first, held = i + 1, 0
             continue
-        pairs += n * (2 * num_tiv + n)
-        if pairs >= PAIRS_PER_UNIT:
+        held += pairs[i]
+        if held >= PAIRS_PER_UNIT:
             spans.append(_whole(first, i + 1, tokens))
-            first, pairs = i + 1, 0
+            first, held = i + 1, 0
     if first < len(tokens):
         spans.append(_whole(first, len(tokens), tokens))
     return spans
@@ -157,6 +216,14 @@ def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
 
 def _whole(first: int, end: int, tokens: list[int]) -> _Span:
     return _Span(first, end - first, 0, tokens[first] if end - first == 1 else 0)
+
+
+def _run_table(runs: np.ndarray, block: int) -> Tensor:
+    """Runs as `RangeLayout.key_runs` has them, in pieces of up to ``block`` rows or keys, the longest first."""
+    pieces = cut(runs, block)
+    order = np.argsort(-pieces[:, 1] * (pieces[:, 3] + pieces[:, 5]), kind="stable")
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.ascontiguousarray(pieces[order, :6]))
 
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
