@@ -342,9 +342,9 @@ class BackwardUnit {
 
     void run_frame(const Frame& frame, bool another, const KeyRows& tiv_keys) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
-        const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.rows;
-        const KeyRows own_keys =
-            keys(params_.k, params_.v, frame.row, frame.rows, slot(params_.part_frame, unit_.frame_slot, frame.rows));
+        const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
+        const KeyRows own_keys = keys(params_.k, params_.v, frame.row, frame.tokens,
+                                      slot(params_.part_frame, unit_.frame_slot, frame.tokens));
         const Blocks blocks = row_blocks(end - first);
         float* const p = take(RowBlock::scratch(blocks.length, columns_));
         for (int64_t h = 0; h < params_.shape.group; h++)
@@ -354,7 +354,7 @@ class BackwardUnit {
                 block.pack(params_, head, row);
                 look_ahead(frame, another, head, row + blocks.size(b), b + 1 < blocks.count() ? blocks.size(b + 1) : 0);
                 attend(block, tiv_keys, 0, unit_.num_tiv);
-                attend(block, own_keys, 0, frame.rows);
+                attend(block, own_keys, 0, frame.tokens);
                 write_dq(params_, block, head, row, scale_);
             }
         if (unit_.tiv_sees_rows)
@@ -370,7 +370,7 @@ class BackwardUnit {
         if (rows == 0 && !another) return;
         if (rows == 0) {
             const int64_t key_heads = shape.heads / shape.group;
-            row = (&frame)[1].row, rows = (&frame)[1].rows;
+            row = (&frame)[1].row, rows = (&frame)[1].tokens;
             ahead_.add(params_.k, key_head_, row, rows);
             ahead_.add(params_.v, key_head_, row, rows);
             ahead_.add(contiguous(params_.dk, key_heads, shape), key_head_, row, rows);

@@ -204,8 +204,8 @@ TIVTOK_INLINE int64_t most_rows(const Plan& plan, const Unit& unit) {
     if (unit.frames == 1) return unit.row_end - unit.row;
     int64_t most = 0;
     for (int64_t f = 0; f < unit.frames; f++) {
-        const int64_t rows = plan.frames[unit.frame + f].rows;
-        most = rows > most ? rows : most;
+        const int64_t tokens = plan.frames[unit.frame + f].tokens;
+        most = tokens > most ? tokens : most;
     }
     return most;
 }
@@ -297,14 +297,14 @@ class ForwardUnit {
 
     void run_frame(const Frame& frame, bool another, QueryRows& tiv) {
         const int64_t first = unit_.frames == 1 ? unit_.row : 0;
-        const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.rows;
+        const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
         QueryRows own = query_rows(end - first, true);
         own.pack(params_.shape, params_.q, first_head(), frame.row + first, sign_);
         for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, ahead_, scores_);
 
         // The block that the TIV keys left unfinished, then blocks of this frame's keys alone.
-        int64_t held = keys_.tail;
-        for (int64_t key = 0; key < frame.keys; held = 0) {
+        int64_t held = keys_.tail, key = 0;
+        do {
             const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
             const int64_t left = frame.keys - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.key + key, count, here, held);
@@ -314,9 +314,8 @@ class ForwardUnit {
                 look_ahead(key_head_, frame.key + key + count, keys, frame.row, 0);
             } else {
                 ahead_.add(out_, first_head(), frame.row + first, end - first);
-                const Frame& after = (&frame)[1];
                 if (another)
-                    look_ahead(key_head_, after.key, after.keys, after.row, after.rows);
+                    look_ahead(key_head_, (&frame)[1].key, (&frame)[1].keys, (&frame)[1].row, (&frame)[1].tokens);
                 else if (next_.unit)
                     look_ahead_to_next();
             }
@@ -326,8 +325,8 @@ class ForwardUnit {
                 tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, ahead_,
                                scores_);
             }
-            key += count;
-        }
+            key += count, held = 0;
+        } while (key < frame.keys);
         own.finish_all(params_, first_head(), frame.row + first);
     }
 
@@ -342,10 +341,11 @@ class ForwardUnit {
         if (unit.frames == 0) return;
         const Frame& frame = params_.plan.frames[unit.frame];
         const bool tiv_before = unit.tiv_key + unit.num_tiv == frame.key && params_.k_tiv.data == params_.k.data;
-        const int64_t key = tiv_before ? unit.tiv_key : frame.key, keys = frame.key + frame.keys - key;
-        const int64_t first = unit.frames == 1 ? unit.row : 0;
-        const int64_t row = tiv_before && first == 0 && has_tiv_rows(unit) ? unit.tiv_row : frame.row + first;
-        look_ahead(next_.key_head, key, keys, row, frame.row + frame.rows - row);
+        const int64_t key = tiv_before ? unit.tiv_key : frame.key;
+        const int64_t first = frame.row + (unit.frames == 1 ? unit.row : 0);
+        const int64_t row = has_tiv_rows(unit) && unit.tiv_row + unit.num_tiv == first ? unit.tiv_row : first;
+        const int64_t end = unit.frames == 1 ? frame.row + unit.row_end : frame.row + frame.tokens;
+        look_ahead(next_.key_head, key, frame.key + frame.keys - key, row, end - row);
     }
 
     const ForwardParams& params_;

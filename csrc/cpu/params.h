@@ -14,15 +14,15 @@ struct Tensor {
     int64_t row, head;  // strides in elements
 };
 
-// Query rows and the keys that they see beside the unit's TIV keys. In a layout of clips both are the same rows.
+// Query rows, and the keys that they see beside the TIV keys: for frames of a clip the same rows.
 struct Frame {
-    int64_t row, rows;
-    int64_t key, keys;
+    int64_t row, tokens;  // in q
+    int64_t key, keys;    // in k and v
 };
 
 // What one thread does for one key head in one go: some frames of a clip, or some rows of one large frame, and what the
-// clip's TIV rows see there. Of a mask of any two ranges: runs of rows that share range A, which "TIV keys" then means,
-// and no TIV rows. See tivtok_kernels/cpu/plan.py.
+// clip's TIV rows see there. Of a mask of two ranges TIV keys are range A, frames are runs of rows with
+// range B, and there are no TIV rows. See tivtok_kernels/cpu/plan.py.
 struct Unit {
     int64_t tiv_row;         // first of the clip's TIV rows in q
     int64_t tiv_key;         // and in the TIV keys
@@ -42,8 +42,7 @@ struct Merge {
     int64_t slot, slots;  // row of the first in the workspace, and how many
 };
 
-// Rows and the two ranges that they see, or keys and the two ranges of rows that see them, for gradients under a mask
-// of any two ranges.
+// Rows and the two ranges of keys that they see, or keys and the two ranges of rows that see them.
 struct Run {
     int64_t start, length;
     int64_t a, a_length, b, b_length;
@@ -55,7 +54,7 @@ struct Plan {
     const Frame* frames;
     const Merge *q_merges, *k_merges, *frame_merges;
     int64_t num_q_merges, num_k_merges, num_frame_merges;
-    const Run *row_runs, *key_runs;  // of a mask of any two ranges: its backward has these in the place of units
+    const Run *row_runs, *key_runs;  // in the place of units in the backward of a mask of two ranges
     int64_t num_row_runs, num_key_runs;
 };
 

@@ -55,7 +55,7 @@ class Recorder:
         monkeypatch.setattr(backend, "_run", self.run)
         for name in ("_strided", "_addresses"):
             monkeypatch.setattr(backend, name, self.remembering(getattr(backend, name)))
-        for name in ("make_plan", "plan_ranges", "plan_range_gradients"):
+        for name in ("make_plan", "plan_gradients"):
             monkeypatch.setattr(backend, name, self.planning(getattr(plan, name)))
         monkeypatch.setattr(backend, "_load_error", lambda: None)
 

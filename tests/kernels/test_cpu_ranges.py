@@ -93,7 +93,7 @@ def test_rows_notice_nothing_of_what_they_do_not_see(poison):
 
 @pytest.mark.parametrize("layout", [LONG[0], WINDOWS, RangeLayout.block_diffusion([200, 70], 16)])
 def test_units_and_runs_cover_the_mask_once(layout):
-    made = plan.plan_ranges(layout, 96)
+    made = plan.make_plan(layout, "ranges", 96)
     seen = torch.zeros(layout.q_rows, layout.k_rows, dtype=torch.int64)
     for _, a, a_len, frame, frames, first, end, *_ in made.units.tolist():
         for row, rows, key, keys in made.frames[frame : frame + frames].tolist():
@@ -101,7 +101,7 @@ def test_units_and_runs_cover_the_mask_once(layout):
             seen[taken, a : a + a_len] += 1
             seen[taken, key : key + keys] += 1
     assert torch.equal(seen, layout.visibility().long())
-    gradients = plan.plan_range_gradients(layout, 2)
+    gradients = plan.plan_gradients(layout, 2)
     for table, expected in ((gradients.row_runs, seen), (gradients.key_runs, seen.T)):
         found = torch.zeros_like(expected)
         for start, length, a, a_len, b, b_len in table.tolist():

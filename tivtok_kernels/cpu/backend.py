@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tivtok_kernels.cpu.plan import Plan, make_plan, plan_range_gradients, plan_ranges
+from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
 from tivtok_kernels.problem import Call, Problem
 from tivtok_kernels.ranges import RangeLayout
 
@@ -30,6 +30,9 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ElementType 
 _FORWARD_ROWS = 576
 _BACKWARD_ROWS = 2048
 
+# Head dimension up to which it is mostly faster than torch's AMX bfloat16 (docs/kernels/cpu.md).
+_WIDEST_AGAINST_TILES = 64
+
 _PANEL = 16  # columns are padded to a multiple of it
 
 
@@ -44,18 +47,15 @@ def why_not(problem: Problem) -> str | None:
 
 
 def wins(problem: Problem) -> bool:
-    """Whether "auto" may choose it. Not for 16-bit tensors where torch multiplies those in AMX tiles: unmeasured."""
-    return problem.dtype in (None, torch.float32) or not torch.cpu._is_amx_tile_supported()
+    """Whether "auto" may choose it: not for wide bfloat16 heads where torch multiplies those in AMX tiles."""
+    by_tiles = problem.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return not by_tiles or (problem.head_dim or 0) <= _WIDEST_AGAINST_TILES
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = call.q, call.k, call.v
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    most_rows = max(96, _FORWARD_ROWS * key_heads // heads)
-    if isinstance(call.layout, RangeLayout):
-        plan = plan_ranges(call.layout, most_rows)
-    else:
-        plan = make_plan(call.layout, call.scope, most_rows)
+    plan = make_plan(call.layout, call.scope, max(96, _FORWARD_ROWS * key_heads // heads))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = _scratch(q, *q.shape[:2])
     part = _scratch(q, plan.q_slots * heads * (columns + 2))
@@ -69,7 +69,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
     if isinstance(call.layout, RangeLayout):
-        plan = plan_range_gradients(call.layout, heads // key_heads)
+        plan = plan_gradients(call.layout, heads // key_heads)
     else:
         plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]

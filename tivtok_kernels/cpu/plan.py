@@ -4,9 +4,9 @@ A unit is some frames of a clip, or some rows of one large frame, for one key he
 then goes from frame to frame, and takes the TIV rows along over the keys of these frames. Where a clip has several
 units, each leaves what it has of the TIV rows (or keys) in a slot of a workspace; slots are added up in their order.
 
-Under a mask of any two ranges, runs of rows that share range A take the place of frames, and range A that of TIV keys.
-Runs may share keys of range B as well, so gradients have no units: each row's dQ and each key's dK and dV is made whole
-by one thread, from the mask as rows and as keys have it.
+A mask of two ranges is planned as if range A were TIV keys and each run of rows a frame with range B as its keys; a run
+that shares range A with no other goes through the longer range and packs the shorter one at once. Its backward has no
+units, since runs may share keys of range B: each dQ is made whole by one thread, and so are each dK and dV.
 
 Units depend on lengths alone, never on the number of threads: results are the same bit for bit for any number.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.ranges import RangeLayout
+from tivtok_kernels.ranges import RangeLayout, Segment
 from tivtok_kernels.schedule import cut
 
 # Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
@@ -72,9 +71,13 @@ class _Span(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def make_plan(layout: SifLayout, scope: Scope, most_rows: int) -> Plan:
+def make_plan(layout: SifLayout | RangeLayout, scope: Scope, most_rows: int) -> Plan:
     """The plan of a layout, with at most about ``most_rows`` query rows of a frame per unit."""
     builder = _Builder()
+    if isinstance(layout, RangeLayout):
+        for _, runs in groupby(layout.segments, key=lambda run: (run.a_start, run.a_len)):
+            builder.add_runs(list(runs), most_rows)
+        return builder.plan()
     row = tiv_row = 0
     for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
         if scope != "broadcast":
@@ -85,31 +88,10 @@ def make_plan(layout: SifLayout, scope: Scope, most_rows: int) -> Plan:
 
 
 @lru_cache(maxsize=1024)
-def plan_ranges(layout: RangeLayout, most_rows: int) -> Plan:
-    """The plan of a forward under a mask whose ranges both count rows of k."""
-    builder = _Builder()
-    for (a, a_len), group in groupby(map(_streamed_last, layout.table.tolist()), key=itemgetter(0, 1)):
-        runs = [tuple(run[2:]) for run in group]
-        row, rows, b, b_len = runs[0]
-        if len(runs) == 1 and a_len > b_len:  # nobody shares it: better streamed than packed
-            a, a_len, runs = b, b_len, [(row, rows, a, a_len)]
-        builder.add_runs(a, a_len, runs, most_rows)
-    return builder.plan()
-
-
-@lru_cache(maxsize=1024)
-def plan_range_gradients(layout: RangeLayout, group: int) -> Plan:
-    """The plan of its backward, with ``group`` query heads to a key head."""
+def plan_gradients(layout: RangeLayout, group: int) -> Plan:
+    """The plan of a backward under two ranges, with ``group`` query heads to a key head."""
     rows = _run_table(layout.query_runs, max(SLOT_ROWS, _RUN_ROWS // group))
     return _Builder().plan(rows, _run_table(layout.key_runs, _RUN_KEYS))
-
-
-def _streamed_last(run: list[int]) -> tuple[int, ...]:
-    """A run of `RangeLayout.table` as (A, its length, row, rows, B, its length), B not empty."""
-    row, rows, a, a_len, b, b_len = run
-    if b_len == 0:
-        a, a_len, b, b_len = 0, 0, a, a_len
-    return (a if a_len else 0), a_len, row, rows, b, b_len
 
 
 class _Builder:
@@ -129,8 +111,8 @@ class _Builder:
                 self.frames.append((row, tokens, row, tokens))
             row += tokens
         frames = self.frames[first_frame:]
-        lengths = [tokens for _, tokens, _, _ in frames]
-        spans = _spans(lengths, [n * (2 * num_tiv + n) for n in lengths], most_rows)
+        rows = [tokens for _, tokens, *_ in frames]
+        spans = _spans(rows, [n * (2 * num_tiv + n) for n in rows], most_rows)
         if not spans and num_tiv:
             spans = [_Span(0, 0, 0, 0)]
 
@@ -151,14 +133,17 @@ class _Builder:
             self.units.append(tuple(unit))
         return row
 
-    def add_runs(self, a: int, a_len: int, runs: list[tuple[int, ...]], most_rows: int) -> None:
-        """Add runs of rows (row, rows, B, length of B) that share range A."""
-        first_frame = len(self.frames)
-        self.frames += runs
-        spans = _spans([rows for _, rows, _, _ in runs], [rows * (a_len + b) for _, rows, _, b in runs], most_rows)
-        for span in spans:
-            where = (first_frame + span.frame, span.frames, span.row, span.row_end)
-            self.units.append((0, a, a_len, *where, 0, 0, 0, -1, -1, -1))
+    def add_runs(self, runs: list[Segment], most_rows: int) -> None:
+        """Add runs of rows that share range A."""
+        if len(runs) == 1 and runs[0].a_len > runs[0].b_len:
+            run = runs[0]
+            runs = [Segment(run.q_start, run.q_len, run.b_start, run.b_len, run.a_start, run.a_len)]
+        first_frame, key, num_keys = len(self.frames), runs[0].a_start, runs[0].a_len
+        self.frames += [(run.q_start, run.q_len, run.b_start, run.b_len) for run in runs]
+        rows = [run.q_len for run in runs]
+        for span in _spans(rows, [run.q_len * (num_keys + run.b_len) for run in runs], most_rows):
+            place = (first_frame + span.frame, span.frames, span.row, span.row_end)
+            self.units.append((0, key, num_keys, *place, 0, 0, 0, -1, -1, -1))
 
     def _take(self, kind: str, row: int, length: int, slot_rows: int, count: int) -> list[int]:
         """Slots for ``count`` units' results of these rows, -1 where there is but one unit; the merge is noted."""
@@ -182,20 +167,22 @@ class _Builder:
 
     def _pairs(self, unit: tuple[int, ...]) -> int:
         num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
-        taken = self.frames[frame : frame + frames]
-        rows = [row_end - row] if frames == 1 else [n for _, n, _, _ in taken]
-        own = sum(n * (num_tiv + keys) for n, (_, _, _, keys) in zip(rows, taken, strict=True))
-        return own + num_tiv * (end - first + sum(rows) * sees_rows)
+        tokens = [(n, keys) for _, n, _, keys in self.frames[frame : frame + frames]]
+        if frames == 1:
+            tokens = [(row_end - row, tokens[0][1])]
+        own = sum(n * (num_tiv + keys) for n, keys in tokens)
+        return own + num_tiv * (end - first + sum(n for n, _ in tokens) * sees_rows)
 
 
-def _spans(tokens: list[int], pairs: list[int], most_rows: int) -> list[_Span]:
+def _spans(tokens: list[int], pairs_of: list[int], most_rows: int) -> list[_Span]:
     """Cut a clip: large frames into pieces of about equally many rows, small ones put together.
 
     Args:
-        tokens, pairs: of each frame its rows, and the (query, key) pairs that it brings.
+        tokens: rows of each frame.
+        pairs_of: how many (query, key) pairs of one query head each frame costs.
     """
     spans: list[_Span] = []
-    first = held = 0
+    first = pairs = 0
     for i, n in enumerate(tokens):
         pieces = -(-n // most_rows)
         if pieces > 1:
@@ -203,12 +190,12 @@ def _spans(tokens: list[int], pairs: list[int], most_rows: int) -> list[_Span]:
                 spans.append(_whole(first, i, tokens))
             cuts = [n * piece // pieces for piece in range(pieces + 1)]
             spans += [_Span(i, 1, start, end) for start, end in pairwise(cuts)]
-            first, held = i + 1, 0
+            first, pairs = i + 1, 0
             continue
-        held += pairs[i]
-        if held >= PAIRS_PER_UNIT:
+        pairs += pairs_of[i]
+        if pairs >= PAIRS_PER_UNIT:
             spans.append(_whole(first, i + 1, tokens))
-            first, held = i + 1, 0
+            first, pairs = i + 1, 0
     if first < len(tokens):
         spans.append(_whole(first, len(tokens), tokens))
     return spans
