@@ -58,8 +58,7 @@ def own_name(backend: str) -> str:
 
 def default_peer(case: Case, device: torch.device) -> str:
     """The peer that ``backend="auto"`` amounts to."""
-    of_clips = isinstance(case.layout, SifLayout)
-    return own_name(backends.choose("attention", "auto", Problem(device, case.dtype, case.head_dim, of_clips=of_clips)))
+    return own_name(backends.choose("attention", "auto", Problem(device, case.dtype, case.head_dim)))
 
 
 def torch_peers() -> list[Peer]:
