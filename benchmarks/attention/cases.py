@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tivtok import TivTokConfig
-from tivtok_kernels import Scope, Segment, SifLayout
+from tivtok_kernels import RangeLayout, Scope, Segment, SifLayout
 
 # What the scopes are called outside of the kernels.
 SCOPE_NAMES: dict[Scope, str] = {"clip": "encoder", "tiv": "decoder", "broadcast": "broadcast"}
@@ -28,8 +28,8 @@ class Case:
     """
 
     name: str
-    layout: SifLayout
-    scope: Scope
+    layout: SifLayout | RangeLayout
+    scope: Scope  # "ranges" of a RangeLayout
     dtype: torch.dtype
     backward: bool = False
     heads: int = 12
@@ -39,33 +39,47 @@ class Case:
     @property
     def title(self) -> str:
         direction = "forward+backward" if self.backward else "forward"
-        return f"{self.name} {SCOPE_NAMES[self.scope]} {direction}"
+        return " ".join([self.name, *filter(None, [SCOPE_NAMES.get(self.scope)]), direction])
+
+    @property
+    def ranges(self) -> RangeLayout:
+        """The mask."""
+        return self.layout.ranges(self.scope)
 
     @property
     def flops(self) -> float:
         """FLOPs of the exact visible area: forward 4 * area * D per head, backward 2.5 times that."""
-        forward = 4 * self.layout.area(self.scope) * self.head_dim * self.heads
+        forward = 4 * self.ranges.area * self.head_dim * self.heads
         return forward * 3.5 if self.backward else forward
 
     @property
     def rows(self) -> int:
         """Query rows."""
-        return self.layout.local_tokens if self.scope == "broadcast" else self.layout.total_tokens
+        return self.ranges.q_rows
 
     @property
     def columns(self) -> int:
         """Key rows, the TIV keys included."""
-        return self.layout.total_tokens
+        return self.ranges.k_rows + self.tiv_rows
+
+    @property
+    def tiv_rows(self) -> int:
+        """Rows of the tensor that the TIV keys have to themselves, 0 where they have none."""
+        return self.ranges.a_rows or 0
 
     def segments(self) -> list[Segment]:
         """The mask as runs of rows with two key ranges, all columns counted in `Inputs.keys`."""
-        shift = self.layout.tiv_tokens if self.scope == "broadcast" else 0
-        return [s._replace(b_start=s.b_start + shift) for s in self.layout.segments(self.scope)]
+        return [s._replace(b_start=s.b_start + self.tiv_rows) for s in self.ranges.segments]
 
     @cached_property
-    def clips(self) -> list[tuple[int, SifLayout]]:
-        """The batch as (count, one clip): a single entry when all clips are equal, else one each."""
+    def clips(self) -> list[tuple[int, SifLayout | RangeLayout]]:
+        """The batch as (count, one clip): a single entry when all clips are equal, else one each.
+
+        A mask of any two ranges is one clip, whose rows and keys need not be as many.
+        """
         layout = self.layout
+        if isinstance(layout, RangeLayout):
+            return [(1, layout)]
         clips = [SifLayout.from_lengths([m], [f]) for m, f in zip(layout.num_tiv, layout.frame_tokens, strict=True)]
         return [(len(clips), clips[0])] if layout.is_uniform else [(1, clip) for clip in clips]
 
@@ -100,8 +114,9 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
         shape = count, case.heads, case.head_dim
         return torch.randn(shape, dtype=case.dtype, device=device, generator=generator)
 
-    tiv = [rows(case.layout.tiv_tokens) for _ in range(2)] if case.scope == "broadcast" else [None, None]
-    inputs = Inputs(rows(case.rows), rows(case.rows), rows(case.rows), rows(case.rows), *tiv)
+    keys = case.ranges.k_rows
+    tiv = [rows(case.tiv_rows) for _ in range(2)] if case.scope == "broadcast" else [None, None]
+    inputs = Inputs(rows(case.rows), rows(keys), rows(keys), rows(case.rows), *tiv)
     for x in inputs.leaves():
         x.requires_grad_(case.backward)
     return inputs
@@ -125,6 +140,8 @@ def _cpu() -> Iterator[Case]:
         yield Case("ragged x3", SMALL_RAGGED, "clip", torch.float32, backward, compiled=False)
         for name, layout, heads in SMALL_FRAMES:
             yield Case(name, layout, "clip", torch.float32, backward, heads, compiled=False)
+        for name, ranges in masks(64).items():
+            yield Case(name, ranges, "ranges", torch.float32, backward, heads=4, compiled=False)
 
 
 def _gpu() -> Iterator[Case]:
@@ -147,6 +164,8 @@ def _gpu_problems() -> Iterator[Case]:
             yield Case(f"{preset} {frames}f x1 d128", layout, "clip", bf16, heads=6, head_dim=128)
     for scope in SCOPE_NAMES:
         yield Case("ragged x8", RAGGED, scope, bf16)
+    for name, ranges in masks(512).items():
+        yield Case(name, ranges, "ranges", bf16)
 
 
 def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
@@ -154,6 +173,24 @@ def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
     config = TivTokConfig.preset(preset)
     patches = math.prod(side // p for side, p in zip(config.native_size, config.patch[1:], strict=True))
     return SifLayout.uniform(clips, config.num_tiv, config.num_groups(frames), config.num_tv + patches)
+
+
+def masks(unit: int) -> dict[str, RangeLayout]:
+    """One mask of every constructor of docs/masks.md but the clips' own, with lengths in units of so many tokens."""
+    clip = SifLayout.uniform(1, 2 * unit, 5, 2 * unit)
+    runs = [(3, (0, 2), (2, 5)), (2, (0, 2), (5, 7)), (4, (3, 5), (7, 8))]
+    return {
+        "frames around": clip.frame_windows(1, 1),
+        "frame-causal": clip.frame_windows(ahead=0),
+        "documents": RangeLayout.documents([3 * unit, 5 * unit, 2 * unit]),
+        "cross-attention": RangeLayout.cross([4 * unit, 3 * unit], [2 * unit, 3 * unit]),
+        "shared prefix": RangeLayout.shared_prefix([4 * unit], [[2 * unit, 3 * unit, unit]]),
+        "cached prefix": RangeLayout.shared_prefix([4 * unit], [[2 * unit, 3 * unit, unit]], prefix_queries=False),
+        "block diffusion": RangeLayout.block_diffusion([6 * unit], 2 * unit),
+        "any two ranges": RangeLayout.from_runs(
+            [(n * unit, *((start * unit, end * unit) for start, end in pairs)) for n, *pairs in runs], 8 * unit
+        ),
+    }
 
 
 # Frames so small that calls, copies and packing cost what attention itself does.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.attention.cases import Case, Inputs
-from tivtok_kernels import Segment, available_backends, backends, broadcast_attention, sif_attention
+from tivtok_kernels import (
+    RangeLayout,
+    Segment,
+    SifLayout,
+    available_backends,
+    backends,
+    broadcast_attention,
+    range_attention,
+    sif_attention,
+)
 from tivtok_kernels.problem import Problem
 
 Attention = Callable[[Inputs], Tensor]
@@ -77,12 +87,18 @@ def _own(backend: str) -> Peer:
         return None
 
     def prepare(case: Case, device: torch.device) -> Attention:
-        layout, scope = case.layout, case.scope
-        if scope == "broadcast":
-            return lambda x: broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=layout, backend=backend)
-        return lambda x: sif_attention(x.q, x.k, x.v, layout, tiv_scope=scope, backend=backend)
+        return lambda x: attend(case, x, backend)
 
     return Peer(own_name(backend), why_not, prepare)
+
+
+def attend(case: Case, x: Inputs, backend: str) -> Tensor:
+    """The public function that the case is a call of."""
+    if isinstance(case.layout, RangeLayout):
+        return range_attention(x.q, x.k, x.v, case.layout, backend=backend)
+    if x.k_tiv is not None and x.v_tiv is not None:
+        return broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=case.layout, backend=backend)
+    return sif_attention(x.q, x.k, x.v, case.layout, tiv_scope=case.scope, backend=backend)
 
 
 def _too_large(elements: int, device: torch.device) -> str | None:
@@ -94,7 +110,8 @@ def _too_large(elements: int, device: torch.device) -> str | None:
 
 
 def _dense_why_not(case: Case, device: torch.device) -> str | None:
-    return _too_large(sum(clip.total_tokens**2 for _, clip in case.clips), device)
+    masks = [clip.ranges(case.scope) for _, clip in case.clips]
+    return _too_large(sum(mask.q_rows * (mask.k_rows + (mask.a_rows or 0)) for mask in masks), device)
 
 
 def _cudnn_why_not(case: Case, device: torch.device) -> str | None:
@@ -105,7 +122,7 @@ def _cudnn_why_not(case: Case, device: torch.device) -> str | None:
 
 def _dense(case: Case, device: torch.device, backend: SDPBackend | None) -> Attention:
     clips = case.clips
-    masks = [clip.visibility(case.scope, device) for _, clip in clips]
+    masks = [clip.ranges(case.scope).visibility(device) for _, clip in clips]
 
     def attention(x: Inputs) -> Tensor:
         outs = [
@@ -126,17 +143,19 @@ def _dense(case: Case, device: torch.device, backend: SDPBackend | None) -> Atte
 
 def _per_clip(x: Inputs, case: Case) -> Iterator[Inputs]:
     """Views of the clips as (count, rows, H, D), equal clips together."""
-    row = tiv_row = 0
+    row = key = tiv_row = 0
     for count, clip in case.clips:
-        rows, tiv_rows = (clip.local_tokens if x.k_tiv is not None else clip.total_tokens), clip.tiv_tokens
+        mask = clip.ranges(case.scope)
+        tiv_rows = mask.a_rows or 0
 
         def rows_of(t: Tensor, start: int, length: int, count: int = count) -> Tensor:
             return t[start : start + count * length].unflatten(0, (count, length))
 
-        local = [rows_of(t, row, rows) for t in (x.q, x.k, x.v, x.dout)]
+        q, dout = (rows_of(t, row, mask.q_rows) for t in (x.q, x.dout))
+        k, v = (rows_of(t, key, mask.k_rows) for t in (x.k, x.v))
         tiv = [None if t is None else rows_of(t, tiv_row, tiv_rows) for t in (x.k_tiv, x.v_tiv)]
-        yield Inputs(*local, *tiv)
-        row, tiv_row = row + count * rows, tiv_row + count * tiv_rows
+        yield Inputs(q, k, v, dout, *tiv)
+        row, key, tiv_row = row + count * mask.q_rows, key + count * mask.k_rows, tiv_row + count * tiv_rows
 
 
 def _key_joined(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +180,7 @@ def _packed(outs: list[Tensor]) -> Tensor:
 
 def _copied(case: Case) -> Attention:
     layout = case.layout
-    if layout.is_uniform and len(set(layout.frame_tokens[0])) == 1:
+    if isinstance(layout, SifLayout) and layout.is_uniform and len(set(layout.frame_tokens[0])) == 1:
         return lambda x: _copied_uniform(next(_per_clip(x, case)), case)
 
     segments = case.segments()
@@ -181,6 +200,7 @@ def _copied(case: Case) -> Attention:
 
 def _copied_uniform(x: Inputs, case: Case) -> Tensor:
     """Equal clips of equal frames: one call for the TIV rows, one for all frames."""
+    assert isinstance(case.layout, SifLayout)
     num_tiv, frames = case.layout.num_tiv[0], len(case.layout.frame_tokens[0])
     own_tiv = 0 if case.scope == "broadcast" else num_tiv  # TIV rows among the packed rows
 
@@ -212,11 +232,13 @@ def _flex_why_not(case: Case, device: torch.device) -> str | None:
             return "compiles for half a minute per shape on a CPU: measured on one case only"
         if shutil.which("c++") is None and shutil.which("g++") is None:
             return "torch.compile needs a C++ compiler"
-    return _too_large(_flex_rows(case) ** 2, device)
+    one = _flex_case(case)
+    return _too_large(one.rows * one.columns, device)
 
 
-def _flex_rows(case: Case) -> int:
-    return case.rows // case.layout.num_clips if case.layout.is_uniform else case.rows
+def _flex_case(case: Case) -> Case:
+    """One of equal clips, which are a batch that shares one mask; ragged ones as one packed row."""
+    return replace(case, layout=case.clips[0][1]) if len(case.clips) == 1 else case
 
 
 def _bounds(s: Segment) -> tuple[int, int, int, int]:
@@ -224,9 +246,8 @@ def _bounds(s: Segment) -> tuple[int, int, int, int]:
 
 
 def flex(case: Case, device: torch.device, kernel_options: dict[str, str] | None) -> Attention:
-    """FlexAttention with a block mask: equal clips as a batch that shares one mask, ragged ones as one packed row."""
-    count = case.layout.num_clips if case.layout.is_uniform else 1
-    one = Case(case.name, case.clips[0][1] if count > 1 else case.layout, case.scope, case.dtype)
+    """FlexAttention with a block mask."""
+    one = _flex_case(case)
     segments = one.segments()
     lengths = torch.tensor([s.q_len for s in segments])
     a_start, a_end, b_start, b_end = (
@@ -243,7 +264,7 @@ def flex(case: Case, device: torch.device, kernel_options: dict[str, str] | None
     compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 
     def attention(x: Inputs) -> Tensor:
-        part = next(_per_clip(x, case)) if count > 1 else Inputs(*(None if t is None else t[None] for t in x))
+        part = next(_per_clip(x, case)) if one is not case else Inputs(*(None if t is None else t[None] for t in x))
         out = compiled(*_heads_first(_key_joined(part)), block_mask=mask, kernel_options=kernel_options)
         return _packed([out])
 
