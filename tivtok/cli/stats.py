@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def _tokens(model: TivTok, path: Path, strict: bool) -> Iterator[tuple[Tensor, T
     """The TIV set of every chunk, as the encoder gives it, and the chunk's TV tokens."""
     with torch.no_grad():
         reader = VideoReader(path, allow_truncated=True, strict=strict)
-        for chunk in reader.chunks(model.config.chunk_frames):
-            yield model.encode_chunks(frames_to_video(fit(chunk, *model.config.native_size))[None])
+        height, width = model.config.native_size
+        for chunk in reader.chunks(model.config.chunk_frames, change=partial(fit, height=height, width=width)):
+            yield model.encode_chunks(frames_to_video(chunk)[None])
     warn(reader.damage())

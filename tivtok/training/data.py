@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -55,7 +55,8 @@ class VideosOnDisk:
         return len(self.refs)
 
     def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
-        return _resize(read_clip(self.refs[video], count, stride, position), short_side, self.min_size)
+        resized = partial(_resize, short_side=short_side, min_size=self.min_size)
+        return read_clip(self.refs[video], count, stride, position, resized)
 
 
 class VideosInMemory:
@@ -174,7 +175,8 @@ def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
     Returns:
         uint8 (F, H, W, 3).
     """
-    return fit(read_clip(ref, config.clip_frames), *config.model.native_size)
+    height, width = config.model.native_size
+    return read_clip(ref, config.clip_frames, change=partial(fit, height=height, width=width))
 
 
 def chunks_of_step(config: TrainConfig, step: int) -> int:
