@@ -85,7 +85,7 @@ def _small_call(device: torch.device) -> Record:
 def main(
     section: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(results.SECTIONS)}.")] = None,
     minutes: Annotated[float, typer.Option(help="Start nothing new after this long; run again to go on.")] = 9.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what today's file already holds.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what today's file has of them.")] = False,
     percent: Annotated[float, typer.Option(help="List what got slower by more than this.")] = 10.0,
     device: Annotated[str, typer.Option(help="cpu or cuda; by default the GPU where there is one.")] = "",
     folder: Annotated[Path, typer.Option(help="Where results go.")] = FOLDER,
@@ -105,7 +105,9 @@ def main(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     date, here = datetime.date.today().isoformat(), provenance(target)
-    run = results.Run(here, date) if fresh else results.resume(here, date, folder)
+    run = results.resume(here, date, folder)
+    if fresh:
+        run.sections |= {name: {} for name in section or results.SECTIONS}
     work = [w for w in all_work(target) if not section or w.section in section]
     left = carry_out([w for w in work if w.title not in run.sections[w.section]], run, folder, 60 * minutes, console)
 

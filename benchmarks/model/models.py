@@ -97,8 +97,9 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
         stage["in_matmuls"] = stage["median_s"] / matmul_s
     if device.type == "cpu":
         problem = Problem(device, clip.dtype, case.config.width // case.config.heads)
+        backend = backends.load(backends.choose("attention", "auto", problem))
         for name in ("encode", "decode"):
-            stages[name]["attention"] = _share_of_forward(backends.select("auto", problem), calls[name])
+            stages[name]["attention"] = _share_of_forward(backend, calls[name])
     for name, stage in stages.items():
         if name.startswith(("encode", "decode")):
             stage["tokens_per_s"] = tokens.num_tokens / stage["median_s"]
@@ -131,14 +132,14 @@ def _share_of_forward(backend: ModuleType, call: method.Call) -> float:
         seconds += time.perf_counter() - started
         return results
 
-    backend.forward = timed  # type: ignore[method-assign]
+    backend.forward = timed  # type: ignore[attr-defined]
     try:
         for _ in range(5):
             seconds, started = 0.0, time.perf_counter()
             call()
             shares.append(seconds / (time.perf_counter() - started))
     finally:
-        backend.forward = forward  # type: ignore[method-assign]
+        backend.forward = forward  # type: ignore[attr-defined]
     return statistics.median(shares)
 
 

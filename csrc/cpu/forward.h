@@ -303,19 +303,19 @@ class ForwardUnit {
         for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, ahead_, scores_);
 
         // The block that the TIV keys left unfinished, then blocks of this frame's keys alone.
-        int64_t held = keys_.tail;
-        for (int64_t key = 0; key < frame.tokens; held = 0) {
+        int64_t held = keys_.tail, key = 0;
+        do {
             const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
-            const int64_t left = frame.tokens - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
-            pack_keys(params_.k, params_.v, frame.row + key, count, here, held);
+            const int64_t left = frame.keys - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
+            pack_keys(params_.k, params_.v, frame.key + key, count, here, held);
             ahead_.start(own.tiles(held + count) - 5 * BLOCK_KEYS / 4);
             if (count < left) {
                 const int64_t keys = left - count < BLOCK_KEYS ? left - count : BLOCK_KEYS;
-                look_ahead(key_head_, frame.row + key + count, keys, frame.row, 0);
+                look_ahead(key_head_, frame.key + key + count, keys, frame.row, 0);
             } else {
                 ahead_.add(out_, first_head(), frame.row + first, end - first);
                 if (another)
-                    look_ahead(key_head_, (&frame)[1].row, (&frame)[1].tokens, (&frame)[1].row, (&frame)[1].tokens);
+                    look_ahead(key_head_, (&frame)[1].key, (&frame)[1].keys, (&frame)[1].row, (&frame)[1].tokens);
                 else if (next_.unit)
                     look_ahead_to_next();
             }
@@ -325,8 +325,8 @@ class ForwardUnit {
                 tiv.attend_all(here, held + (from > 0 ? from : 0), held + (to < count ? to : count), c_, ahead_,
                                scores_);
             }
-            key += count;
-        }
+            key += count, held = 0;
+        } while (key < frame.keys);
         own.finish_all(params_, first_head(), frame.row + first);
     }
 
@@ -340,10 +340,12 @@ class ForwardUnit {
         const Unit& unit = *next_.unit;
         if (unit.frames == 0) return;
         const Frame& frame = params_.plan.frames[unit.frame];
-        const bool tiv_before = unit.tiv_row + unit.num_tiv == frame.row && params_.k_tiv.data == params_.k.data;
-        const int64_t key = tiv_before ? unit.tiv_row : frame.row, keys = frame.row + frame.tokens - key;
-        const bool piece = unit.frames == 1 && unit.row > 0;
-        look_ahead(next_.key_head, key, keys, piece ? frame.row + unit.row : key, keys);
+        const bool tiv_before = unit.tiv_key + unit.num_tiv == frame.key && params_.k_tiv.data == params_.k.data;
+        const int64_t key = tiv_before ? unit.tiv_key : frame.key;
+        const int64_t first = frame.row + (unit.frames == 1 ? unit.row : 0);
+        const int64_t row = has_tiv_rows(unit) && unit.tiv_row + unit.num_tiv == first ? unit.tiv_row : first;
+        const int64_t end = unit.frames == 1 ? frame.row + unit.row_end : frame.row + frame.tokens;
+        look_ahead(next_.key_head, key, frame.key + frame.keys - key, row, end - row);
     }
 
     const ForwardParams& params_;

@@ -14,12 +14,15 @@ struct Tensor {
     int64_t row, head;  // strides in elements
 };
 
+// Query rows, and the keys that they see beside the TIV keys: for frames of a clip the same rows.
 struct Frame {
-    int64_t row, tokens;  // of the packed batch
+    int64_t row, tokens;  // in q
+    int64_t key, keys;    // in k and v
 };
 
 // What one thread does for one key head in one go: some frames of a clip, or some rows of one large frame, and what the
-// clip's TIV rows see there. See tivtok_kernels/cpu/plan.py.
+// clip's TIV rows see there. Of a mask of two ranges (forward only) TIV keys are range A, frames are runs of rows with
+// range B, and there are no TIV rows. See tivtok_kernels/cpu/plan.py.
 struct Unit {
     int64_t tiv_row;         // first of the clip's TIV rows in q
     int64_t tiv_key;         // and in the TIV keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks.attention.peers import own_peers, torch_peers
 from benchmarks.compare import measure
 from benchmarks.dumps import write_json
 from benchmarks.model import models
+from tivtok import TivTokConfig
 from tivtok_kernels import SifLayout
 
 CPU = torch.device("cpu")
@@ -31,9 +33,8 @@ def measured_run() -> results.Run:
     case = Case("tiny", SifLayout.uniform(1, 2, 2, 4), "clip", torch.float32, heads=2, head_dim=8, compiled=False)
     run = results.Run(provenance.provenance(CPU), "2030-01-02")
     run.sections["attention"][case.title] = measure(case, CPU, 0.0, own_peers() + torch_peers()).record
-    stage = {"median_s": 0.5, "p10_s": 0.4, "p90_s": 0.6, "peak_bytes": None, "tokens_per_s": 9.0, "in_matmuls": 2.0}
-    stage["attention"] = 0.25
-    run.sections["model"]["tiny 16f"] = {"stages": {"encode": stage}, "paper_s": None}
+    config = TivTokConfig.preset("tiny").replace(width=16, heads=1, encoder_layers=1, decoder_layers=1)
+    run.sections["model"]["tiny 16f"] = models.measure_model(models.ModelCase(config, 16, train=False), CPU, 0.0).record
     run.sections["scaling"]["encoder, frames"] = {
         "axis": "frame groups",
         "fixed": {"heads": 2},
@@ -78,6 +79,18 @@ def test_work_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert results.resume(facts, "2030-01-02", tmp_path).sections["host"] == {"first": {"value": "first"}}
     other = results.resume(facts | {"commit": "b"}, "2030-01-02", tmp_path)
     assert asked == ["first"] and not other.sections["host"]
+
+
+def test_fresh_measures_the_sections_asked_for_and_keeps_the_others(
+    measured_run: results.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "all_work", lambda device: [report.Work("host", "small call", lambda: {"host_s": 2.0})])
+    run = copy.deepcopy(measured_run)
+    run.date = datetime.date.today().isoformat()
+    run.save(tmp_path)
+    report.main(section=["host"], fresh=True, device="cpu", folder=tmp_path)
+    kept = results.resume(run.provenance, run.date, tmp_path).sections
+    assert kept == run.sections | {"host": {"small call": {"host_s": 2.0}}}
 
 
 def test_page_shows_every_peer_and_why_others_are_missing(measured_run: results.Run, tmp_path: Path) -> None:

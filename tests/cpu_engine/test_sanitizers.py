@@ -16,7 +16,7 @@ from error_budgets import Arithmetic
 from oracle import assert_within_budget, budgets, make_case, run
 from torch import Tensor
 
-from tivtok_kernels import SifLayout
+from tivtok_kernels import RangeLayout, SifLayout, range_attention
 from tivtok_kernels.cpu import backend, plan
 
 HERE, SOURCES = Path(__file__).parent, Path(__file__).parents[2] / "csrc" / "cpu"
@@ -109,3 +109,14 @@ def test_no_access_out_of_bounds(driver, variant, scope, monkeypatch):
         for name in truth:
             assert_within_budget(f"{name} in {dtype}", got[name], truth[name], budget[name])
     plan.make_plan.cache_clear()
+
+
+@pytest.mark.parametrize("variant", ["portable", "avx512"])
+def test_no_access_out_of_bounds_with_two_ranges(driver, variant, monkeypatch):
+    layout = RangeLayout.from_runs(
+        [(100, (0, 150), (150, 290)), (3, (0, 150), (0, 0)), (2, (290, 300), (20, 200))], 300
+    )
+    q, k, v = (torch.randn(rows, heads, 24) for rows, heads in ((105, 2), (300, 1), (300, 1)))
+    expected = range_attention(q, k, v, layout, backend="reference")
+    Recorder(driver, variant, monkeypatch)
+    torch.testing.assert_close(range_attention(q, k, v, layout, backend="cpu"), expected, rtol=1e-4, atol=1e-5)

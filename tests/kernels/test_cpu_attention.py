@@ -231,14 +231,16 @@ def test_auto_takes_it_on_the_cpu_but_for_what_it_cannot():
 
 
 @pytest.mark.parametrize("amx", [False, True])
-def test_auto_leaves_16_bits_to_torch_where_it_has_matrix_units(monkeypatch, amx):
+def test_auto_leaves_wide_bfloat16_heads_to_torch_where_it_has_matrix_units(monkeypatch, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    dtypes = (torch.float32, torch.bfloat16)
+    problems = [
+        Problem(CPU, dtype, dim) for dtype in (torch.float32, torch.float16, torch.bfloat16) for dim in (64, 128)
+    ]
     backends.choose.cache_clear()
-    chosen = {dtype: backends.choose("attention", "auto", Problem(CPU, dtype, 64)) for dtype in dtypes}
+    chosen = [backends.choose("attention", "auto", problem) for problem in problems]
     backends.choose.cache_clear()
-    assert chosen[torch.float32] == "cpu" and (chosen[torch.bfloat16] == "cpu") == (not amx)
-    assert backends.choose("attention", "cpu", Problem(CPU, torch.bfloat16, 64)) == "cpu"
+    assert chosen == ["cpu"] * 5 + ["sdpa" if amx else "cpu"]
+    assert backends.choose("attention", "cpu", Problem(CPU, torch.bfloat16, 128)) == "cpu"
 
 
 def test_arguments_are_as_many_as_the_structures_have():

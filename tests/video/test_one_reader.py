@@ -132,6 +132,8 @@ def test_damage_that_is_made_up_for_is_reported(
 
     read_video(VideoRef("lost", path))
     assert "1 of" in caplog.text
+    with pytest.raises(VideoError, match="1 of 93 frames"):
+        read_video(VideoRef("lost", path), strict=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,11 +12,11 @@ import typer
 from torch import Tensor
 
 from tivtok.cli.options import StrictOption
-from tivtok.cli.output import say, track, warn
+from tivtok.cli.output import CommandError, say, say_left_out, track, warn
 from tivtok.loading import load_model
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.statistics import STATS_FILE, LatentStats
-from tivtok.video import VideoReader, find_videos, fit, frames_to_video
+from tivtok.video import LeftOut, VideoError, VideoReader, fit, frames_to_video, search_folder
 
 
 def stats(
@@ -29,23 +29,43 @@ def stats(
     Example: tivtok stats clips/ --model runs/mine
     """
     tokenizer = load_model(str(model), "cpu")
-    files = find_videos(data)
-    tracked = track(files, "encoding", len(files), "videos", count=lambda path: 1)
-    statistics = LatentStats.of(
-        (pair for path in tracked for pair in _tokens(tokenizer, path, strict)), tokenizer.model_id
-    )
+    files, left_out = search_folder(data)
+    unreadable: list[LeftOut] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for path in track(files, "encoding", len(files), "videos", count=lambda path: 1):
+            try:
+                yield from _tokens(tokenizer, path, strict)
+            except VideoError as error:
+                unreadable.append(LeftOut(path, str(error)))
+                say(f"left out {path}: {error}")
+        if len(unreadable) == len(files):
+            raise CommandError(f"{data} has no video that can be read, of {len(files)}")
+
+    statistics = LatentStats.of(pairs(), tokenizer.model_id)
     statistics.save(model)
+    counted = len(files) - len(unreadable)
     for name in ("tiv", "tv"):
         mean, std = getattr(statistics, f"{name}_mean"), getattr(statistics, f"{name}_std")
-        say(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {len(files)} videos")
+        say(f"{name}: |mean| {mean.abs().mean():.3f}, std {std.mean():.3f} on average, of {counted} videos")
     say(f"wrote {model / STATS_FILE}")
+    say_left_out(left_out)
+    if unreadable:
+        raise CommandError(f"{len(unreadable)} of {len(files)} videos could not be read")
 
 
-def _tokens(model: TivTok, path: Path, strict: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """The TIV set of every chunk, as the encoder gives it, and the chunk's TV tokens."""
+def _tokens(model: TivTok, path: Path, strict: bool) -> list[tuple[Tensor, Tensor]]:
+    """The TIV set of every chunk, as the encoder gives it, and the chunk's TV tokens.
+
+    Raises:
+        VideoError: the video cannot be read, or all of it with ``strict``: nothing of it is counted then.
+    """
+    reader = VideoReader(path, allow_truncated=True, strict=strict)
+    fitted = partial(fit, height=model.config.native_size[0], width=model.config.native_size[1])
     with torch.no_grad():
-        reader = VideoReader(path, allow_truncated=True, strict=strict)
-        height, width = model.config.native_size
-        for chunk in reader.chunks(model.config.chunk_frames, change=partial(fit, height=height, width=width)):
-            yield model.encode_chunks(frames_to_video(chunk)[None])
+        pairs = [
+            model.encode_chunks(frames_to_video(chunk)[None])
+            for chunk in reader.chunks(model.config.chunk_frames, change=fitted)
+        ]
     warn(reader.damage())
+    return pairs

@@ -86,6 +86,7 @@ class TrainConfig:
             first through the last's) instead of the mean.
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
+        strict: treat a video as unreadable where its decoder has made up for damage, instead of a warning in the log.
         in_memory: decode all videos once and keep them; for data of a few GB.
         workers: processes that read clips ahead, per training process; 0 reads in between the steps.
         short_sides: the videos' short side in pixels once loaded; crops of ``model.native_size`` are cut from a
@@ -127,6 +128,7 @@ class TrainConfig:
     chunks: int | tuple[int, ...] = 1
     siblings: float = 0.0
     short_clips: float = 0.0
+    strict: bool = False
     in_memory: bool = False
     workers: int = 2
     short_sides: tuple[int, ...] = ()

@@ -47,24 +47,28 @@ class Videos(Protocol):
 class VideosOnDisk:
     """Decodes what is asked for, when it is asked for."""
 
-    def __init__(self, refs: list[VideoRef], min_size: tuple[int, int]) -> None:
+    def __init__(self, refs: list[VideoRef], min_size: tuple[int, int], strict: bool = False) -> None:
         self.refs = refs
         self.min_size = min_size
+        self.strict = strict
 
     def __len__(self) -> int:
         return len(self.refs)
 
     def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
         resized = partial(_resize, short_side=short_side, min_size=self.min_size)
-        return read_clip(self.refs[video], count, stride, position, resized)
+        return read_clip(self.refs[video], count, stride, position, resized, strict=self.strict)
 
 
 class VideosInMemory:
     """Every video decoded once and kept at each short side."""
 
-    def __init__(self, refs: Iterable[VideoRef], short_sides: tuple[int, ...], min_size: tuple[int, int]) -> None:
+    def __init__(
+        self, refs: Iterable[VideoRef], short_sides: tuple[int, ...], min_size: tuple[int, int], strict: bool = False
+    ) -> None:
         self.levels = [
-            {side: _resize(frames, side, min_size) for side in short_sides} for frames in map(read_video, refs)
+            {side: _resize(frames, side, min_size) for side in short_sides}
+            for frames in (read_video(ref, strict=strict) for ref in refs)
         ]
 
     def __len__(self) -> int:
@@ -157,8 +161,10 @@ def training_batches(
                 f"batch_size must be a multiple of the {num_processes} processes times accumulate = "
                 f"{config.accumulate}, {got}"
             )
-    size = config.model.native_size
-    videos = VideosInMemory(refs, config.short_sides, size) if config.in_memory else VideosOnDisk(refs, size)
+    size, strict = config.model.native_size, config.strict
+    videos: Videos = (
+        VideosInMemory(refs, config.short_sides, size, strict) if config.in_memory else VideosOnDisk(refs, size, strict)
+    )
     # Decoders that are garbage may have threads, which are not there in a forked worker that tries to free them.
     gc.collect()
     return DataLoader(
@@ -176,7 +182,8 @@ def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
         uint8 (F, H, W, 3).
     """
     height, width = config.model.native_size
-    return read_clip(ref, config.clip_frames, change=partial(fit, height=height, width=width))
+    fitted = partial(fit, height=height, width=width)
+    return read_clip(ref, config.clip_frames, change=fitted, strict=config.strict)
 
 
 def chunks_of_step(config: TrainConfig, step: int) -> int:

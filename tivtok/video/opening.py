@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any
 
 import av
 from av.container import Container, InputContainer
@@ -13,6 +14,9 @@ from av.stream import Stream
 from tivtok.video.errors import VideoError
 
 _FILE = "file:"
+
+# Titles in other encodings are of no matter here. PyAV raises an error for them up to 18, and never since 19.
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def file_url(path: str | os.PathLike[str]) -> str:
@@ -30,9 +34,9 @@ def open_input(source: str | os.PathLike[str] | io.RawIOBase) -> InputContainer:
     Raises:
         av.FFmpegError, OSError: it cannot be opened, or FFmpeg does not know its format.
     """
-    # A picture named "%03d.png" or "a*.png" is no sequence, and titles in other encodings are of no matter here.
+    # A picture named "%03d.png" or "a*.png" is no sequence.
     file = source if isinstance(source, io.RawIOBase) else file_url(source)
-    return av.open(file, "r", options={"pattern_type": "none"}, metadata_errors="replace")
+    return av.open(file, "r", options={"pattern_type": "none"}, **_LENIENT)
 
 
 def check_decodable(stream: Stream) -> None:

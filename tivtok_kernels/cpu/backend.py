@@ -29,6 +29,9 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ElementType 
 _FORWARD_ROWS = 576
 _BACKWARD_ROWS = 2048
 
+# Head dimension up to which it is mostly faster than torch's AMX bfloat16 (docs/kernels/cpu.md).
+_WIDEST_AGAINST_TILES = 64
+
 _PANEL = 16  # columns are padded to a multiple of it
 
 
@@ -39,14 +42,15 @@ def why_not(problem: Problem) -> str | None:
         return f"it computes in float32, which is not enough for {str(problem.dtype).removeprefix('torch.')}"
     if problem.head_dim is not None and problem.head_dim > MAX_HEAD_DIM:
         return f"head_dim must be at most {MAX_HEAD_DIM}, got {problem.head_dim}"
-    if not problem.of_clips:
-        return "it computes masks of clips and frames (SifLayout), not any two ranges"
+    if not problem.of_clips and problem.direction == "backward":
+        return "its backward computes masks of clips and frames (SifLayout), not any two ranges"
     return _load_error()
 
 
 def wins(problem: Problem) -> bool:
-    """Whether "auto" may choose it. Not for 16-bit tensors where torch multiplies those in AMX tiles: unmeasured."""
-    return problem.dtype in (None, torch.float32) or not torch.cpu._is_amx_tile_supported()
+    """Whether "auto" may choose it: not for wide bfloat16 heads where torch multiplies those in AMX tiles."""
+    by_tiles = problem.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return not by_tiles or (problem.head_dim or 0) <= _WIDEST_AGAINST_TILES
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

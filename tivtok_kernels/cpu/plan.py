@@ -4,6 +4,9 @@ A unit is some frames of a clip, or some rows of one large frame, for one key he
 then goes from frame to frame, and takes the TIV rows along over the keys of these frames. Where a clip has several
 units, each leaves what it has of the TIV rows (or keys) in a slot of a workspace; slots are added up in their order.
 
+A mask of two ranges (forward only) is planned as if range A were TIV keys and each run of rows a frame with range B as
+its keys; a run that shares range A with no other goes through the longer range and packs the shorter one at once.
+
 Units depend on lengths alone, never on the number of threads: results are the same bit for bit for any number.
 """
 
@@ -11,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
+from tivtok_kernels.ranges import RangeLayout, Segment
 
 # Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
 PAIRS_PER_UNIT = 1 << 17
@@ -30,7 +34,7 @@ class Plan(NamedTuple):
     """Tables for csrc/cpu/params.h, int64, and how many rows the workspaces need.
 
     Attributes:
-        units: (units, 13). frames: (frames, 2). q_merges, k_merges, frame_merges: (merges, 4).
+        units: (units, 13). frames: (frames, 4). q_merges, k_merges, frame_merges: (merges, 4).
         q_slots, k_slots, frame_slots: rows of the workspaces of TIV rows, TIV keys and frame keys.
         fields: the tables as the C structure `Plan` has them.
     """
@@ -56,9 +60,13 @@ class _Span(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def make_plan(layout: SifLayout, scope: Scope, most_rows: int) -> Plan:
+def make_plan(layout: SifLayout | RangeLayout, scope: Scope, most_rows: int) -> Plan:
     """The plan of a layout, with at most about ``most_rows`` query rows of a frame per unit."""
     builder = _Builder()
+    if isinstance(layout, RangeLayout):
+        for _, runs in groupby(layout.segments, key=lambda run: (run.a_start, run.a_len)):
+            builder.add_runs(list(runs), most_rows)
+        return builder.plan()
     row = tiv_row = 0
     for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
         if scope != "broadcast":
@@ -71,7 +79,7 @@ def make_plan(layout: SifLayout, scope: Scope, most_rows: int) -> Plan:
 class _Builder:
     def __init__(self) -> None:
         self.units: list[tuple[int, ...]] = []
-        self.frames: list[tuple[int, int]] = []
+        self.frames: list[tuple[int, ...]] = []
         self.merges: dict[str, list[tuple[int, ...]]] = {"q": [], "k": [], "frame": []}
         self.slots = {"q": 0, "k": 0, "frame": 0}
 
@@ -82,10 +90,11 @@ class _Builder:
         first_frame = len(self.frames)
         for tokens in lengths:
             if tokens:
-                self.frames.append((row, tokens))
+                self.frames.append((row, tokens, row, tokens))
             row += tokens
         frames = self.frames[first_frame:]
-        spans = _spans(num_tiv, [tokens for _, tokens in frames], most_rows)
+        rows = [tokens for _, tokens, *_ in frames]
+        spans = _spans(rows, [n * (2 * num_tiv + n) for n in rows], most_rows)
         if not spans and num_tiv:
             spans = [_Span(0, 0, 0, 0)]
 
@@ -106,6 +115,18 @@ class _Builder:
             self.units.append(tuple(unit))
         return row
 
+    def add_runs(self, runs: list[Segment], most_rows: int) -> None:
+        """Add runs of rows that share range A."""
+        if len(runs) == 1 and runs[0].a_len > runs[0].b_len:
+            run = runs[0]
+            runs = [Segment(run.q_start, run.q_len, run.b_start, run.b_len, run.a_start, run.a_len)]
+        first_frame, key, num_keys = len(self.frames), runs[0].a_start, runs[0].a_len
+        self.frames += [(run.q_start, run.q_len, run.b_start, run.b_len) for run in runs]
+        rows = [run.q_len for run in runs]
+        for span in _spans(rows, [run.q_len * (num_keys + run.b_len) for run in runs], most_rows):
+            place = (first_frame + span.frame, span.frames, span.row, span.row_end)
+            self.units.append((0, key, num_keys, *place, 0, 0, 0, -1, -1, -1))
+
     def _take(self, kind: str, row: int, length: int, slot_rows: int, count: int) -> list[int]:
         """Slots for ``count`` units' results of these rows, -1 where there is but one unit; the merge is noted."""
         if count < 2:
@@ -118,7 +139,7 @@ class _Builder:
     def plan(self) -> Plan:
         # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
         self.units.sort(key=self._pairs, reverse=True)
-        units, frames = _table(self.units, 13), _table(self.frames, 2)
+        units, frames = _table(self.units, 13), _table(self.frames, 4)
         q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
         pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
         slots = self.slots
@@ -127,14 +148,20 @@ class _Builder:
 
     def _pairs(self, unit: tuple[int, ...]) -> int:
         num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
-        tokens = [n for _, n in self.frames[frame : frame + frames]]
-        own = (row_end - row) * (num_tiv + tokens[0]) if frames == 1 else sum(n * (num_tiv + n) for n in tokens)
-        keys = row_end - row if frames == 1 else sum(tokens)
-        return own + num_tiv * (end - first + keys * sees_rows)
+        tokens = [(n, keys) for _, n, _, keys in self.frames[frame : frame + frames]]
+        if frames == 1:
+            tokens = [(row_end - row, tokens[0][1])]
+        own = sum(n * (num_tiv + keys) for n, keys in tokens)
+        return own + num_tiv * (end - first + sum(n for n, _ in tokens) * sees_rows)
 
 
-def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
-    """Cut a clip: large frames into pieces of about equally many rows, small ones put together."""
+def _spans(tokens: list[int], pairs_of: list[int], most_rows: int) -> list[_Span]:
+    """Cut a clip: large frames into pieces of about equally many rows, small ones put together.
+
+    Args:
+        tokens: rows of each frame.
+        pairs_of: how many (query, key) pairs of one query head each frame costs.
+    """
     spans: list[_Span] = []
     first = pairs = 0
     for i, n in enumerate(tokens):
@@ -146,7 +173,7 @@ def _spans(num_tiv: int, tokens: list[int], most_rows: int) -> list[_Span]:
             spans += [_Span(i, 1, start, end) for start, end in pairwise(cuts)]
             first, pairs = i + 1, 0
             continue
-        pairs += n * (2 * num_tiv + n)
+        pairs += pairs_of[i]
         if pairs >= PAIRS_PER_UNIT:
             spans.append(_whole(first, i + 1, tokens))
             first, pairs = i + 1, 0
