@@ -12,8 +12,7 @@ from torch import Tensor
 from benchmarks import method
 from benchmarks.attention.cases import Case, Inputs, make_inputs
 from benchmarks.attention.libraries import library_peers
-from benchmarks.attention.peers import Attention, Peer, default_peer, own_peers, torch_peers
-from tivtok_kernels import broadcast_attention, sif_attention
+from benchmarks.attention.peers import Attention, Peer, default_peer, own_attention, own_peers, torch_peers
 
 CEILING = "matmul ceiling"
 
@@ -46,17 +45,12 @@ def run(attention: Attention, inputs: Inputs, backward: bool) -> list[Tensor]:
 
 def truth(case: Case, inputs: Inputs) -> list[Tensor]:
     """Compute what `run` should return, in float64 (on a GPU, beyond the oracle's reach, in float32)."""
-    small = 8 * case.heads * case.layout.total_tokens**2 <= _ORACLE_BYTES
+    small = 8 * case.heads * case.rows * case.columns <= _ORACLE_BYTES
     high = torch.float64 if small or inputs.q.device.type == "cpu" else torch.float32
     exact = Inputs(*(None if t is None else t.detach().to(high).requires_grad_(case.backward) for t in inputs))
     backend = "reference" if small else "sdpa"
 
-    def attention(x: Inputs) -> Tensor:
-        if case.scope == "broadcast":
-            return broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=case.layout, backend=backend)
-        return sif_attention(x.q, x.k, x.v, case.layout, tiv_scope=case.scope, backend=backend)
-
-    return [t.detach() for t in run(attention, exact, case.backward)]
+    return [t.detach() for t in run(own_attention(case, backend), exact, case.backward)]
 
 
 def disagreement(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> str | None:
@@ -110,7 +104,7 @@ def measure(case: Case, device: torch.device, seconds: float, peers: Sequence[Pe
         results[name] |= {"flops_per_s": rate, "of_ceiling": rate / ceiling_rate}
     record = {
         "flops": case.flops,
-        "tokens": case.layout.total_tokens,
+        "tokens": case.columns,
         "default": default_peer(case, device),
         "rounds": len(samples[CEILING]),
         "ceiling_flops_per_s": ceiling_rate,

@@ -101,9 +101,7 @@ def _describe(
 ) -> tuple[Call, Problem, str]:
     tiv = None if k_tiv is None or v_tiv is None else (k_tiv, v_tiv)
     call = Call(q, k, v, tiv, decode(encoded, options.scope), options.scope, options.scale)
-    of_clips = options.scope != "ranges"
-    problem = Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction, of_clips)
-    return call, problem, options.backend
+    return call, Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction), options.backend
 
 
 def decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:

@@ -21,7 +21,6 @@ class Problem(NamedTuple):
     head_dim: int | None = None
     deterministic: bool = False
     direction: Direction = "forward"
-    of_clips: bool = True  # the layout is a SifLayout, not any two ranges
 
 
 class Call(NamedTuple):

@@ -81,7 +81,7 @@ def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int
             "the first call with a layout uploads its work list, which a CUDA graph cannot capture: "
             "run it once before the capture"
         )
-    tiles = _tiles(runs, block)
+    tiles = cut(runs, block)
     steps = -(-(tiles[:, 3] + tiles[:, 5]) // step)
     longest_first = np.argsort(-steps, kind="stable")
     tiles, steps = tiles[longest_first], steps[longest_first]
@@ -104,7 +104,7 @@ def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int
     return WorkList(_upload(rows, device), _upload(merges, device), len(rows), len(merges), int(slots.sum()))
 
 
-def _tiles(runs: np.ndarray, block: int) -> np.ndarray:
+def cut(runs: np.ndarray, block: int) -> np.ndarray:
     """``runs`` cut into tiles of up to ``block`` rows, all of a run but the last full."""
     count = -(-runs[:, 1] // block)
     tiles = np.repeat(runs, count, 0)

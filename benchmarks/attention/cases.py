@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tivtok import TivTokConfig
-from tivtok_kernels import Scope, Segment, SifLayout
+from tivtok_kernels import RangeLayout, Scope, Segment, SifLayout
 
 # What the scopes are called outside of the kernels.
-SCOPE_NAMES: dict[Scope, str] = {"clip": "encoder", "tiv": "decoder", "broadcast": "broadcast"}
+SCOPE_NAMES: dict[Scope, str] = {"clip": "encoder", "tiv": "decoder", "broadcast": "broadcast", "ranges": "mask"}
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class Case:
 
     Attributes:
         name: of layout and sizes; `title` adds scope and pass.
+        scope: of a `SifLayout`; "ranges" with a `RangeLayout`.
         compiled: peers that compile one program per shape take part. On a CPU that is half a minute each.
     """
 
     name: str
-    layout: SifLayout
+    layout: SifLayout | RangeLayout
     scope: Scope
     dtype: torch.dtype
     backward: bool = False
@@ -44,28 +45,34 @@ class Case:
     @property
     def flops(self) -> float:
         """FLOPs of the exact visible area: forward 4 * area * D per head, backward 2.5 times that."""
-        forward = 4 * self.layout.area(self.scope) * self.head_dim * self.heads
+        forward = 4 * self.ranges.area * self.head_dim * self.heads
         return forward * 3.5 if self.backward else forward
+
+    @property
+    def ranges(self) -> RangeLayout:
+        return self.layout.ranges(self.scope)
 
     @property
     def rows(self) -> int:
         """Query rows."""
-        return self.layout.local_tokens if self.scope == "broadcast" else self.layout.total_tokens
+        return self.ranges.q_rows
 
     @property
     def columns(self) -> int:
         """Key rows, the TIV keys included."""
-        return self.layout.total_tokens
+        return self.ranges.k_rows + (self.ranges.a_rows or 0)
 
     def segments(self) -> list[Segment]:
         """The mask as runs of rows with two key ranges, all columns counted in `Inputs.keys`."""
-        shift = self.layout.tiv_tokens if self.scope == "broadcast" else 0
-        return [s._replace(b_start=s.b_start + shift) for s in self.layout.segments(self.scope)]
+        shift = self.ranges.a_rows or 0
+        return [s._replace(b_start=s.b_start + shift) for s in self.ranges.segments]
 
     @cached_property
-    def clips(self) -> list[tuple[int, SifLayout]]:
+    def clips(self) -> list[tuple[int, SifLayout | RangeLayout]]:
         """The batch as (count, one clip): a single entry when all clips are equal, else one each."""
         layout = self.layout
+        if isinstance(layout, RangeLayout):
+            return [(1, layout)]
         clips = [SifLayout.from_lengths([m], [f]) for m, f in zip(layout.num_tiv, layout.frame_tokens, strict=True)]
         return [(len(clips), clips[0])] if layout.is_uniform else [(1, clip) for clip in clips]
 
@@ -100,8 +107,9 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
         shape = count, case.heads, case.head_dim
         return torch.randn(shape, dtype=case.dtype, device=device, generator=generator)
 
-    tiv = [rows(case.layout.tiv_tokens) for _ in range(2)] if case.scope == "broadcast" else [None, None]
-    inputs = Inputs(rows(case.rows), rows(case.rows), rows(case.rows), rows(case.rows), *tiv)
+    ranges = case.ranges
+    tiv = [None if ranges.a_rows is None else rows(ranges.a_rows) for _ in range(2)]
+    inputs = Inputs(rows(ranges.q_rows), rows(ranges.k_rows), rows(ranges.k_rows), rows(ranges.q_rows), *tiv)
     for x in inputs.leaves():
         x.requires_grad_(case.backward)
     return inputs
@@ -125,6 +133,8 @@ def _cpu() -> Iterator[Case]:
         yield Case("ragged x3", SMALL_RAGGED, "clip", torch.float32, backward, compiled=False)
         for name, layout, heads in SMALL_FRAMES:
             yield Case(name, layout, "clip", torch.float32, backward, heads, compiled=False)
+    for name, mask in MASKS.items():
+        yield Case(name, mask, "ranges", torch.float32, heads=8, compiled=False)
 
 
 def _gpu() -> Iterator[Case]:
@@ -145,8 +155,10 @@ def _gpu_problems() -> Iterator[Case]:
             yield Case(f"{preset} {frames}f x1", layout, "tiv", bf16)
             yield Case(f"{preset} {frames}f x1", layout, "broadcast", bf16)
             yield Case(f"{preset} {frames}f x1 d128", layout, "clip", bf16, heads=6, head_dim=128)
-    for scope in SCOPE_NAMES:
+    for scope in ("clip", "tiv", "broadcast"):
         yield Case("ragged x8", RAGGED, scope, bf16)
+    for name, mask in MASKS.items():
+        yield Case(name, mask, "ranges", bf16, heads=8)
 
 
 def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
@@ -169,3 +181,15 @@ RAGGED = SifLayout.from_lengths(
     [96, 384, 96, 768, 96, 384, 96, 96],
     [[1032] * 4, [1056] * 8, [264] * 32, [1088] * 2, [1032, 520, 264], [416] * 5, [1032], [72] * 64],
 )
+
+# Other masks of two ranges (docs/masks.md), of a size that a CPU computes in a tenth of a second.
+_FRAMES = SifLayout.uniform(1, 64, 16, 128)
+MASKS = {
+    "windows of 3 frames": _FRAMES.frame_windows(back=2, ahead=0),
+    "causal over frames": _FRAMES.frame_windows(ahead=0),
+    "prefix 1024 + 16 x 64": RangeLayout.shared_prefix([1024], [[64] * 16]),
+    "cached prefix 2048 + 32 x 4": RangeLayout.shared_prefix([2048], [[4] * 32], prefix_queries=False),
+    "block diffusion 1024 by 32": RangeLayout.block_diffusion([1024], 32),
+    "documents 100 to 900": RangeLayout.documents([900, 300, 700, 100]),
+    "cross-attention to 4 x 77": RangeLayout.cross([512] * 4, [77] * 4),
+}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.attention.cases import Case
 from benchmarks.attention.peers import Attention, Peer, flex
-from tivtok_kernels import Segment
+from tivtok_kernels import RangeLayout, Segment
 
 
 def library_peers() -> list[Peer]:
@@ -47,6 +47,8 @@ def _installed(module: str) -> bool:
 def _needs_tiv(case: Case, device: torch.device) -> str | None:
     if device.type != "cuda":
         return "needs an NVIDIA GPU"
+    if isinstance(case.layout, RangeLayout):
+        return "written for clips alone"
     return "a clip without TIV tokens leaves a call without keys" if 0 in case.layout.num_tiv else None
 
 

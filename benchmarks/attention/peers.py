@@ -17,7 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.attention.cases import Case, Inputs
-from tivtok_kernels import Segment, available_backends, backends, broadcast_attention, sif_attention
+from tivtok_kernels import (
+    RangeLayout,
+    Scope,
+    Segment,
+    SifLayout,
+    available_backends,
+    backends,
+    broadcast_attention,
+    range_attention,
+    sif_attention,
+)
 from tivtok_kernels.problem import Problem
 
 Attention = Callable[[Inputs], Tensor]
@@ -76,13 +86,17 @@ def _own(backend: str) -> Peer:
             return _too_large(2 * case.heads * case.rows * case.columns, device)
         return None
 
-    def prepare(case: Case, device: torch.device) -> Attention:
-        layout, scope = case.layout, case.scope
-        if scope == "broadcast":
-            return lambda x: broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=layout, backend=backend)
-        return lambda x: sif_attention(x.q, x.k, x.v, layout, tiv_scope=scope, backend=backend)
+    return Peer(own_name(backend), why_not, lambda case, device: own_attention(case, backend))
 
-    return Peer(own_name(backend), why_not, prepare)
+
+def own_attention(case: Case, backend: str) -> Attention:
+    """One call of ``tivtok_kernels``."""
+    layout, scope = case.layout, case.scope
+    if isinstance(layout, RangeLayout):
+        return lambda x: range_attention(x.q, x.k, x.v, layout, backend=backend)
+    if scope == "broadcast":
+        return lambda x: broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=layout, backend=backend)
+    return lambda x: sif_attention(x.q, x.k, x.v, layout, tiv_scope=scope, backend=backend)
 
 
 def _too_large(elements: int, device: torch.device) -> str | None:
@@ -94,7 +108,8 @@ def _too_large(elements: int, device: torch.device) -> str | None:
 
 
 def _dense_why_not(case: Case, device: torch.device) -> str | None:
-    return _too_large(sum(clip.total_tokens**2 for _, clip in case.clips), device)
+    masks = [clip.ranges(case.scope) for _, clip in case.clips]
+    return _too_large(sum(mask.q_rows * (mask.k_rows + (mask.a_rows or 0)) for mask in masks), device)
 
 
 def _cudnn_why_not(case: Case, device: torch.device) -> str | None:
@@ -105,7 +120,7 @@ def _cudnn_why_not(case: Case, device: torch.device) -> str | None:
 
 def _dense(case: Case, device: torch.device, backend: SDPBackend | None) -> Attention:
     clips = case.clips
-    masks = [clip.visibility(case.scope, device) for _, clip in clips]
+    masks = [clip.ranges(case.scope).visibility(device) for _, clip in clips]
 
     def attention(x: Inputs) -> Tensor:
         outs = [
@@ -126,17 +141,19 @@ def _dense(case: Case, device: torch.device, backend: SDPBackend | None) -> Atte
 
 def _per_clip(x: Inputs, case: Case) -> Iterator[Inputs]:
     """Views of the clips as (count, rows, H, D), equal clips together."""
-    row = tiv_row = 0
+    row = key = tiv_key = 0
     for count, clip in case.clips:
-        rows, tiv_rows = (clip.local_tokens if x.k_tiv is not None else clip.total_tokens), clip.tiv_tokens
+        mask = clip.ranges(case.scope)
+        tiv_keys = mask.a_rows or 0
 
-        def rows_of(t: Tensor, start: int, length: int, count: int = count) -> Tensor:
+        def of_clips(t: Tensor, start: int, length: int, count: int = count) -> Tensor:
             return t[start : start + count * length].unflatten(0, (count, length))
 
-        local = [rows_of(t, row, rows) for t in (x.q, x.k, x.v, x.dout)]
-        tiv = [None if t is None else rows_of(t, tiv_row, tiv_rows) for t in (x.k_tiv, x.v_tiv)]
-        yield Inputs(*local, *tiv)
-        row, tiv_row = row + count * rows, tiv_row + count * tiv_rows
+        q, dout = (of_clips(t, row, mask.q_rows) for t in (x.q, x.dout))
+        k, v = (of_clips(t, key, mask.k_rows) for t in (x.k, x.v))
+        tiv = [None if t is None else of_clips(t, tiv_key, tiv_keys) for t in (x.k_tiv, x.v_tiv)]
+        yield Inputs(q, k, v, dout, *tiv)
+        row, key, tiv_key = row + count * mask.q_rows, key + count * mask.k_rows, tiv_key + count * tiv_keys
 
 
 def _key_joined(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,8 +178,8 @@ def _packed(outs: list[Tensor]) -> Tensor:
 
 def _copied(case: Case) -> Attention:
     layout = case.layout
-    if layout.is_uniform and len(set(layout.frame_tokens[0])) == 1:
-        return lambda x: _copied_uniform(next(_per_clip(x, case)), case)
+    if isinstance(layout, SifLayout) and layout.is_uniform and len(set(layout.frame_tokens[0])) == 1:
+        return lambda x: _copied_uniform(next(_per_clip(x, case)), layout, case.scope)
 
     segments = case.segments()
 
@@ -179,10 +196,10 @@ def _copied(case: Case) -> Attention:
     return attention
 
 
-def _copied_uniform(x: Inputs, case: Case) -> Tensor:
+def _copied_uniform(x: Inputs, layout: SifLayout, scope: Scope) -> Tensor:
     """Equal clips of equal frames: one call for the TIV rows, one for all frames."""
-    num_tiv, frames = case.layout.num_tiv[0], len(case.layout.frame_tokens[0])
-    own_tiv = 0 if case.scope == "broadcast" else num_tiv  # TIV rows among the packed rows
+    num_tiv, frames = layout.num_tiv[0], len(layout.frame_tokens[0])
+    own_tiv = 0 if scope == "broadcast" else num_tiv  # TIV rows among the packed rows
 
     def with_tiv(tiv: Tensor, local: Tensor) -> Tensor:  # (B, M, H, D), (B, T * L, H, D) -> (B * T, M + L, H, D)
         local = local.unflatten(1, (frames, -1))
@@ -196,7 +213,7 @@ def _copied_uniform(x: Inputs, case: Case) -> Tensor:
     local = local.unflatten(0, (-1, frames)).flatten(1, 2)
     if not own_tiv:
         return local.flatten(0, 1)
-    seen = slice(None) if case.scope == "clip" else slice(own_tiv)
+    seen = slice(None) if scope == "clip" else slice(own_tiv)
     tiv = F.scaled_dot_product_attention(*_heads_first((x.q[:, :own_tiv], x.k[:, seen], x.v[:, seen]))).transpose(1, 2)
     return torch.cat([tiv, local], dim=1).flatten(0, 1)
 
@@ -212,11 +229,12 @@ def _flex_why_not(case: Case, device: torch.device) -> str | None:
             return "compiles for half a minute per shape on a CPU: measured on one case only"
         if shutil.which("c++") is None and shutil.which("g++") is None:
             return "torch.compile needs a C++ compiler"
-    return _too_large(_flex_rows(case) ** 2, device)
+    return _too_large(case.rows * case.columns // _equal_clips(case) ** 2, device)
 
 
-def _flex_rows(case: Case) -> int:
-    return case.rows // case.layout.num_clips if case.layout.is_uniform else case.rows
+def _equal_clips(case: Case) -> int:
+    """How many clips share one mask; 1 where they are not equal."""
+    return case.layout.num_clips if isinstance(case.layout, SifLayout) and case.layout.is_uniform else 1
 
 
 def _bounds(s: Segment) -> tuple[int, int, int, int]:
@@ -225,7 +243,7 @@ def _bounds(s: Segment) -> tuple[int, int, int, int]:
 
 def flex(case: Case, device: torch.device, kernel_options: dict[str, str] | None) -> Attention:
     """FlexAttention with a block mask: equal clips as a batch that shares one mask, ragged ones as one packed row."""
-    count = case.layout.num_clips if case.layout.is_uniform else 1
+    count = _equal_clips(case)
     one = Case(case.name, case.clips[0][1] if count > 1 else case.layout, case.scope, case.dtype)
     segments = one.segments()
     lengths = torch.tensor([s.q_len for s in segments])

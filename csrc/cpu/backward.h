@@ -13,6 +13,22 @@ struct KeyRows {
     static int64_t scratch(int64_t rows, int64_t columns) { return 4 * rows * columns; }
 };
 
+// Rows cut into blocks of almost equal length.
+struct Blocks {
+    int64_t rows, length;
+
+    Blocks(int64_t rows, int64_t most, int64_t unit) : rows(rows) {
+        const int64_t count = (rows + most - 1) / most;
+        length = count ? round_up((rows + count - 1) / count, unit) : 0;
+    }
+    int64_t count() const { return length ? (rows + length - 1) / length : 0; }
+    int64_t first(int64_t block) const { return block * length; }
+    int64_t size(int64_t block) const { return block + 1 < count() ? length : rows - first(block); }
+};
+
+// Which gradients a block of scores is differentiated for.
+enum class Wanted { all, rows, keys };
+
 // Query rows of one head, at most BACKWARD_ROWS of them: as rows, transposed, and their statistics.
 class RowBlock {
   public:
@@ -50,8 +66,8 @@ class RowBlock {
     }
 
     // Adds what keys [first, end) and these rows give one another. `weights`, `dscores`: room for a block.
-    void attend(const KeyRows& keys, int64_t first, int64_t end, float c, Ahead& ahead, float* weights,
-                float* dscores) const {
+    void attend(const KeyRows& keys, int64_t first, int64_t end, float c, Ahead& ahead, float* weights, float* dscores,
+                Wanted wanted = Wanted::all) const {
         if (first >= end) return;
         const int64_t count = end - first;
         for (int64_t g = 0; g < groups_.count; g++)
@@ -59,10 +75,22 @@ class RowBlock {
                 constexpr int V = decltype(vectors)::value;
                 float *const p = weights + g * BACKWARD_KEYS * WIDTH, *const ds = dscores + g * BACKWARD_KEYS * WIDTH;
                 differentiate<V>(g, keys, first, end, c, ahead, p, ds);
-                add_dq<V>(dq_ + g * WIDTH * columns_, keys.k, first, count, ds);
+                if (wanted != Wanted::keys) add_dq<V>(dq_ + g * WIDTH * columns_, keys.k, first, count, ds);
             });
+        if (wanted == Wanted::rows) return;
         add_outer(weights, dout_, keys.dv, first, count);
         add_outer(dscores, q_, keys.dk, first, count);
+    }
+
+    // The same for any number of keys, block by block.
+    void attend_all(const KeyRows& keys, int64_t first, int64_t end, float c, Ahead& ahead, float* weights,
+                    float* dscores, Wanted wanted = Wanted::all) const {
+        if (first >= end) return;
+        const Blocks blocks(end - first, BACKWARD_KEYS, 12);
+        for (int64_t b = 0; b < blocks.count(); b++) {
+            const int64_t from = first + blocks.first(b);
+            attend(keys, from, from + blocks.size(b), c, ahead, weights, dscores, wanted);
+        }
     }
 
     const Groups& groups() const { return groups_; }
@@ -185,19 +213,6 @@ class RowBlock {
     float *q_transposed_, *dout_transposed_, *dq_, *lse_, *delta_;
 };
 
-// Rows cut into blocks of almost equal length.
-struct Blocks {
-    int64_t rows, length;
-
-    Blocks(int64_t rows, int64_t most, int64_t unit) : rows(rows) {
-        const int64_t count = (rows + most - 1) / most;
-        length = count ? round_up((rows + count - 1) / count, unit) : 0;
-    }
-    int64_t count() const { return length ? (rows + length - 1) / length : 0; }
-    int64_t first(int64_t block) const { return block * length; }
-    int64_t size(int64_t block) const { return block + 1 < count() ? length : rows - first(block); }
-};
-
 TIVTOK_INLINE Blocks row_blocks(int64_t rows) { return Blocks(rows, BACKWARD_ROWS, LANES); }
 
 // Floats of a block's weights or of their gradients.
@@ -206,14 +221,14 @@ constexpr int64_t BLOCK_SCRATCH = (BACKWARD_ROWS / WIDTH + 1) * WIDTH * BACKWARD
 TIVTOK_INLINE int64_t frame_keys(const Plan& plan, const Unit& unit) {
     int64_t most = 0;
     for (int64_t f = 0; f < unit.frames; f++) {
-        const int64_t tokens = plan.frames[unit.frame + f].tokens;
-        most = tokens > most ? tokens : most;
+        const int64_t keys = plan.frames[unit.frame + f].keys;
+        most = keys > most ? keys : most;
     }
     return most;
 }
 
-TIVTOK_INLINE int64_t tiv_rows_scratch(int64_t num_tiv, int64_t group, int64_t columns) {
-    const Blocks blocks = row_blocks(num_tiv);
+TIVTOK_INLINE int64_t row_blocks_scratch(int64_t rows, int64_t group, int64_t columns) {
+    const Blocks blocks = row_blocks(rows);
     return group * blocks.count() * RowBlock::scratch(blocks.length, columns);
 }
 
@@ -221,8 +236,32 @@ int64_t backward_scratch(const BackwardParams& params, const Unit& unit) {
     const int64_t columns = round_up(params.shape.head_dim, PANEL);
     const int64_t keys = KeyRows::scratch(unit.num_tiv + frame_keys(params.plan, unit), columns);
     const int64_t own = RowBlock::scratch(BACKWARD_ROWS, columns);
-    const int64_t tiv = has_tiv_rows(unit) ? tiv_rows_scratch(unit.num_tiv, params.shape.group, columns) : 0;
+    const int64_t tiv = has_tiv_rows(unit) ? row_blocks_scratch(unit.num_tiv, params.shape.group, columns) : 0;
     return keys + own + tiv + 2 * BLOCK_SCRATCH;
+}
+
+// dQ of a block: the scale times (columns, WIDTH) sums of each group -> rows of the tensor.
+void write_dq(const BackwardParams& params, const RowBlock& block, int64_t head, int64_t row, float scale) {
+    const Shape& shape = params.shape;
+    for (int64_t g = 0; g < block.groups().count; g++)
+        for_vectors(block.groups().num_vectors(g), [&](auto vectors) {
+            Vec factor[decltype(vectors)::value];
+            for (Vec& x : factor) x = splat(scale);
+            for_type(shape.type, [&](auto* type) {
+                auto* rows = static_cast<decltype(type)>(params.dq) +
+                             ((row + block.groups().first_row(g)) * shape.heads + head) * shape.head_dim;
+                transpose_out(block.dq(g), factor, block.size(g), shape.head_dim, rows, shape.heads * shape.head_dim);
+            });
+        });
+}
+
+void write_keys(const BackwardParams& params, const KeyRows& keys, int64_t key_head, int64_t count, int64_t row,
+                void* dk, void* dv, float scale) {
+    const int64_t key_heads = params.shape.heads / params.shape.group;
+    for (int64_t i = 0; i < count; i++) {
+        write_row(params.shape, key_heads, dk, row + i, key_head, keys.dk.at(i, 0), count * PANEL, scale);
+        write_row(params.shape, key_heads, dv, row + i, key_head, keys.dv.at(i, 0), count * PANEL, 1.f);
+    }
 }
 
 class BackwardUnit {
@@ -246,7 +285,7 @@ class BackwardUnit {
         const bool with_tiv_rows = has_tiv_rows(unit_);
         if (with_tiv_rows) {
             tiv_rows_ = scratch_;
-            scratch_ += tiv_rows_scratch(unit_.num_tiv, params_.shape.group, columns_);
+            scratch_ += row_blocks_scratch(unit_.num_tiv, params_.shape.group, columns_);
             for_tiv_rows([&](RowBlock& block, int64_t head, int64_t first) {
                 block.pack(params_, head, unit_.tiv_row + first);
                 attend(block, tiv_keys, unit_.self, unit_.self_end);
@@ -257,7 +296,9 @@ class BackwardUnit {
             run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv_keys);
         if (with_tiv_rows)
             for_tiv_rows([&](RowBlock& block, int64_t head, int64_t first) { finish_tiv(block, head, first); });
-        if (unit_.k_slot < 0) write_keys(tiv_keys, unit_.num_tiv, unit_.tiv_key, params_.dk_tiv, params_.dv_tiv);
+        if (unit_.k_slot < 0)
+            write_keys(params_, tiv_keys, key_head_, unit_.num_tiv, unit_.tiv_key, params_.dk_tiv, params_.dv_tiv,
+                       scale_);
     }
 
   private:
@@ -284,12 +325,7 @@ class BackwardUnit {
     }
 
     void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end) {
-        if (first >= end) return;
-        const Blocks blocks(end - first, BACKWARD_KEYS, 12);
-        for (int64_t b = 0; b < blocks.count(); b++) {
-            const int64_t from = first + blocks.first(b);
-            rows.attend(keys, from, from + blocks.size(b), c_, ahead_, weights_, dscores_);
-        }
+        rows.attend_all(keys, first, end, c_, ahead_, weights_, dscores_);
     }
 
     // Calls body(block, head, first row of the block among the TIV rows).
@@ -319,11 +355,12 @@ class BackwardUnit {
                 look_ahead(frame, another, head, row + blocks.size(b), b + 1 < blocks.count() ? blocks.size(b + 1) : 0);
                 attend(block, tiv_keys, 0, unit_.num_tiv);
                 attend(block, own_keys, 0, frame.tokens);
-                write_dq(block, head, row);
+                write_dq(params_, block, head, row, scale_);
             }
         if (unit_.tiv_sees_rows)
             for_tiv_rows([&](RowBlock& block, int64_t, int64_t) { attend(block, own_keys, first, end); });
-        if (unit_.frame_slot < 0) write_keys(own_keys, frame.tokens, frame.row, params_.dk, params_.dv);
+        if (unit_.frame_slot < 0)
+            write_keys(params_, own_keys, key_head_, frame.keys, frame.key, params_.dk, params_.dv, scale_);
     }
 
     // The next rows of a frame, if there are any, or the next frame.
@@ -345,27 +382,7 @@ class BackwardUnit {
         ahead_.add(contiguous(params_.dq, shape.heads, shape), head, row, rows);
     }
 
-    void write_dq(const RowBlock& block, int64_t head, int64_t row) const {
-        for (int64_t g = 0; g < block.groups().count; g++)
-            write_group(params_, block.dq(g), block.groups(), g, block.size(g), head, row, scale_);
-    }
-
   public:
-    // dQ of a group: (columns, WIDTH) sums times the scale -> rows of the tensor.
-    static void write_group(const BackwardParams& params, const float* dq, const Groups& groups, int64_t g,
-                            int64_t count, int64_t head, int64_t row, float scale) {
-        const Shape& shape = params.shape;
-        for_vectors(groups.num_vectors(g), [&](auto vectors) {
-            Vec factor[decltype(vectors)::value];
-            for (Vec& x : factor) x = splat(scale);
-            for_type(shape.type, [&](auto* type) {
-                auto* rows = static_cast<decltype(type)>(params.dq) +
-                             ((row + groups.first_row(g)) * shape.heads + head) * shape.head_dim;
-                transpose_out(dq, factor, count, shape.head_dim, rows, shape.heads * shape.head_dim);
-            });
-        });
-    }
-
     static float* q_slot(const BackwardParams& params, int64_t slot, int64_t num_tiv, int64_t head) {
         const int64_t columns = round_up(params.shape.head_dim, PANEL);
         return params.part_q + (slot * params.shape.heads + head * round_up(num_tiv, SLOT_ROWS)) * columns;
@@ -373,7 +390,7 @@ class BackwardUnit {
 
   private:
     void finish_tiv(const RowBlock& block, int64_t head, int64_t first) const {
-        if (unit_.q_slot < 0) return write_dq(block, head, unit_.tiv_row + first);
+        if (unit_.q_slot < 0) return write_dq(params_, block, head, unit_.tiv_row + first, scale_);
         // Rows of columns, so that blocks of rows need no padding of their own.
         float* to = q_slot(params_, unit_.q_slot, unit_.num_tiv, head) + first * columns_;
         for (int64_t g = 0; g < block.groups().count; g++)
@@ -384,14 +401,6 @@ class BackwardUnit {
                 transpose_out(block.dq(g), factor, block.size(g), columns_, to + block.groups().first_row(g) * columns_,
                               columns_);
             });
-    }
-
-    void write_keys(const KeyRows& keys, int64_t count, int64_t row, void* dk, void* dv) const {
-        const int64_t key_heads = params_.shape.heads / params_.shape.group;
-        for (int64_t i = 0; i < count; i++) {
-            write_row(params_.shape, key_heads, dk, row + i, key_head_, keys.dk.at(i, 0), count * PANEL, scale_);
-            write_row(params_.shape, key_heads, dv, row + i, key_head_, keys.dv.at(i, 0), count * PANEL, 1.f);
-        }
     }
 
     const BackwardParams& params_;

@@ -193,6 +193,14 @@ TIVTOK_EXPORT int tivtok_cpu_backward(const int64_t* fields, double scale, int64
         float* const memory = scratch.reserve(variant.backward_scratch(params, unit));
         variant.backward_unit(params, unit, i % key_heads, c, memory);
     });
+    const int64_t runs = plan.num_row_runs + plan.num_key_runs;
+    done = done && for_each(runs * key_heads, threads, run, [&](int64_t i, int64_t) {
+               const bool of_keys = i / key_heads < plan.num_key_runs;
+               const Run& own =
+                   of_keys ? plan.key_runs[i / key_heads] : plan.row_runs[i / key_heads - plan.num_key_runs];
+               float* const memory = scratch.reserve(variant.run_scratch(params, own));
+               (of_keys ? variant.key_gradients : variant.row_gradients)(params, own, i % key_heads, c, memory);
+           });
     done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i, int64_t) {
                variant.merge_q(params, plan.q_merges[i / heads], i % heads, c);
            });

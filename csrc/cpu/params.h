@@ -21,7 +21,7 @@ struct Frame {
 };
 
 // What one thread does for one key head in one go: some frames of a clip, or some rows of one large frame, and what the
-// clip's TIV rows see there. Of a mask of two ranges (forward only) TIV keys are range A, frames are runs of rows with
+// clip's TIV rows see there. Of a mask of two ranges TIV keys are range A, frames are runs of rows with
 // range B, and there are no TIV rows. See tivtok_kernels/cpu/plan.py.
 struct Unit {
     int64_t tiv_row;         // first of the clip's TIV rows in q
@@ -42,12 +42,20 @@ struct Merge {
     int64_t slot, slots;  // row of the first in the workspace, and how many
 };
 
+// Rows and the two ranges of keys that they see, or keys and the two ranges of rows that see them.
+struct Run {
+    int64_t start, length;
+    int64_t a, a_length, b, b_length;
+};
+
 struct Plan {
     const Unit* units;  // (num_units)
     int64_t num_units;
     const Frame* frames;
     const Merge *q_merges, *k_merges, *frame_merges;
     int64_t num_q_merges, num_k_merges, num_frame_merges;
+    const Run *row_runs, *key_runs;  // in the place of units in the backward of a mask of two ranges
+    int64_t num_row_runs, num_key_runs;
 };
 
 struct Shape {
@@ -106,6 +114,9 @@ struct Variant {
     void (*backward_unit)(const BackwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
     void (*merge_q)(const BackwardParams&, const Merge&, int64_t head, float scale);
     void (*merge_keys)(const BackwardParams&, const Merge&, int64_t key_head, float scale, bool tiv);
+    int64_t (*run_scratch)(const BackwardParams&, const Run&);
+    void (*row_gradients)(const BackwardParams&, const Run&, int64_t key_head, float scale, float* scratch);
+    void (*key_gradients)(const BackwardParams&, const Run&, int64_t key_head, float scale, float* scratch);
 };
 
 }  // namespace tivtok

@@ -17,6 +17,7 @@ namespace {
 #include "rows.h"
 #include "forward.h"
 #include "backward.h"
+#include "backward_runs.h"
 // clang-format on
 }  // namespace
 
@@ -30,5 +31,8 @@ const Variant TIVTOK_VARIANT = {TIVTOK_TEXT(TIVTOK_VARIANT),
                                 backward_scratch,
                                 backward_unit,
                                 merge_q,
-                                merge_keys};
+                                merge_keys,
+                                run_scratch,
+                                row_gradients,
+                                key_gradients};
 }  // namespace tivtok

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.attention import libraries, peers
 from benchmarks.attention.cases import Case, Inputs, make_inputs
 from benchmarks.compare import all_peers, disagreement, measure, run, truth
-from tivtok_kernels import Scope, SifLayout
+from tivtok_kernels import RangeLayout, Scope, SifLayout
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def scope(request) -> Scope:
     return request.param
 
 
-def check(peer: peers.Peer, layout: SifLayout, scope: Scope, backward: bool) -> None:
+def check(peer: peers.Peer, layout: SifLayout | RangeLayout, scope: Scope, backward: bool) -> None:
     case = Case("tiny", layout, scope, torch.float32, backward, heads=2, head_dim=8)
     inputs = make_inputs(case, CPU)
     results = run(peer.prepare(case, CPU), inputs, backward)
@@ -52,6 +52,19 @@ def peer_named(start: str) -> peers.Peer:
 @pytest.mark.parametrize("backward", [False, True])
 def test_cpu_peers(name: str, layout: SifLayout, scope: Scope, backward: bool) -> None:
     check(peer_named(name), layout, scope, backward)
+
+
+MASKS = {
+    "windows": LAYOUTS["ragged"].frame_windows(1, 0),
+    "prefix": RangeLayout.shared_prefix([3], [[2, 4]], prefix_queries=False),
+    "cross": RangeLayout.cross([3, 4], [2, 5]),
+}
+
+
+@pytest.mark.parametrize("name", [peers.DENSE, peers.COPIED, "tivtok sdpa", "tivtok reference"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_peers_with_other_masks(name: str, mask: str) -> None:
+    check(peer_named(name), MASKS[mask], "ranges", backward=True)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

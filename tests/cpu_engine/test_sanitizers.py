@@ -55,7 +55,8 @@ class Recorder:
         monkeypatch.setattr(backend, "_run", self.run)
         for name in ("_strided", "_addresses"):
             monkeypatch.setattr(backend, name, self.remembering(getattr(backend, name)))
-        monkeypatch.setattr(backend, "make_plan", self.make_plan)
+        for name in ("make_plan", "plan_gradients"):
+            monkeypatch.setattr(backend, name, self.planning(getattr(plan, name)))
         monkeypatch.setattr(backend, "_load_error", lambda: None)
 
     def remember(self, *tensors: Tensor | None) -> None:
@@ -71,11 +72,14 @@ class Recorder:
 
         return call
 
-    def make_plan(self, layout: SifLayout, scope: str, most_rows: int) -> plan.Plan:
-        self.buffers.clear()
-        made = plan.make_plan(layout, scope, 96)
-        self.remember(*made[:5])
-        return made
+    def planning(self, function):
+        def call(*arguments):
+            self.buffers.clear()
+            made = function(*arguments[:-1], min(arguments[-1], 96))  # small units
+            self.remember(*(x for x in made if isinstance(x, Tensor)))
+            return made
+
+        return call
 
     def run(self, name: str, fields: tuple[int, ...], scale: float) -> None:
         order = {address: -1 - i for i, address in enumerate(self.buffers)}
@@ -112,11 +116,18 @@ def test_no_access_out_of_bounds(driver, variant, scope, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["portable", "avx512"])
-def test_no_access_out_of_bounds_with_two_ranges(driver, variant, monkeypatch):
-    layout = RangeLayout.from_runs(
-        [(100, (0, 150), (150, 290)), (3, (0, 150), (0, 0)), (2, (290, 300), (20, 200))], 300
-    )
-    q, k, v = (torch.randn(rows, heads, 24) for rows, heads in ((105, 2), (300, 1), (300, 1)))
-    expected = range_attention(q, k, v, layout, backend="reference")
-    Recorder(driver, variant, monkeypatch)
-    torch.testing.assert_close(range_attention(q, k, v, layout, backend="cpu"), expected, rtol=1e-4, atol=1e-5)
+def test_no_access_out_of_bounds_under_two_ranges(driver, variant, monkeypatch):
+    runs = [(100, (0, 150), (150, 290)), (3, (0, 150), (0, 0)), (2, (290, 300), (20, 200)), (1, (0, 0), (300, 600))]
+    layout = RangeLayout.from_runs(runs, 603)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(rows, heads, 24, generator=draw) for rows, heads in ((106, 2), (603, 1), (603, 1)))
+    results = {}
+    for name in ("reference", "cpu"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        with monkeypatch.context() as patch:
+            recorder = Recorder(driver, variant, patch)
+            out = range_attention(*leaves, layout, backend=name)
+            results[name] = [out, *torch.autograd.grad(out, leaves, q)]
+    assert recorder.calls == 2
+    for got, expected in zip(results["cpu"], results["reference"], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

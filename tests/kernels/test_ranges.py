@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import assert_within_budget
 
-from tivtok_kernels import BackendUnavailable, RangeLayout, SifLayout, available_backends, range_attention
+from tivtok_kernels import RangeLayout, SifLayout, available_backends, range_attention
 from tivtok_kernels.reference import masked_attention
 
 CLIPS = SifLayout.from_lengths([3, 0, 2], [[4, 0, 2, 3], [2, 3, 1], []])
@@ -87,64 +87,41 @@ def from_key_runs(layout):
     return mask
 
 
-FORWARD_ONLY = ("cpu", "flex")  # on CPU tensors
-
-
-def backends_here(*, forward_only):
+def backends_here():
     status = available_backends("cpu", torch.float32, 16)
     return [
-        pytest.param(name, marks=pytest.mark.skipif(reason != "ok", reason=reason))
-        for name, reason in status.items()
-        if (name in FORWARD_ONLY) == forward_only
+        pytest.param(n, marks=pytest.mark.skipif(s != "ok", reason=s))
+        for n, s in status.items()
+        if n != "flex"  # no gradients there
     ]
 
 
-@pytest.mark.parametrize("backend", backends_here(forward_only=False))
+@pytest.mark.parametrize("backend", backends_here())
 @pytest.mark.parametrize("name", CASES)
 def test_within_budget_of_the_dense_oracle(name, backend, monkeypatch):
-    """Output, LSE and gradients against float64 attention under the dense mask, differentiated by autograd."""
     if backend == "triton":
         from tivtok_kernels.triton import configs
 
         monkeypatch.setattr(configs, "select", lambda *_: configs.Config(16, 16, 4, 1, 1))
-    check(*CASES[name], backend)
+    layout, mask = CASES[name]
+    check(layout, mask, backend)
 
 
-@pytest.mark.parametrize("backend", backends_here(forward_only=True))
-@pytest.mark.parametrize("name", CASES)
-def test_forward_within_budget_of_the_dense_oracle(name, backend):
-    check_forward(*CASES[name], backend)
-
-
-def check(layout, mask, backend, heads=2, kv_heads=1, head_dim=16):
-    q, k, v, dout, dlse = draw(mask, heads, kv_heads, head_dim)
+def check(layout, mask, backend, heads=2, kv_heads=1, head_dim=16, dtype=torch.float32):
+    """Output, LSE and gradients against float64 attention under the dense mask, differentiated by autograd."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(len(mask), heads), (mask.shape[1], kv_heads), (mask.shape[1], kv_heads), (len(mask), heads)]
+    q, k, v, dout = (torch.randn(*shape, head_dim, generator=draw).to(dtype) for shape in shapes)
+    dlse = torch.randn(len(mask), heads, generator=draw)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     got = range_attention(*leaves, layout, backend=backend, return_lse=True)
     truth = masked_attention(*exact, mask, head_dim**-0.5)
     results = [*got, *torch.autograd.grad(got, leaves, (dout, dlse))]
     expected = [*truth, *torch.autograd.grad(truth, exact, (dout.double(), dlse.double()))]
-    arithmetic = Arithmetic.of("sdpa" if backend == "auto" else backend, torch.float32)  # whose backward auto takes
-    found = budgets(arithmetic, mask, (q, k, v), dout, dlse, head_dim**-0.5)
+    found = budgets(Arithmetic.of(backend, dtype), mask, (q, k, v), dout, dlse, head_dim**-0.5)
     for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), results, expected, strict=True):
         assert_within_budget(name, x.detach(), y.detach(), found[name])
-
-
-def check_forward(layout, mask, backend, heads=2, kv_heads=1, head_dim=16):
-    q, k, v, dout, dlse = draw(mask, heads, kv_heads, head_dim)
-    got = range_attention(q, k, v, layout, backend=backend, return_lse=True)
-    truth = masked_attention(q.double(), k.double(), v.double(), mask, head_dim**-0.5)
-    found = budgets(Arithmetic.of(backend, torch.float32), mask, (q, k, v), dout, dlse, head_dim**-0.5)
-    for name, x, y in zip(("out", "lse"), got, truth, strict=True):
-        assert_within_budget(name, x, y, found[name])
-
-
-def draw(mask, heads, kv_heads, head_dim):
-    """q, k, v and the gradients of output and LSE."""
-    numbers = torch.Generator().manual_seed(0)
-    shapes = [(len(mask), heads), (mask.shape[1], kv_heads), (mask.shape[1], kv_heads), (len(mask), heads)]
-    tensors = [torch.randn(*shape, head_dim, generator=numbers) for shape in shapes]
-    return *tensors, torch.randn(len(mask), heads, generator=numbers)
 
 
 def dense(runs, num_keys):
@@ -155,27 +132,6 @@ def dense(runs, num_keys):
         for key, end in ranges:
             mask[start : start + n, key:end] = True
     return mask
-
-
-cpu_engine = pytest.mark.skipif(available_backends("cpu", torch.float32, 8)["cpu"] != "ok", reason="not built")
-
-
-@cpu_engine
-def test_the_cpu_engine_leaves_gradients_to_others():
-    layout, mask = CASES["shared prefix"]
-    x = torch.zeros(layout.q_rows, 1, 8, requires_grad=True)
-    with pytest.raises(BackendUnavailable, match="its backward computes masks of clips and frames"):
-        range_attention(x, x, x, layout, backend="cpu").sum().backward()
-    check(layout, mask, "auto")
-
-
-@cpu_engine
-@pytest.mark.parametrize("rows", [1, 40, 700])
-def test_the_cpu_engine_takes_ranges_longer_than_its_blocks_and_units(rows):
-    """Range A shared by several runs, or the longer or shorter of one; no range B; 150 and 300 keys."""
-    runs = [(rows, (0, 150), (150, 450)), (3, (0, 150), (450, 451)), (5, (0, 150), (0, 0))]
-    runs += [(rows, (160, 440), (451, 600)), (2, (0, 0), (7, 140))]
-    check_forward(RangeLayout.from_runs(runs, 600), dense(runs, 600), "cpu", heads=4, kv_heads=2)
 
 
 @st.composite
@@ -205,8 +161,6 @@ def test_any_two_ranges_are_transposed_or_refused(case):
     assert torch.equal(layout.visibility(), mask)
     assert torch.equal(from_key_runs(layout), mask.long())
     assert RangeLayout.from_tensor(layout.encoded) == layout
-    if len(mask) and available_backends("cpu", torch.float32, 16)["cpu"] == "ok":
-        check_forward(layout, mask, "cpu")
 
 
 def test_repeat_is_what_the_constructor_makes_of_twice_the_lengths():

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tivtok_kernels.cpu.plan import Plan, make_plan
+from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
 from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.ranges import RangeLayout
 
 NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
 MAX_HEAD_DIM = 256
@@ -42,8 +43,6 @@ def why_not(problem: Problem) -> str | None:
         return f"it computes in float32, which is not enough for {str(problem.dtype).removeprefix('torch.')}"
     if problem.head_dim is not None and problem.head_dim > MAX_HEAD_DIM:
         return f"head_dim must be at most {MAX_HEAD_DIM}, got {problem.head_dim}"
-    if not problem.of_clips and problem.direction == "backward":
-        return "its backward computes masks of clips and frames (SifLayout), not any two ranges"
     return _load_error()
 
 
@@ -69,7 +68,10 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     q, k, v = call.q, call.k, call.v
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
+    if isinstance(call.layout, RangeLayout):
+        plan = plan_gradients(call.layout, heads // key_heads)
+    else:
+        plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
     part_q = _scratch(q, plan.q_slots * heads * columns)
     part_k = _scratch(q, plan.k_slots * key_heads * 2 * columns)

@@ -4,8 +4,9 @@ A unit is some frames of a clip, or some rows of one large frame, for one key he
 then goes from frame to frame, and takes the TIV rows along over the keys of these frames. Where a clip has several
 units, each leaves what it has of the TIV rows (or keys) in a slot of a workspace; slots are added up in their order.
 
-A mask of two ranges (forward only) is planned as if range A were TIV keys and each run of rows a frame with range B as
-its keys; a run that shares range A with no other goes through the longer range and packs the shorter one at once.
+A mask of two ranges is planned as if range A were TIV keys and each run of rows a frame with range B as its keys; a run
+that shares range A with no other goes through the longer range and packs the shorter one at once. Its backward has no
+units, since runs may share keys of range B: each dQ is made whole by one thread, and so are each dK and dV.
 
 Units depend on lengths alone, never on the number of threads: results are the same bit for bit for any number.
 """
@@ -17,11 +18,13 @@ from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.ranges import RangeLayout, Segment
+from tivtok_kernels.schedule import cut
 
 # Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
 PAIRS_PER_UNIT = 1 << 17
@@ -29,12 +32,18 @@ PAIRS_PER_UNIT = 1 << 17
 # Slots of TIV rows are rounded up to this many rows (SLOT_ROWS of csrc/cpu/params.h).
 SLOT_ROWS = 48
 
+# Rows (of all heads of a key head) and keys of a run that a thread differentiates at a time: they stay in the
+# second-level cache while what they see, or what sees them, passes by.
+_RUN_ROWS = 384
+_RUN_KEYS = 240
+
 
 class Plan(NamedTuple):
     """Tables for csrc/cpu/params.h, int64, and how many rows the workspaces need.
 
     Attributes:
         units: (units, 13). frames: (frames, 4). q_merges, k_merges, frame_merges: (merges, 4).
+        row_runs, key_runs: (runs, 6).
         q_slots, k_slots, frame_slots: rows of the workspaces of TIV rows, TIV keys and frame keys.
         fields: the tables as the C structure `Plan` has them.
     """
@@ -44,6 +53,8 @@ class Plan(NamedTuple):
     q_merges: Tensor
     k_merges: Tensor
     frame_merges: Tensor
+    row_runs: Tensor
+    key_runs: Tensor
     q_slots: int
     k_slots: int
     frame_slots: int
@@ -74,6 +85,13 @@ def make_plan(layout: SifLayout | RangeLayout, scope: Scope, most_rows: int) -> 
         row = builder.add_clip(num_tiv, frames, row + num_tiv * (scope != "broadcast"), tiv_row, scope, most_rows)
         tiv_row += num_tiv
     return builder.plan()
+
+
+@lru_cache(maxsize=1024)
+def plan_gradients(layout: RangeLayout, group: int) -> Plan:
+    """The plan of a backward under two ranges, with ``group`` query heads to a key head."""
+    rows = _run_table(layout.query_runs, max(SLOT_ROWS, _RUN_ROWS // group))
+    return _Builder().plan(rows, _run_table(layout.key_runs, _RUN_KEYS))
 
 
 class _Builder:
@@ -136,15 +154,16 @@ class _Builder:
         self.slots[kind] = first + slot_rows * count
         return [first + slot_rows * i for i in range(count)]
 
-    def plan(self) -> Plan:
+    def plan(self, row_runs: Tensor | None = None, key_runs: Tensor | None = None) -> Plan:
         # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
         self.units.sort(key=self._pairs, reverse=True)
         units, frames = _table(self.units, 13), _table(self.frames, 4)
         q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
+        rows, keys = (_table((), 6) if table is None else table for table in (row_runs, key_runs))
         pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
+        fields = (*pointers, len(q), len(k), len(frame), rows.data_ptr(), keys.data_ptr(), len(rows), len(keys))
         slots = self.slots
-        fields = (*pointers, len(q), len(k), len(frame))
-        return Plan(units, frames, q, k, frame, slots["q"], slots["k"], slots["frame"], fields)
+        return Plan(units, frames, q, k, frame, rows, keys, slots["q"], slots["k"], slots["frame"], fields)
 
     def _pairs(self, unit: tuple[int, ...]) -> int:
         num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
@@ -184,6 +203,14 @@ def _spans(tokens: list[int], pairs_of: list[int], most_rows: int) -> list[_Span
 
 def _whole(first: int, end: int, tokens: list[int]) -> _Span:
     return _Span(first, end - first, 0, tokens[first] if end - first == 1 else 0)
+
+
+def _run_table(runs: np.ndarray, block: int) -> Tensor:
+    """Runs as `RangeLayout.key_runs` has them, in pieces of up to ``block`` rows or keys, the longest first."""
+    pieces = cut(runs, block)
+    order = np.argsort(-pieces[:, 1] * (pieces[:, 3] + pieces[:, 5]), kind="stable")
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.ascontiguousarray(pieces[order, :6]))
 
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
