@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack as num_dispatch_modes
 
 from tivtok_kernels import backends, derivatives, operators
 from tivtok_kernels.layout import Scope, SifLayout
@@ -49,7 +48,11 @@ def attend(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options) 
     """
     inputs: tuple[Any, ...] = (*tensors, encoded, *options)
     if not torch.compiler.is_compiling():
-        if num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
+        if not derivatives.transforms_active() and not operators.are_watched(tensors):
+            if derivatives.need_grad(tensors):
+                return _SifAttention.apply(*inputs)
+            return operators.below_autograd(_forward, *inputs)
+        if operators.num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
             import_module("tivtok_kernels.flops").tell_counters()
         if derivatives.transforms_active():
             if options.backend == "reference":
@@ -186,7 +189,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 class _SifAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = operators.below_autograd(sif_attention, *inputs)
+        output = operators.run(sif_attention, _forward, inputs, 5)
         _keep(ctx, inputs, output)
         return output
 
@@ -224,7 +227,9 @@ class _Transformable(torch.autograd.Function):
 def _gradients(*inputs: Any) -> list[Tensor]:
     if torch._C._are_functorch_transforms_active():
         return _gradients_once(*inputs)
-    return sif_attention_backward(*inputs)
+    if torch.is_grad_enabled():  # create_graph=True: the operator's own derivative refuses
+        return sif_attention_backward(*inputs)
+    return operators.run(sif_attention_backward, _backward, inputs, 9)
 
 
 def _gradients_once(*inputs: Any) -> list[Tensor]:

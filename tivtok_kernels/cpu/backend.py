@@ -58,7 +58,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     plan = make_plan(call.layout, call.scope, max(96, _FORWARD_ROWS * key_heads // heads))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = _scratch(q, *q.shape[:2])
-    part = _scratch(q, plan.q_slots * heads * (columns + 2))
+    part = _workspace(q, plan.q_slots, heads * (columns + 2))
     fields = (*_plan_and_shape(plan, call), *_strided(q, k, v, *call.tiv_or_own), *_addresses(out, lse, part))
     _run("tivtok_cpu_forward", fields, call.scale)
     return out, lse
@@ -73,9 +73,9 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     else:
         plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
-    part_q = _scratch(q, plan.q_slots * heads * columns)
-    part_k = _scratch(q, plan.k_slots * key_heads * 2 * columns)
-    part_frame = _scratch(q, plan.frame_slots * key_heads * 2 * columns)
+    part_q = _workspace(q, plan.q_slots, heads * columns)
+    part_k = _workspace(q, plan.k_slots, key_heads * 2 * columns)
+    part_frame = _workspace(q, plan.frame_slots, key_heads * 2 * columns)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
     fields = (
@@ -117,6 +117,11 @@ def _use(library: ctypes.CDLL, name: str, source: str) -> None:
 def _scratch(like: Tensor, *shape: int) -> Tensor:
     """float32 whatever torch's default dtype and device are: the kernels are given its address alone."""
     return like.new_empty(shape, dtype=torch.float32)
+
+
+def _workspace(like: Tensor, rows: int, floats: int) -> Tensor | None:
+    """`_scratch` for so many rows; most plans need none, and an allocation is a good part of a small call."""
+    return _scratch(like, rows * floats) if rows else None
 
 
 def _padded(head_dim: int) -> int:
