@@ -1,4 +1,4 @@
-"""Run by torchrun on two processes: a training step of the model with the frame groups of a clip spread over the processes."""
+"""Run by torchrun on two processes: a training step of the model, each with some of the clips' frame groups."""
 
 from __future__ import annotations
 
