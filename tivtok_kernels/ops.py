@@ -107,6 +107,20 @@ def _describe(
     return call, Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction), options.backend
 
 
+def plan(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options, directions: Sequence[Direction]) -> None:
+    """What `attend` of such tensors would plan; their elements are not read.
+
+    Raises:
+        BackendUnavailable: the named backend cannot run this, with the reason.
+    """
+    q, k, v, k_tiv, v_tiv = tensors
+    assert q is not None and k is not None and v is not None
+    for direction in directions:
+        call, problem, backend = _describe(q, k, v, k_tiv, v_tiv, encoded, options, direction)
+        if q.numel():
+            backends.load(backends.choose("attention", backend, problem)).plan_call(call, direction)
+
+
 def decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:
     decode = RangeLayout.from_tensor if scope == "ranges" else SifLayout.from_tensor
     if torch._C._are_functorch_transforms_active():

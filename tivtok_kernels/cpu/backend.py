@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
@@ -52,10 +52,18 @@ def wins(problem: Problem) -> bool:
     return not by_tiles or (problem.head_dim or 0) <= _WIDEST_AGAINST_TILES
 
 
+def plan_call(call: Call, direction: Direction) -> Plan:
+    heads, key_heads = call.q.shape[1], call.k.shape[1]
+    if direction == "backward" and isinstance(call.layout, RangeLayout):
+        return plan_gradients(call.layout, heads // key_heads)
+    most_rows = _FORWARD_ROWS if direction == "forward" else _BACKWARD_ROWS
+    return make_plan(call.layout, call.scope, max(96, most_rows * key_heads // heads))
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = call.q, call.k, call.v
-    heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    plan = make_plan(call.layout, call.scope, max(96, _FORWARD_ROWS * key_heads // heads))
+    heads, columns = q.shape[1], _padded(q.shape[2])
+    plan = plan_call(call, "forward")
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = _scratch(q, *q.shape[:2])
     part = _workspace(q, plan.q_slots, heads * (columns + 2))
@@ -68,10 +76,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     q, k, v = call.q, call.k, call.v
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    if isinstance(call.layout, RangeLayout):
-        plan = plan_gradients(call.layout, heads // key_heads)
-    else:
-        plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
+    plan = plan_call(call, "backward")
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
     part_q = _workspace(q, plan.q_slots, heads * columns)
     part_k = _workspace(q, plan.k_slots, key_heads * 2 * columns)
