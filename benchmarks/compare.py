@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks import method
 from benchmarks.attention.cases import Case, Inputs, make_inputs
 from benchmarks.attention.libraries import library_peers
-from benchmarks.attention.peers import Attention, Peer, attend, default_peer, own_peers, torch_peers
+from benchmarks.attention.peers import Attention, Peer, default_peer, own_attention, own_peers, torch_peers
 
 CEILING = "matmul ceiling"
 
@@ -49,7 +49,8 @@ def truth(case: Case, inputs: Inputs) -> list[Tensor]:
     high = torch.float64 if small or inputs.q.device.type == "cpu" else torch.float32
     exact = Inputs(*(None if t is None else t.detach().to(high).requires_grad_(case.backward) for t in inputs))
     backend = "reference" if small else "sdpa"
-    return [t.detach() for t in run(lambda x: attend(case, x, backend), exact, case.backward)]
+
+    return [t.detach() for t in run(own_attention(case, backend), exact, case.backward)]
 
 
 def disagreement(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> str | None:

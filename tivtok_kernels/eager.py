@@ -52,7 +52,8 @@ def prepare_qk_backward(
     eps: float,
 ) -> list[Tensor]:
     """The operator's: the gradients of qk and, where they are given, of q_weight and k_weight."""
-    qk, q_weight, k_weight = (None if x is None else x.detach().requires_grad_() for x in (qk, q_weight, k_weight))
+    qk = qk.detach().requires_grad_()
+    q_weight, k_weight = (None if x is None else x.detach().requires_grad_() for x in (q_weight, k_weight))
     with recorded():
         results = prepare_qk(qk, cos, sin, q_weight, k_weight, eps)
         grads = torch.autograd.grad(results, present(qk, q_weight, k_weight), (dq, dk))

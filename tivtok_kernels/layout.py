@@ -120,7 +120,7 @@ class SifLayout:
 
     @classmethod
     def from_cu_seqlens(cls, cu_seqlens: torch.Tensor | Sequence[int], num_frames: Sequence[int]) -> SifLayout:
-        """From the boundaries that variable-length attention is given, ``[0, 96, 1128, 2160, ...]``.
+        """Make a layout from the boundaries that variable-length attention takes, ``[0, 96, 1128, 2160, ...]``.
 
         Args:
             cu_seqlens: where every piece (the TIV tokens of a clip, or one of its frames) begins, in packed order, and
@@ -153,7 +153,7 @@ class SifLayout:
         return _decode(encoded.numpy().tobytes())
 
     def repeat(self, batch: int) -> SifLayout:
-        """The clips ``batch`` times behind one another."""
+        """Repeat the clips ``batch`` times."""
         return SifLayout(self.num_tiv * batch, self.frame_tokens * batch)
 
     def __len__(self) -> int:

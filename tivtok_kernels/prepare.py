@@ -27,7 +27,7 @@ def prepare_qk(
             of float16, bfloat16, float32, float64.
         heads: H.
         rotary: cos and sin, each (rows, D / 2); the halves of a head form the pairs. Rows that are not to be rotated
-            have cos 1 and sin 0. Constants: they get no gradient, and must not ask for one.
+            have cos 1 and sin 0. They are constants: they get no gradient, and must not require one.
         norm: the weights (D,) of q and of k, in any floating dtype.
         eps: of the norm; by default the machine epsilon of qkv's dtype, as in torch.nn.RMSNorm.
         backend: "eager" (plain torch), "triton" (one kernel for all of it), or "auto": triton on GPUs it supports, and

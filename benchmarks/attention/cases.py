@@ -15,7 +15,7 @@ from tivtok import TivTokConfig
 from tivtok_kernels import RangeLayout, Scope, Segment, SifLayout
 
 # What the scopes are called outside of the kernels.
-SCOPE_NAMES: dict[Scope, str] = {"clip": "encoder", "tiv": "decoder", "broadcast": "broadcast"}
+SCOPE_NAMES: dict[Scope, str] = {"clip": "encoder", "tiv": "decoder", "broadcast": "broadcast", "ranges": "mask"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Case:
 
     Attributes:
         name: of layout and sizes; `title` adds scope and pass.
+        scope: of a `SifLayout`; "ranges" with a `RangeLayout`.
         compiled: peers that compile one program per shape take part. On a CPU that is half a minute each.
     """
 
     name: str
     layout: SifLayout | RangeLayout
-    scope: Scope  # "ranges" of a RangeLayout
+    scope: Scope
     dtype: torch.dtype
     backward: bool = False
     heads: int = 12
@@ -39,18 +40,17 @@ class Case:
     @property
     def title(self) -> str:
         direction = "forward+backward" if self.backward else "forward"
-        return " ".join([self.name, *filter(None, [SCOPE_NAMES.get(self.scope)]), direction])
-
-    @property
-    def ranges(self) -> RangeLayout:
-        """The mask."""
-        return self.layout.ranges(self.scope)
+        return f"{self.name} {SCOPE_NAMES[self.scope]} {direction}"
 
     @property
     def flops(self) -> float:
         """FLOPs of the exact visible area: forward 4 * area * D per head, backward 2.5 times that."""
         forward = 4 * self.ranges.area * self.head_dim * self.heads
         return forward * 3.5 if self.backward else forward
+
+    @property
+    def ranges(self) -> RangeLayout:
+        return self.layout.ranges(self.scope)
 
     @property
     def rows(self) -> int:
@@ -60,23 +60,16 @@ class Case:
     @property
     def columns(self) -> int:
         """Key rows, the TIV keys included."""
-        return self.ranges.k_rows + self.tiv_rows
-
-    @property
-    def tiv_rows(self) -> int:
-        """Rows of the tensor that the TIV keys have to themselves, 0 where they have none."""
-        return self.ranges.a_rows or 0
+        return self.ranges.k_rows + (self.ranges.a_rows or 0)
 
     def segments(self) -> list[Segment]:
         """The mask as runs of rows with two key ranges, all columns counted in `Inputs.keys`."""
-        return [s._replace(b_start=s.b_start + self.tiv_rows) for s in self.ranges.segments]
+        shift = self.ranges.a_rows or 0
+        return [s._replace(b_start=s.b_start + shift) for s in self.ranges.segments]
 
     @cached_property
     def clips(self) -> list[tuple[int, SifLayout | RangeLayout]]:
-        """The batch as (count, one clip): a single entry when all clips are equal, else one each.
-
-        A mask of any two ranges is one clip, whose rows and keys need not be as many.
-        """
+        """The batch as (count, one clip): a single entry when all clips are equal, else one each."""
         layout = self.layout
         if isinstance(layout, RangeLayout):
             return [(1, layout)]
@@ -114,9 +107,9 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
         shape = count, case.heads, case.head_dim
         return torch.randn(shape, dtype=case.dtype, device=device, generator=generator)
 
-    keys = case.ranges.k_rows
-    tiv = [rows(case.tiv_rows) for _ in range(2)] if case.scope == "broadcast" else [None, None]
-    inputs = Inputs(rows(case.rows), rows(keys), rows(keys), rows(case.rows), *tiv)
+    ranges = case.ranges
+    tiv = [None if ranges.a_rows is None else rows(ranges.a_rows) for _ in range(2)]
+    inputs = Inputs(rows(ranges.q_rows), rows(ranges.k_rows), rows(ranges.k_rows), rows(ranges.q_rows), *tiv)
     for x in inputs.leaves():
         x.requires_grad_(case.backward)
     return inputs
@@ -140,8 +133,8 @@ def _cpu() -> Iterator[Case]:
         yield Case("ragged x3", SMALL_RAGGED, "clip", torch.float32, backward, compiled=False)
         for name, layout, heads in SMALL_FRAMES:
             yield Case(name, layout, "clip", torch.float32, backward, heads, compiled=False)
-        for name, ranges in masks(64).items():
-            yield Case(name, ranges, "ranges", torch.float32, backward, heads=4, compiled=False)
+    for name, mask in MASKS.items():
+        yield Case(name, mask, "ranges", torch.float32, heads=8, compiled=False)
 
 
 def _gpu() -> Iterator[Case]:
@@ -162,10 +155,10 @@ def _gpu_problems() -> Iterator[Case]:
             yield Case(f"{preset} {frames}f x1", layout, "tiv", bf16)
             yield Case(f"{preset} {frames}f x1", layout, "broadcast", bf16)
             yield Case(f"{preset} {frames}f x1 d128", layout, "clip", bf16, heads=6, head_dim=128)
-    for scope in SCOPE_NAMES:
+    for scope in ("clip", "tiv", "broadcast"):
         yield Case("ragged x8", RAGGED, scope, bf16)
-    for name, ranges in masks(512).items():
-        yield Case(name, ranges, "ranges", bf16)
+    for name, mask in MASKS.items():
+        yield Case(name, mask, "ranges", bf16, heads=8)
 
 
 def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
@@ -173,24 +166,6 @@ def preset_layout(preset: str, frames: int, clips: int) -> SifLayout:
     config = TivTokConfig.preset(preset)
     patches = math.prod(side // p for side, p in zip(config.native_size, config.patch[1:], strict=True))
     return SifLayout.uniform(clips, config.num_tiv, config.num_groups(frames), config.num_tv + patches)
-
-
-def masks(unit: int) -> dict[str, RangeLayout]:
-    """One mask of every constructor of docs/masks.md but the clips' own, with lengths in units of so many tokens."""
-    clip = SifLayout.uniform(1, 2 * unit, 5, 2 * unit)
-    runs = [(3, (0, 2), (2, 5)), (2, (0, 2), (5, 7)), (4, (3, 5), (7, 8))]
-    return {
-        "frames around": clip.frame_windows(1, 1),
-        "frame-causal": clip.frame_windows(ahead=0),
-        "documents": RangeLayout.documents([3 * unit, 5 * unit, 2 * unit]),
-        "cross-attention": RangeLayout.cross([4 * unit, 3 * unit], [2 * unit, 3 * unit]),
-        "shared prefix": RangeLayout.shared_prefix([4 * unit], [[2 * unit, 3 * unit, unit]]),
-        "cached prefix": RangeLayout.shared_prefix([4 * unit], [[2 * unit, 3 * unit, unit]], prefix_queries=False),
-        "block diffusion": RangeLayout.block_diffusion([6 * unit], 2 * unit),
-        "any two ranges": RangeLayout.from_runs(
-            [(n * unit, *((start * unit, end * unit) for start, end in pairs)) for n, *pairs in runs], 8 * unit
-        ),
-    }
 
 
 # Frames so small that calls, copies and packing cost what attention itself does.
@@ -206,3 +181,15 @@ RAGGED = SifLayout.from_lengths(
     [96, 384, 96, 768, 96, 384, 96, 96],
     [[1032] * 4, [1056] * 8, [264] * 32, [1088] * 2, [1032, 520, 264], [416] * 5, [1032], [72] * 64],
 )
+
+# Other masks of two ranges (docs/masks.md), of a size that a CPU computes in a tenth of a second.
+_FRAMES = SifLayout.uniform(1, 64, 16, 128)
+MASKS = {
+    "windows of 3 frames": _FRAMES.frame_windows(back=2, ahead=0),
+    "causal over frames": _FRAMES.frame_windows(ahead=0),
+    "prefix 1024 + 16 x 64": RangeLayout.shared_prefix([1024], [[64] * 16]),
+    "cached prefix 2048 + 32 x 4": RangeLayout.shared_prefix([2048], [[4] * 32], prefix_queries=False),
+    "block diffusion 1024 by 32": RangeLayout.block_diffusion([1024], 32),
+    "documents 100 to 900": RangeLayout.documents([900, 300, 700, 100]),
+    "cross-attention to 4 x 77": RangeLayout.cross([512] * 4, [77] * 4),
+}

@@ -48,7 +48,7 @@ def _needs_tiv(case: Case, device: torch.device) -> str | None:
     if device.type != "cuda":
         return "needs an NVIDIA GPU"
     if isinstance(case.layout, RangeLayout):
-        return "its three calls are those of clips and frames"
+        return "written for clips alone"
     return "a clip without TIV tokens leaves a call without keys" if 0 in case.layout.num_tiv else None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from benchmarks.attention.cases import Case, Inputs
 from tivtok_kernels import (
     RangeLayout,
+    Scope,
     Segment,
     SifLayout,
     available_backends,
@@ -86,19 +86,17 @@ def _own(backend: str) -> Peer:
             return _too_large(2 * case.heads * case.rows * case.columns, device)
         return None
 
-    def prepare(case: Case, device: torch.device) -> Attention:
-        return lambda x: attend(case, x, backend)
-
-    return Peer(own_name(backend), why_not, prepare)
+    return Peer(own_name(backend), why_not, lambda case, device: own_attention(case, backend))
 
 
-def attend(case: Case, x: Inputs, backend: str) -> Tensor:
-    """The public function that the case is a call of."""
-    if isinstance(case.layout, RangeLayout):
-        return range_attention(x.q, x.k, x.v, case.layout, backend=backend)
-    if x.k_tiv is not None and x.v_tiv is not None:
-        return broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=case.layout, backend=backend)
-    return sif_attention(x.q, x.k, x.v, case.layout, tiv_scope=case.scope, backend=backend)
+def own_attention(case: Case, backend: str) -> Attention:
+    """One call of ``tivtok_kernels``."""
+    layout, scope = case.layout, case.scope
+    if isinstance(layout, RangeLayout):
+        return lambda x: range_attention(x.q, x.k, x.v, layout, backend=backend)
+    if scope == "broadcast":
+        return lambda x: broadcast_attention(x.q, x.k, x.v, x.k_tiv, x.v_tiv, layout=layout, backend=backend)
+    return lambda x: sif_attention(x.q, x.k, x.v, layout, tiv_scope=scope, backend=backend)
 
 
 def _too_large(elements: int, device: torch.device) -> str | None:
@@ -143,19 +141,19 @@ def _dense(case: Case, device: torch.device, backend: SDPBackend | None) -> Atte
 
 def _per_clip(x: Inputs, case: Case) -> Iterator[Inputs]:
     """Views of the clips as (count, rows, H, D), equal clips together."""
-    row = key = tiv_row = 0
+    row = key = tiv_key = 0
     for count, clip in case.clips:
         mask = clip.ranges(case.scope)
-        tiv_rows = mask.a_rows or 0
+        tiv_keys = mask.a_rows or 0
 
-        def rows_of(t: Tensor, start: int, length: int, count: int = count) -> Tensor:
+        def of_clips(t: Tensor, start: int, length: int, count: int = count) -> Tensor:
             return t[start : start + count * length].unflatten(0, (count, length))
 
-        q, dout = (rows_of(t, row, mask.q_rows) for t in (x.q, x.dout))
-        k, v = (rows_of(t, key, mask.k_rows) for t in (x.k, x.v))
-        tiv = [None if t is None else rows_of(t, tiv_row, tiv_rows) for t in (x.k_tiv, x.v_tiv)]
+        q, dout = (of_clips(t, row, mask.q_rows) for t in (x.q, x.dout))
+        k, v = (of_clips(t, key, mask.k_rows) for t in (x.k, x.v))
+        tiv = [None if t is None else of_clips(t, tiv_key, tiv_keys) for t in (x.k_tiv, x.v_tiv)]
         yield Inputs(q, k, v, dout, *tiv)
-        row, key, tiv_row = row + count * mask.q_rows, key + count * mask.k_rows, tiv_row + count * tiv_rows
+        row, key, tiv_key = row + count * mask.q_rows, key + count * mask.k_rows, tiv_key + count * tiv_keys
 
 
 def _key_joined(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +179,7 @@ def _packed(outs: list[Tensor]) -> Tensor:
 def _copied(case: Case) -> Attention:
     layout = case.layout
     if isinstance(layout, SifLayout) and layout.is_uniform and len(set(layout.frame_tokens[0])) == 1:
-        return lambda x: _copied_uniform(next(_per_clip(x, case)), case)
+        return lambda x: _copied_uniform(next(_per_clip(x, case)), layout, case.scope)
 
     segments = case.segments()
 
@@ -198,11 +196,10 @@ def _copied(case: Case) -> Attention:
     return attention
 
 
-def _copied_uniform(x: Inputs, case: Case) -> Tensor:
+def _copied_uniform(x: Inputs, layout: SifLayout, scope: Scope) -> Tensor:
     """Equal clips of equal frames: one call for the TIV rows, one for all frames."""
-    assert isinstance(case.layout, SifLayout)
-    num_tiv, frames = case.layout.num_tiv[0], len(case.layout.frame_tokens[0])
-    own_tiv = 0 if case.scope == "broadcast" else num_tiv  # TIV rows among the packed rows
+    num_tiv, frames = layout.num_tiv[0], len(layout.frame_tokens[0])
+    own_tiv = 0 if scope == "broadcast" else num_tiv  # TIV rows among the packed rows
 
     def with_tiv(tiv: Tensor, local: Tensor) -> Tensor:  # (B, M, H, D), (B, T * L, H, D) -> (B * T, M + L, H, D)
         local = local.unflatten(1, (frames, -1))
@@ -216,7 +213,7 @@ def _copied_uniform(x: Inputs, case: Case) -> Tensor:
     local = local.unflatten(0, (-1, frames)).flatten(1, 2)
     if not own_tiv:
         return local.flatten(0, 1)
-    seen = slice(None) if case.scope == "clip" else slice(own_tiv)
+    seen = slice(None) if scope == "clip" else slice(own_tiv)
     tiv = F.scaled_dot_product_attention(*_heads_first((x.q[:, :own_tiv], x.k[:, seen], x.v[:, seen]))).transpose(1, 2)
     return torch.cat([tiv, local], dim=1).flatten(0, 1)
 
@@ -232,13 +229,12 @@ def _flex_why_not(case: Case, device: torch.device) -> str | None:
             return "compiles for half a minute per shape on a CPU: measured on one case only"
         if shutil.which("c++") is None and shutil.which("g++") is None:
             return "torch.compile needs a C++ compiler"
-    one = _flex_case(case)
-    return _too_large(one.rows * one.columns, device)
+    return _too_large(case.rows * case.columns // _equal_clips(case) ** 2, device)
 
 
-def _flex_case(case: Case) -> Case:
-    """One of equal clips, which are a batch that shares one mask; ragged ones as one packed row."""
-    return replace(case, layout=case.clips[0][1]) if len(case.clips) == 1 else case
+def _equal_clips(case: Case) -> int:
+    """How many clips share one mask; 1 where they are not equal."""
+    return case.layout.num_clips if isinstance(case.layout, SifLayout) and case.layout.is_uniform else 1
 
 
 def _bounds(s: Segment) -> tuple[int, int, int, int]:
@@ -246,8 +242,9 @@ def _bounds(s: Segment) -> tuple[int, int, int, int]:
 
 
 def flex(case: Case, device: torch.device, kernel_options: dict[str, str] | None) -> Attention:
-    """FlexAttention with a block mask."""
-    one = _flex_case(case)
+    """FlexAttention with a block mask: equal clips as a batch that shares one mask, ragged ones as one packed row."""
+    count = _equal_clips(case)
+    one = Case(case.name, case.clips[0][1] if count > 1 else case.layout, case.scope, case.dtype)
     segments = one.segments()
     lengths = torch.tensor([s.q_len for s in segments])
     a_start, a_end, b_start, b_end = (
@@ -264,7 +261,7 @@ def flex(case: Case, device: torch.device, kernel_options: dict[str, str] | None
     compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 
     def attention(x: Inputs) -> Tensor:
-        part = next(_per_clip(x, case)) if one is not case else Inputs(*(None if t is None else t[None] for t in x))
+        part = next(_per_clip(x, case)) if count > 1 else Inputs(*(None if t is None else t[None] for t in x))
         out = compiled(*_heads_first(_key_joined(part)), block_mask=mask, kernel_options=kernel_options)
         return _packed([out])
 

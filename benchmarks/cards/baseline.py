@@ -1,4 +1,4 @@
-"""Baselines of a tokenizer: as many numbers as its tokens hold, of the video resampled or of its DCT, and back."""
+"""Baselines of a tokenizer: as many numbers as its tokens hold, of the video or its DCT, and a still picture."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def best_resampling(video: Tensor, num_values: int) -> tuple[tuple[int, int, int
         raise ValueError(f"num_values must allow a grid of one point per frame at least, got {num_values}")
     tries = [(size, resample(video, size).clamp(-1, 1)) for size in candidates]
     return min(tries, key=lambda t: float(F.mse_loss(t[1], video)))
+
+
+def still(video: Tensor, frames_per_group: int = 4) -> Tensor:
+    """The best that frame groups which are all the same can show: each is the mean of all, without loss."""
+    groups = video.unflatten(2, (-1, frames_per_group))
+    return groups.mean(2, keepdim=True).expand_as(groups).flatten(2, 3)
 
 
 def dct_coefficients(videos: Tensor, num_values: int) -> Tensor:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.cards.baseline import best_resampling, dct_coefficients
+from benchmarks.cards.baseline import best_resampling, dct_coefficients, still
 from benchmarks.dumps import write_json
 from benchmarks.studies.factorisation_report import draw, write_report
 from benchmarks.studies.record import fingerprint
@@ -128,12 +128,6 @@ def measure(model: TivTok, clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
         for name, values in _quality(model, clips, frames).items():
             measured[name][str(frames)] = values
     return measured
-
-
-def still(video: Tensor) -> Tensor:
-    """The best that frame groups which are all the same can show: each is the mean of all."""
-    groups = video.unflatten(2, (-1, 4))
-    return groups.mean(2, keepdim=True).expand_as(groups).flatten(2, 3)
 
 
 def bucket(still_db: float) -> str:

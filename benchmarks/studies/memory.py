@@ -78,12 +78,12 @@ def peak_bytes(*arguments: object) -> int:
     return 1024 * int(done.stdout.split()[-1])
 
 
-def write_video(path: Path, length: int) -> None:
+def write_video(path: Path, length: int, height: int = HEIGHT, width: int = WIDTH) -> None:
     """A ramp of grey that moves."""
-    ramp = np.linspace(0, 255, WIDTH, dtype=np.uint8)
-    with VideoWriter(path, 25, WIDTH, HEIGHT) as file:
+    ramp = np.linspace(0, 255, width, dtype=np.uint8)
+    with VideoWriter(path, 25, width, height) as file:
         for i in range(length):
-            file.write(np.broadcast_to(np.roll(ramp, i)[None, :, None], (HEIGHT, WIDTH, 3)))
+            file.write(np.broadcast_to(np.roll(ramp, i)[None, :, None], (height, width, 3)))
 
 
 def report(record: dict) -> str:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.cards.baseline import still
 from benchmarks.studies.ablation_variants import FULL
 from benchmarks.studies.ablations import Budget, _optimizers
 from benchmarks.studies.record import Record
@@ -158,12 +159,6 @@ def measure(model: TivTok, video: Tensor) -> dict[str, float]:
 def psnr(a: Tensor, b: Tensor) -> float:
     """Mean over clips, dB."""
     return float((10 * torch.log10(4 / (a.clamp(-1, 1) - b).square().mean((1, 2, 3, 4)))).mean())
-
-
-def still(video: Tensor) -> Tensor:
-    """Every frame group is the mean of all: the four frames that a model without TV tokens could show at best."""
-    groups = video.unflatten(2, (-1, 4))
-    return groups.mean(2, keepdim=True).expand_as(groups).flatten(2, 3)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

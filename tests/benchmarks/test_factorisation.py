@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from benchmarks.cards.baseline import dct_coefficients
+from benchmarks.cards.baseline import dct_coefficients, still
 from benchmarks.dumps import read_json
 from benchmarks.studies.__main__ import app
-from benchmarks.studies.factorisation import Clip, measure, psnr, still, summarise
+from benchmarks.studies.factorisation import Clip, measure, psnr, summarise
 from benchmarks.studies.synthetic_motion import moving_discs
 from tivtok import TivTok, TivTokConfig, Tokens
 from tivtok.video import VideoWriter

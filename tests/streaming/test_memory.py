@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.studies.memory import HEIGHT, WIDTH, measure, peak_bytes, report
+from benchmarks.studies.memory import HEIGHT, WIDTH, measure, peak_bytes, report, write_video
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 
@@ -32,6 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_peak_memory_does_not_grow_with_the_video(folder: Path, command: str) -> None:
     peaks = [measure(command, frames, folder / "model", folder) for frames in (SHORT, LONG)]
     assert peaks[1] - peaks[0] < (LONG - SHORT) * FRAME_BYTES / 2, [p / 2**20 for p in peaks]
+
+
+def test_no_frame_of_a_large_video_is_held_longer_than_it_takes_to_make_it_small(folder: Path) -> None:
+    """A chunk of these frames has 177 MB as float32."""
+    write_video(folder / "720p.mp4", 40, 720, 1280)
+    command = ("encode", folder / "720p.mp4", folder / "720p.tivtok", "--model", folder / "model", "--size", "native")
+    assert peak_bytes(*command) < 500e6
 
 
 def test_what_the_test_itself_has_held_does_not_count() -> None:

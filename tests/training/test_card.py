@@ -31,7 +31,7 @@ def test_card_of_a_small_run(config, lpips_weights):
     assert list(metrics["clips"]) == ["test.mp4"] and metrics["num_values"] == (4 + 2 * 2) * 8
     text = card.read_text()
     assert "Trained on moving gradients." in text and metrics["model_id"] in text
-    assert list(metrics["means"]) == ["TivTok", "no split", "resampling"]
+    assert list(metrics["means"]) == ["TivTok", "no split", "still picture", "resampling", "DCT"]
     for name, scores in metrics["means"].items():
         assert list(scores) == ["psnr", "ssim", "lpips-alex"] and scores == metrics["clips"]["test.mp4"][name]
         row = f"| {name} | {scores['psnr']:.2f} | {scores['ssim']:.3f} | {scores['lpips-alex']:.3f} |"

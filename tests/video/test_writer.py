@@ -10,9 +10,10 @@ import av
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tivtok.files import replacing
-from tivtok.video import VideoError, VideoReader, VideoWriter, fit, frames_to_video, video_to_frames
+from tivtok.video import VideoError, VideoReader, VideoWriter, fit, frames_to_video, resize, video_to_frames
 
 
 def colours(num_frames: int, height: int, width: int) -> torch.Tensor:
@@ -98,6 +99,15 @@ def test_fit_cuts_the_centre_then_resizes() -> None:
     assert torch.equal(fit(frames, 10, 10), torch.full((2, 10, 10, 3), 200, dtype=torch.uint8))
     assert fit(frames, 7, 300).shape == (2, 7, 300, 3)
     assert torch.equal(fit(frames, 40, 100), frames)
+
+
+@pytest.mark.parametrize("size", [(31, 50), (100, 60), (7, 300)])
+def test_resizing_on_8_bits_is_that_in_floating_point(size: tuple[int, int]) -> None:
+    """To half a level for each pass, the first one enlarged by the second; overshoots beyond black and white differ."""
+    frames = torch.randint(64, 192, (2, 72, 128, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    exact = F.interpolate(frames.permute(0, 3, 1, 2).double(), size, mode="bicubic", antialias=True)
+    off = resize(frames, *size).permute(0, 3, 1, 2) - exact
+    assert off.abs().max() < 1.5 and off.mean().abs() < 0.05
 
 
 def test_replacing_keeps_links_and_refuses_devices(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -60,10 +61,11 @@ def _tokens(model: TivTok, path: Path, strict: bool) -> list[tuple[Tensor, Tenso
         VideoError: the video cannot be read, or all of it with ``strict``: nothing of it is counted then.
     """
     reader = VideoReader(path, allow_truncated=True, strict=strict)
+    fitted = partial(fit, height=model.config.native_size[0], width=model.config.native_size[1])
     with torch.no_grad():
         pairs = [
-            model.encode_chunks(frames_to_video(fit(chunk, *model.config.native_size))[None])
-            for chunk in reader.chunks(model.config.chunk_frames)
+            model.encode_chunks(frames_to_video(chunk)[None])
+            for chunk in reader.chunks(model.config.chunk_frames, change=fitted)
         ]
     warn(reader.damage())
     return pairs

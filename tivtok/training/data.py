@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -56,8 +56,8 @@ class VideosOnDisk:
         return len(self.refs)
 
     def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
-        clip = read_clip(self.refs[video], count, stride, position, strict=self.strict)
-        return _resize(clip, short_side, self.min_size)
+        resized = partial(_resize, short_side=short_side, min_size=self.min_size)
+        return read_clip(self.refs[video], count, stride, position, resized, strict=self.strict)
 
 
 class VideosInMemory:
@@ -181,7 +181,9 @@ def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
     Returns:
         uint8 (F, H, W, 3).
     """
-    return fit(read_clip(ref, config.clip_frames, strict=config.strict), *config.model.native_size)
+    height, width = config.model.native_size
+    fitted = partial(fit, height=height, width=width)
+    return read_clip(ref, config.clip_frames, change=fitted, strict=config.strict)
 
 
 def chunks_of_step(config: TrainConfig, step: int) -> int:

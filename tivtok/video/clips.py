@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tivtok.video.errors import VideoError
-from tivtok.video.reader import VideoReader
+from tivtok.video.reader import Change, VideoReader, unchanged
 from tivtok.video.sources import VideoRef
 
 log = logging.getLogger(__name__)
@@ -20,18 +20,27 @@ log = logging.getLogger(__name__)
 REMEMBERED = 256
 
 
-def read_clip(ref: VideoRef, count: int, stride: int = 1, position: float = 0.0, *, strict: bool = False) -> Tensor:
+def read_clip(
+    ref: VideoRef,
+    count: int,
+    stride: int = 1,
+    position: float = 0.0,
+    change: Change = unchanged,
+    *,
+    strict: bool = False,
+) -> Tensor:
     """``count`` frames, every ``stride``-th one, uint8 (F, H, W, 3). A video that is too short repeats its last frame.
 
     Args:
         position: of the clip between the first (0) and the last (1) place that it can have.
+        change: what is made of each frame as it comes.
         strict: make it an error, not a warning in the log, where the decoder has made up for damage.
 
     Raises:
         VideoError: the video cannot be read, or has no frame there.
     """
     reader, frames = _part(ref)
-    clip = _read(reader, frames[frame_indices(len(frames), count, stride, position)], strict)
+    clip = _read(reader, frames[frame_indices(len(frames), count, stride, position)], change, strict)
     return torch.cat([clip, clip[-1:].expand(count - len(clip), -1, -1, -1)])
 
 
@@ -41,7 +50,7 @@ def read_video(ref: VideoRef, *, strict: bool = False) -> Tensor:
     Raises:
         VideoError: the video cannot be read, or has no frames.
     """
-    return _read(*_part(ref), strict)
+    return _read(*_part(ref), unchanged, strict)
 
 
 def frame_indices(num_frames: int, count: int, stride: int, position: float) -> np.ndarray:
@@ -87,8 +96,8 @@ def _reader(path: Path, member: tuple[int, int] | None, size: int, changed: int)
     return VideoReader(path, member=member, threads=1)  # the data loader's workers are the parallelism
 
 
-def _read(reader: VideoReader, numbers: np.ndarray, strict: bool) -> Tensor:
-    frames = reader.read(numbers.tolist())
+def _read(reader: VideoReader, numbers: np.ndarray, change: Change, strict: bool) -> Tensor:
+    frames = reader.read(numbers.tolist(), change)
     if reader.damaged_frames:
         if strict:
             raise VideoError(reader.damage())

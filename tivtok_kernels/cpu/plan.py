@@ -160,12 +160,11 @@ class _Builder:
         self.units.sort(key=self._pairs, reverse=True)
         units, frames = _table(self.units, 13), _table(self.frames, 4)
         q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
-        row_runs, key_runs = (_table((), 6) if table is None else table for table in (row_runs, key_runs))
+        rows, keys = (_table((), 6) if table is None else table for table in (row_runs, key_runs))
         pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
-        fields: tuple[int, ...] = (*pointers, len(q), len(k), len(frame))
-        fields += (row_runs.data_ptr(), key_runs.data_ptr(), len(row_runs), len(key_runs))
+        fields = (*pointers, len(q), len(k), len(frame), rows.data_ptr(), keys.data_ptr(), len(rows), len(keys))
         slots = self.slots
-        return Plan(units, frames, q, k, frame, row_runs, key_runs, slots["q"], slots["k"], slots["frame"], fields)
+        return Plan(units, frames, q, k, frame, rows, keys, slots["q"], slots["k"], slots["frame"], fields)
 
     def _pairs(self, unit: tuple[int, ...]) -> int:
         num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
