@@ -122,7 +122,9 @@ def encode_dir(
     say_left_out(found.left_out)
     videos = [(ref, _about(ref, data)) for ref in found.videos]
     threads = 1 if workers > 1 else 0
-    encoder = Encoder(model, device, precision, compile, size, sets, refine, dtype.value, strict, threads, batch)
+    encoder = Encoder(
+        model, device, precision, size, sets, refine, dtype.value, strict, threads, at_once=batch, compile=compile
+    )
     if refine:
         check_refinable(encoder.tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
