@@ -32,7 +32,7 @@ def bundled_checkpoints() -> list[str]:
 
 
 def find_checkpoint(path_or_name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: a folder, a file in one, a bundled name, or a Hugging Face repository ("owner/name").
+    """Find a checkpoint's folder: given a folder, a file in one, a bundled name, or a repository ("owner/name").
 
     Raises:
         CheckpointError: there is none.
@@ -119,8 +119,8 @@ def push_checkpoint(folder: str | Path, repository: str) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """One safetensors file, complete or not at all, with the permissions that any new file gets (``save_file``'s are
-    for the owner alone)."""
+    """Write a safetensors file, whole or not at all, with the permissions of any new file (``save_file`` lets only the
+    owner read it)."""
     data = safetensors.torch.save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata)
     with replacing(path) as temporary:
         temporary.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Tokens taken apart and put together anew: what each kind holds, and videos with the TIV tokens of another."""
+"""Taking tokens apart and recombining them: what each kind holds, and one video with another's TIV tokens."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tivtok.tokens import Tokens, TokensError
 
 @torch.no_grad()
 def grey_tokens(model: TivTok, height: int, width: int) -> Tokens:
-    """The tokens of a plain grey chunk: what the model's latents look like when there is nothing to say.
+    """Encode a plain grey chunk: the tokens of a video with nothing in it.
 
-    (Zeros would not do: the decoder never saw them, and answers with noise.)
+    Zeros would not do: the decoder was never trained on them and returns noise.
     """
     like = next(model.parameters())
     return model.encode(like.new_zeros(1, 3, model.config.chunk_frames, height, width))
 
 
 def tiv_only(tokens: Tokens, grey: Tokens) -> Tokens:
-    """The TV tokens of every frame group replaced by those of grey: what the TIV tokens say alone."""
+    """Replace the TV tokens of every frame group by those of grey, to see what the TIV tokens hold."""
     return replace(tokens, tv=grey.tv.mean(dim=1, keepdim=True).expand_as(tokens.tv))
 
 
 def tv_only(tokens: Tokens, grey: Tokens) -> Tokens:
-    """Every TIV set replaced by that of grey: what the TV tokens say alone."""
+    """Replace every TIV set by that of grey, to see what the TV tokens hold."""
     return replace(tokens, tiv=grey.tiv.expand_as(tokens.tiv))
 
 
 def swap(tiv_from: Tokens, tv_from: Tokens) -> Tokens:
-    """The TIV tokens of one video with the TV tokens, length, size and frame rate of another.
+    """Combine the TIV tokens of one video with the TV tokens, length, size and frame rate of another.
 
     Where the first has several TIV sets, their timeline is stretched to the length of the second.
 

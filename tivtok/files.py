@@ -1,4 +1,4 @@
-"""Files: names of any kind, and writing so that a reader finds the old one or the new one, never half of one."""
+"""File names of any kind, and writing files so that a reader finds the old file or the new one, never half a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# What goes wrong only where one writes; Python does not say to which file.
+# Errors that only writing raises; Python does not say for which file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -63,9 +63,9 @@ def open_in(folder: str, name: str) -> IO[bytes]:
 
 @contextmanager
 def utf8_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A path of the same file that is valid UTF-8, for libraries that take no other (safetensors).
+    """Yield a path to the same file that is valid UTF-8, for libraries that take no other (safetensors).
 
-    On Linux a name may be any bytes; there the open file has a second name, which is good while the block runs.
+    On Linux a name may be any bytes. There the open file also has a path by its number, valid while the block runs.
 
     Raises:
         OSError: the file cannot be read.
@@ -82,7 +82,7 @@ def printable(text: str) -> str:
 
 
 def not_a_file(path: str | os.PathLike[str]) -> str:
-    """Why there is no file to read at ``path``, in words that go behind its name."""
+    """Say why there is no file to read at ``path``, in words to follow its name."""
     if os.path.exists(path):
         return "is not a file"
     return f"is missing{missing_hint(path)}"

@@ -43,7 +43,7 @@ _FIELDS_OF_UNSTORED = [
 
 
 def new_model_id(config: TivTokConfig, weights: Mapping[str, Tensor]) -> str:
-    """Id of a model that has none yet: a hash of its config, fields at their defaults left out, and its weights."""
+    """Make the id of a model that has none: a hash of its weights, and of its config's fields that are no defaults."""
     digest = hashlib.sha256(json.dumps(_beyond_defaults(config), sort_keys=True).encode())
     for name, x in sorted(weights.items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
@@ -52,7 +52,7 @@ def new_model_id(config: TivTokConfig, weights: Mapping[str, Tensor]) -> str:
 
 
 def unstored_model_id(config: TivTokConfig, weights: Mapping[str, Tensor]) -> str:
-    """Id of a checkpoint from before ids were stored, as it was made then; tokens in files carry it.
+    """Make the id of a checkpoint from before ids were stored, the way it was made then: token files have it.
 
     Args:
         weights: in the order of the model's ``state_dict``.

@@ -1,4 +1,4 @@
-"""Models ready to work: on a device, in a precision."""
+"""Loading models onto a device, in a precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 def load_model(path_or_name: str, device: str = "auto", precision: str = "auto", compile: bool = False) -> TivTok:
-    """A model as `TivTok.from_pretrained` finds it, on a device.
+    """Load a model as `TivTok.from_pretrained` does, and move it to a device.
 
     Args:
         device: "auto" (the GPU where there is one) or any of torch's.
@@ -28,7 +28,7 @@ def load_model(path_or_name: str, device: str = "auto", precision: str = "auto",
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch has all of these for one that is not there
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any of these for a missing device
         raise ValueError(f'device "{device}" cannot be used here: {str(error).splitlines()[0]}') from None
     if precision == "auto":
         fast = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()

@@ -2,8 +2,8 @@
 
     ray.data.read_csv("clips.csv").map_batches(Encoder, fn_constructor_kwargs={"model": "tiny"}, ...)
 
-Both are called with a batch, columns by name, and return one; so they also run in a plain loop. They pickle as their
-settings and load the model where they are first called. A row that fails does not fail the batch: its ``error`` says
+Both are called with a batch, columns by name, and return one; so they also run in a plain loop. Pickling keeps their
+settings only; each copy loads the model at its first call. A row that fails does not fail the batch: its ``error`` says
 what happened, and is "" otherwise.
 """
 
@@ -38,7 +38,7 @@ class _WithModel:
     compile: bool = field(default=False, kw_only=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The settings alone: the model does not travel."""
+        """Keep the settings only, not the model."""
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     @property

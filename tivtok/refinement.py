@@ -1,4 +1,4 @@
-"""Tokens improved through the frozen decoder: gradient steps on what is stored, none on the weights."""
+"""Improving tokens through the frozen decoder: gradient steps on the tokens, none on the weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def refine(
     """Lower the squared error of the decoded video by ``steps`` steps of Adam on TIV and TV tokens.
 
     Each TIV set is optimised together with the TV tokens of all frame groups that share it, a chunk of frames at a
-    time, so that memory does not grow with the length of the video. No step can lose anything: of all tokens on the
-    way, each video keeps the best. Nothing is drawn at random.
+    time, so that memory does not grow with the length of the video. The result is never worse than ``tokens``: each
+    video keeps the best of all steps. Nothing is random.
 
     Args:
         tokens: of ``video``, made by ``model``; where chunks end does not matter.
@@ -92,7 +92,7 @@ class _Part:
         self.frames = frames
 
     def refine(self, tiv: Tensor, tv: Tensor, steps: int, on_step: Callable[[int], object]) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1, N_TIV, D) and (B, T, N_TV, D), and for each of B the best of ``steps`` steps from there."""
+        """Take ``steps`` steps from tokens (B, 1, N_TIV, D) and (B, T, N_TV, D); returns the best of each video."""
         tokens = [x.detach().clone().requires_grad_() for x in (tiv, tv)]
         groups = [{"params": [x], "lr": STEP_SIZE * float(x.detach().square().mean().sqrt())} for x in tokens]
         adam = torch.optim.Adam(groups)
@@ -111,7 +111,7 @@ class _Part:
         return best[0], best[1]
 
     def _add_gradient(self, tokens: list[Tensor], wanted: bool) -> Tensor:
-        """The squared error of each video, (B,); its gradient, where it is wanted, is added to that of the tokens."""
+        """Compute the squared error of each video, (B,), and add its gradient, if ``wanted``, to the tokens'."""
         tiv, tv = tokens
         config, like = self.model.config, next(self.model.parameters())
         errors = tiv.new_zeros(tiv.shape[0])

@@ -52,12 +52,12 @@ def encode_stream(
     refine: int = 0,
     on_step: OnStep = lambda done, total: None,
 ) -> Tokens:
-    """The tokens that ``model.encode`` gives for the whole video, holding one chunk of it at a time (Alg. 1).
+    """Encode a whole video as ``model.encode`` does, with one chunk of it in memory at a time (Alg. 1).
 
     Args, Raises: as `encode_to_file`.
 
     Returns:
-        float32 Tokens mapped from a temporary file that is gone when they are: they take no memory of their own.
+        float32 Tokens mapped from a temporary file, which goes when they do, so that they take no memory.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream.tivtok"
@@ -78,7 +78,7 @@ def encode_to_file(
 ) -> None:
     """Encode a video chunk by chunk, appending to a token file as it goes (see `TokenWriter`).
 
-    To refine tokens the frames are needed many times: meanwhile they are in an unnamed file in the same folder.
+    Refining reads the frames many times, so they are kept in an unnamed file in the same folder until it is done.
 
     Args:
         chunks: uint8 (f, H, W, 3) on the CPU, each of ``model.config.chunk_frames`` frames, the last may be shorter.
@@ -133,11 +133,10 @@ def encode_streams(
 
 @torch.no_grad()
 def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = None) -> Iterator[Tensor]:
-    """Frames of a video as uint8 (f, H, W, 3) on the CPU, in runs that lie within one chunk and use one TIV set.
+    """Decode frames to uint8 (f, H, W, 3) on the CPU, in runs that lie within one chunk and use one TIV set.
 
-    Of ``tokens`` (mapped from a file by ``Tokens.open``, say) only what these frames need is read and computed: the
-    keys and values of a TIV set once, as long as no more than `KEPT_SETS` others come in between, and then each frame
-    group in its run.
+    Reads and computes only what these frames need of ``tokens`` (mapped from a file by ``Tokens.open``, say): the keys
+    and values of a TIV set once, unless `KEPT_SETS` or more others come in between, then each frame group in its run.
 
     Args:
         frames: the numbers of the frames wanted, in any order; all of them by default.
@@ -203,7 +202,7 @@ def _videos(model: TivTok, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _kept(chunks: Iterable[Tensor], shelf: IO[bytes]) -> Iterator[Tensor]:
-    """Pass chunks on once their bytes are on the shelf."""
+    """Write the bytes of each chunk to ``shelf`` and pass it on."""
     for chunk in chunks:
         shelf.write(chunk.contiguous().numpy().data)
         yield chunk

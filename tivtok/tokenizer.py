@@ -26,7 +26,7 @@ from tivtok.refinement import refine as improve
 from tivtok.tokens import TokenCollector, Tokens, TokensError
 from tivtok.video.frames import to_float
 
-# Videos are in [-1, 1], give or take what resizing adds; beyond this they are scaled in another way (0..255, say).
+# Videos are in [-1, 1], plus a little that resizing adds. Values beyond this have another scale (0..255, say).
 LARGEST_VALUE = 2.0
 
 VIDEO_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8)
@@ -64,7 +64,7 @@ class TivTok(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, revision: str | None = None) -> TivTok:
-        """A folder or file made by `save_pretrained`, the name of a bundled checkpoint, or a Hugging Face repository.
+        """Load what `save_pretrained` made (a folder or file), a bundled checkpoint, or a Hugging Face repository.
 
         Raises:
             CheckpointError: there is none, or it is not one of this model.
@@ -162,7 +162,7 @@ class TivTok(nn.Module):
                 their values are not checked.
             tiv_sets: as in `encode`.
             fps: as in `encode`.
-            at_once: how many chunks go through the encoder together, for each needs memory; None for all of them.
+            at_once: how many chunks go through the encoder together, to bound memory; None for all of them.
 
         Returns:
             what ``sink.close`` returns.
@@ -179,7 +179,7 @@ class TivTok(nn.Module):
     def encode_chunks(self, video: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
 
-        Takes the dtypes that `encode` takes, and checks no values: training need not wait for them.
+        Takes the dtypes that `encode` takes. Values are not checked, so that training need not wait for the device.
 
         Args:
             lengths: the frames of each chunk, whole groups but for the last; ``config.chunk_frames`` by default.
@@ -208,7 +208,7 @@ class TivTok(nn.Module):
         return [encoded[k] for k in range(len(padded))]
 
     def decode(self, tokens: Tokens, frames: slice | Sequence[int] | None = None) -> Tensor:
-        """The video of ``tokens``, (B, 3, F, H, W), or ``frames`` of it; only the frame groups asked for are computed.
+        """Decode ``tokens`` to (B, 3, F, H, W), or only ``frames`` of it: no other frame groups are computed then.
 
         Args:
             frames: a slice of the video's frames, or their numbers in any order, as they would index
@@ -242,7 +242,7 @@ class TivTok(nn.Module):
     def decode_groups(
         self, prepared: Prepared, tv: Tensor, groups_of_set: list[int], height: int, width: int
     ) -> Tensor:
-        """All frames of the groups in ``tv`` (B, T, N_TV, D), which come in the order of their TIV sets.
+        """Decode all frames of the groups in ``tv`` (B, T, N_TV, D), which come in the order of their TIV sets.
 
         Args:
             prepared: of all S sets, by `prepare`.

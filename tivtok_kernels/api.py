@@ -100,7 +100,7 @@ def sif_attention(
         _check_batch(layout, q)
     packed = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)) if q.ndim == 4 else (q, k, v)
     options = _options(tiv_scope, scale, q, backend, deterministic)
-    if group is not None and tiv_scope == "clip":  # with scope "tiv" every row's keys are at hand
+    if group is not None and tiv_scope == "clip":  # with scope "tiv" each process has the keys that its rows see
         out, lse = parallel.attend(packed[0], packed[1], packed[2], layout, options, group)
     else:
         out, lse = ops.attend([*packed, None, None], layout.encoded, options)

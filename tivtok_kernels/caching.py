@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def traceable_cache(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """An `lru_cache` of a pure function. torch.compile traces the function itself: of a cache it would warn."""
+    """Cache a pure function with `lru_cache`. torch.compile traces the function itself, since it warns of caches."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         cached = cast("Callable[P, T]", lru_cache(maxsize)(function))

@@ -1,7 +1,7 @@
-"""What operators of this package say when they are differentiated in a way that they cannot be: no silent zeros.
+"""Errors for derivatives that the operators of this package do not have, where torch would give silent zeros.
 
-Their formulas give first derivatives in reverse mode. Of forward mode (dual numbers, torch.func.jvp) and of derivatives
-of gradients (create_graph=True) torch knows nothing: it would take their results for constants.
+Their formulas give first derivatives in reverse mode. In forward mode (dual numbers, torch.func.jvp) and for
+derivatives of gradients (create_graph=True) torch would take their results for constants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 
 def transforms_active() -> bool:
-    """Whether dual numbers or transforms of torch.func may be about. Costs next to nothing."""
+    """Whether dual numbers or transforms of torch.func may be in use. Costs next to nothing."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 

@@ -1,6 +1,6 @@
 """What torch's FlopCounterMode counts for the operators of attention: two matrix products forward, five backward.
 
-Imported once somebody counts: torch's module imports triton.
+Imported only when a counter is active, since torch's module imports triton.
 """
 
 from __future__ import annotations

@@ -44,5 +44,5 @@ def as_length(name: str, value: int) -> int:
 
 
 def boundaries(lengths: Iterable[int], first: int = 0) -> list[int]:
-    """Where pieces of these lengths begin and end, one behind the other."""
+    """Where consecutive pieces of these lengths begin and end."""
     return list(accumulate(lengths, initial=first))

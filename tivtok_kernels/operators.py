@@ -40,8 +40,8 @@ def set_derivative(
 ) -> None:
     """Have ``apply`` run in place of ``operator`` when one of its first ``tensors`` arguments requires grad.
 
-    Derivatives that it does not give are refused: in the name of the public ``function`` and the backend that
-    ``backend`` finds among the arguments, with a hint at the ``better`` backend, which gives them.
+    Other derivatives raise an error that names the public ``function``, the backend (``backend`` finds it among the
+    arguments), and the ``better`` backend, which has them.
     """
 
     def differentiable(*inputs: Any) -> Any:
@@ -55,14 +55,14 @@ def set_derivative(
 
 
 def below_autograd(operator: Callable[..., Any], *inputs: Any) -> Any:
-    """``operator(*inputs)``, past its derivatives."""
+    """Call ``operator(*inputs)`` below autograd."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*inputs)
 
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Within an operator's implementation, which is below autograd: have autograd record what is called."""
+    """Let autograd record what an operator's implementation calls, though it runs below autograd."""
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradOther", "AutogradFunctionality", "ADInplaceOrView"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, key))

@@ -38,13 +38,13 @@ class Options(NamedTuple):
 
 
 def attend(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The operator; for derivatives that no operator has, the reference backend itself, which is plain torch.
+    """Call the operator or, for derivatives that no operator has, the reference backend itself, which is plain torch.
 
     Args:
         tensors: q, k, v, and k_tiv and v_tiv or None twice.
 
     Raises:
-        ValueError: the packed tensors have not the rows that the layout counts.
+        ValueError: the packed tensors do not have as many rows as the layout.
         NotImplementedError: now or when it is differentiated: a derivative that the backend cannot give.
     """
     inputs: tuple[Any, ...] = (*tensors, encoded, *options)
@@ -85,7 +85,7 @@ def _backward(
     if q.numel() == 0:
         return operators.zero_gradients(q, k, v, k_tiv, v_tiv)
     call, problem, backend = _describe(q, k, v, k_tiv, v_tiv, encoded, Options(*options), "backward")
-    out, lse = out.contiguous(), lse.contiguous()  # hooks on saved tensors may have brought others
+    out, lse = out.contiguous(), lse.contiguous()  # hooks on saved tensors may have replaced them
     return backends.run("attention", backend, problem, lambda module: module.backward(call, out, lse, dout, dlse))
 
 
@@ -107,13 +107,13 @@ def _describe(
 def decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:
     decode = RangeLayout.from_tensor if scope == "ranges" else SifLayout.from_tensor
     if torch._C._are_functorch_transforms_active():
-        with torch._C._DisableFuncTorch():  # under which no tensor shows its numbers, not even this one
+        with torch._C._DisableFuncTorch():  # under which no numbers can be read from a tensor, not even from this one
             return decode(encoded)
     return decode(encoded)
 
 
 def check_rows(call: Call) -> None:
-    """The packed tensors must have the rows that the layout counts.
+    """Check that the packed tensors have as many rows as the layout.
 
     Raises:
         ValueError: one of them does not.

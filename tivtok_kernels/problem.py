@@ -42,10 +42,10 @@ class Call(NamedTuple):
 
     @property
     def ranges(self) -> RangeLayout:
-        """The mask as backends know it that need nothing of clips."""
+        """The mask as ranges, for backends that need not know of clips."""
         return self.layout.ranges(self.scope)
 
     @property
     def tiv_or_own(self) -> tuple[Tensor, Tensor]:
-        """The keys and values that range A of a segment counts rows of."""
+        """The keys and values whose rows range A of a segment counts."""
         return self.tiv or (self.k, self.v)

@@ -1,7 +1,7 @@
 """Attention per scope on torch's own fused kernels, without a dense mask: the fallback where no kernel of ours runs.
 
-Segments of equal lengths are one batch: their rows, and in front of each one's own keys a copy of the TIV keys that it
-sees. The gradients of copies are added up.
+Segments of equal lengths form one batch. Each gets a copy of the TIV keys that it sees, in front of its own keys; the
+gradients of the copies are added up.
 """
 
 from __future__ import annotations

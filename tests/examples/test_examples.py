@@ -1,5 +1,6 @@
 """Every script in examples/ runs as written; each checks what it shows."""
 
+import json
 import os
 import subprocess
 import sys
@@ -24,3 +25,15 @@ def test_example(path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(path.stem.replace("_", " ").removeprefix("vit "))
     assert path.name in (EXAMPLES / "README.md").read_text()
+
+
+def test_notebook(capsys):
+    """Its code runs from top to bottom; its stored output is text and pictures, no warnings and no paths."""
+    notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    assert "4 TIV sets: 152 tokens" in capsys.readouterr().out
+    kinds = [kind for cell in cells for output in cell["outputs"] for kind in output.get("data", [output.get("name")])]
+    assert {kind for kind in kinds if kind.startswith("image/")} and "stderr" not in kinds

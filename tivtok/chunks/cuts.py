@@ -36,8 +36,8 @@ def until_cut(video: Tensor, frames_per_group: int) -> int:
 
 
 def end_at_cuts(chunks: Iterable[Tensor], chunk_frames: int, frames_per_group: int) -> Iterator[Tensor]:
-    """The same frames as ``chunks``, video (B, 3, f, H, W) in [-1, 1], in chunks of up to ``chunk_frames`` that end at
-    cuts; fewer than two chunks are held."""
+    """Cut the frames of ``chunks``, (B, 3, f, H, W) in [-1, 1], into chunks of up to ``chunk_frames`` that end at cuts.
+    Fewer than two chunks are in memory at a time."""
     held: Tensor | None = None
     for chunk in chunks:
         held = chunk if held is None else torch.cat([held, chunk], dim=2)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 TivSets = int | Literal["auto"]
 
-# "auto" starts a new set above this `tiv_distance`: a small one, at which sharing loses nothing, and a larger one while
-# cuts have cost sets that sharing has not yet saved: ending chunks there has gained more than it loses
-# (docs/long-video.md).
+# "auto" starts a new set above this `tiv_distance`. Below the small one sharing costs no quality. The larger one holds
+# while chunks that ended early, at cuts, have added sets that sharing has not saved yet: they gained more than sharing
+# loses (docs/long-video.md).
 AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.003, 0.07
 
 
@@ -40,8 +40,8 @@ def mean_tiv(chunks: Iterable[Tensor]) -> Tensor:
 class Sharing:
     """Gives every chunk its TIV set; takes chunks as they come and keeps one mean in memory.
 
-    "auto" starts a set where a chunk is too far from the mean of the running one: reuse no longer pays. How many
-    chunks each of N sets gets depends on the length of the video, so that is known at the end alone.
+    "auto" starts a set where a chunk is too far from the mean of the current one for reuse to pay. With a fixed number
+    of sets, how many chunks each gets is known only at the end of the video.
 
     Args:
         tiv_sets: how many TIV sets the video gets.
@@ -53,12 +53,12 @@ class Sharing:
     ) -> None:
         self.tiv_sets = tiv_sets
         self._auto_distances = auto_distances
-        self._debt = 0.0  # sets more than chunks of even length would have had
+        self._debt = 0.0  # how many more sets there are than with chunks of equal length
         self._mean = TivMean()
         self._sets: list[int] = []
 
     def add(self, tiv: Tensor, length: float = 1.0) -> None:
-        """Take the next chunk: its TIV tokens (..., N_TIV, D), and its length over that of a chunk that no cut ends."""
+        """Take the next chunk: its TIV tokens (..., N_TIV, D), and its length as a fraction of a full chunk."""
         if self.tiv_sets != "auto":
             self._sets.append(0)
             return

@@ -39,6 +39,7 @@ COMMANDS = {
     "train": Command("train", "train", "Train a tokenizer, or go on with a run that was interrupted."),
     "stats": Command("stats", "stats", "Measure mean and standard deviation of a checkpoint's tokens."),
     "doctor": Command("doctor", "doctor", "List the attention backends that run here, and why the others do not."),
+    "app": Command("page", "app", "Try the tokenizer in a browser: upload a video, see what its tokens hold."),
     "demo": Command("demo", "demo", "Tokenise and reconstruct the bundled clip."),
 }
 

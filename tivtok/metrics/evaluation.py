@@ -1,4 +1,4 @@
-"""All metrics of many videos under one protocol, as their frames stream by."""
+"""Computing all metrics of many videos under one protocol, a piece of a video at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class Evaluation:
-    """Adds up videos.
+    """Collects the scores of videos.
 
     Attributes:
         protocol: what the numbers mean.
@@ -82,11 +82,11 @@ class Evaluation:
 
     @property
     def clips(self) -> int:
-        """Clips that rFVD is of so far."""
+        """How many clips rFVD has so far."""
         return self._originals.count
 
     def _through_features(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """The pairs as they come, while every whole clip of ``protocol.frames`` goes into the features."""
+        """Pass the pairs on, and add every whole clip of ``protocol.frames`` to the features."""
         length = self.protocol.frames
         waiting: list[Tensor] = []  # (2, f, H, W, 3)
         for pair in pairs:

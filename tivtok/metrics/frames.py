@@ -49,7 +49,7 @@ def frame_changes(frames: Tensor) -> Tensor:
 
 
 def seams(changes: Tensor, chunk_frames: int | Sequence[int]) -> tuple[float, float]:
-    """Boundary flicker: the mean change across chunk borders, and inside chunks.
+    """Measure flicker at chunk borders: the mean change across them, and inside chunks.
 
     Their ratio is about 1 where chunks join invisibly. A reconstruction has seams as far as its ratio exceeds the
     original's. (Inside a chunk there are borders of frame groups, too: ask with their length to see those.)

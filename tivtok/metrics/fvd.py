@@ -13,7 +13,7 @@ Covariance = Literal["N", "N-1"]
 class FeatureStatistics:
     """Mean and covariance of features that come in batches; memory is that of one covariance matrix.
 
-    Sums are kept about the first batch's mean: features far from zero lose no digits to cancellation.
+    Sums are centred on the first batch's mean, so that features far from zero lose no digits to cancellation.
     """
 
     def __init__(self) -> None:

@@ -94,7 +94,7 @@ class Mixed(nn.Module):
 
 
 def load_i3d(weights: str | Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """A function from video (B, 3, F, H, W) in [-1, 1] to features (B, 400), by `I3D` or by i3d_torchscript.pt.
+    """Load a function from video (B, 3, F, H, W) in [-1, 1] to features (B, 400): `I3D`, or i3d_torchscript.pt.
 
     Frames are resized to 224x224 bilinearly without antialiasing, as both of FVD's toolchains do.
 

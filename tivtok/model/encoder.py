@@ -17,9 +17,9 @@ from tivtok.model.rope import Rotary, rotary_table
 class Encoder(nn.Module):
     """A chunk of video -> its TIV tokens and the TV tokens of each frame group.
 
-    TIV queries see the whole chunk; TV and patch queries see the TIV tokens and their own frame group. The paper leaves
-    the scope of patch queries open: were it wider, TV tokens would read other frames out of the patches from the second
-    layer on.
+    TIV queries see the whole chunk; TV and patch queries see the TIV tokens and their own frame group. The paper does
+    not say what patch queries see. If they saw other frames, TV tokens would read these from the patches, from the
+    second layer on.
     """
 
     def __init__(self, config: TivTokConfig) -> None:

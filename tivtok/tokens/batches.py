@@ -21,7 +21,7 @@ class TokenSequence:
     """Tokens of B videos as sequences of L places: TIV sets first, then TV tokens, frame group after frame group.
 
     Attributes:
-        values: (B, L, D), zero where nothing is.
+        values: (B, L, D), zero in padding.
         kind: (B, L) int64: `PADDING`, `TIV` or `TV`.
         group: (B, L) int64: the TIV set or the frame group, from 0.
         position: (B, L) int64: the place within it, from 0.

@@ -17,7 +17,7 @@ from tivtok.tokens.statistics import LatentStats
 
 __all__ = ["Tokens", "TokensError"]
 
-NORMALIZED = "/normalized"  # behind the model id: such tokens cannot be taken for ones to decode
+NORMALIZED = "/normalized"  # added to the model id, so that nobody decodes such tokens by mistake
 
 # What a file may claim, so that a hostile one cannot make decoding allocate without bound.
 MAX_SIDE = 16_384
@@ -135,7 +135,7 @@ class Tokens:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Tokens:
-        """A file written by `save` or `TokenWriter`, mapped: only the parts of it that are used are ever read.
+        """Map a file written by `save` or `TokenWriter`: only the parts that are used are read.
 
         ``tiv`` and ``tv`` have the dtype they are stored in. Shapes and metadata are checked here, indices and values
         when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
@@ -197,7 +197,7 @@ def check_fields(
     """Check the fields of `Tokens` that are no tensors, for ``groups`` frame groups.
 
     Raises:
-        TokensError: one of them cannot be.
+        TokensError: one of them has a value that is not possible.
     """
     if not groups <= num_frames <= groups * MAX_FRAMES_PER_GROUP:
         raise TokensError(

@@ -27,7 +27,7 @@ class TokenWriter:
 
     safetensors files cannot be appended to: their header states every size and comes first. So room for the header is
     left at the start (the format allows it to be padded), TV tokens are appended behind it as they come, and the TIV
-    tokens of chunks go to an unnamed file beside it, since who shares a set with whom may be known at the end alone.
+    tokens of chunks go to an unnamed file beside it, since which chunks share a set may be known only at the end.
     Closing appends TIV sets and index, fills in the header and renames. An interrupted encode leaves nothing: the file
     under its final name is either the old one or complete.
 

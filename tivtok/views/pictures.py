@@ -32,7 +32,7 @@ def difference(reconstruction: Tensor, original: Tensor) -> Tensor:
 def side_by_side(*videos: Tensor, scale: int = 1) -> Tensor:
     """uint8 (F, H, W, 3) each -> one (F, H * scale, about (W * scale + GAP) * n, 3), white between them.
 
-    Both sides come out even (the gap gives way), as H.264 players like it.
+    Height and width are padded to even numbers, which H.264 players expect.
     """
     frames, height, _, _ = videos[0].shape
     gap = videos[0].new_full((frames, height * scale, GAP, 3), 255)
@@ -50,7 +50,7 @@ def enlarge(video: Tensor, scale: int) -> Tensor:
 
 
 def scale_to_see(height: int, width: int) -> int:
-    """The whole factor that makes a small picture about 192 pixels high, but not above 1024 wide; 1 for large ones."""
+    """Integer factor that makes a small picture about 192 pixels high and at most 1024 wide; 1 for large ones."""
     return max(1, min(round(192 / height), 1024 // width))
 
 

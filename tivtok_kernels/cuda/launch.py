@@ -110,7 +110,7 @@ def _hopper_forward(
 
 
 def native_shape(heads: Heads, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What every plan of the extension is made with."""
+    """Arguments that every plan of the extension takes."""
     return {"device": device.index, "dtype": str(dtype).removeprefix("torch."), **heads._asdict()}
 
 

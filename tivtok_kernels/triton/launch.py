@@ -1,7 +1,7 @@
 """From tensors to launches: cached plans, workspaces, kernel arguments.
 
-A call with a layout seen before does no work per clip or frame and never waits for the device: its work list lies
-there already, and only shapes are read.
+A call with a layout seen before does no work per clip or frame and never waits for the device: its work list is there
+already, and only shapes are read.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def backward(
 
 
 def _tables(qk: Tensor, *tables: Tensor | None) -> list[Tensor]:
-    """cos, sin and weights as the kernels read them; in place of what is not there, and not read, stands qk."""
+    """cos, sin and weights as the kernels read them; qk stands in for absent ones, which are not read."""
     return [qk if x is None else x.float().contiguous() for x in tables]
 
 

@@ -1,8 +1,8 @@
 # ruff: noqa: N803 (constants and tensors of kernels in capitals)
 """The named steps that the kernels are written in.
 
-Names: ``i_`` index, ``o_`` offset, ``p_`` pointer, ``b_`` block in registers, ``m_`` mask. Above every load stands the
-shape of what it brings.
+Names: ``i_`` index, ``o_`` offset, ``p_`` pointer, ``b_`` block in registers, ``m_`` mask. A comment above every load
+gives the shape of the block.
 
 Row strides and head strides arrive in units of `STRIDE_UNIT` elements: the compiler then knows that every row starts
 on a 16-byte boundary, for any head_dim that is a multiple of 8, and copies tiles asynchronously. Row numbers fit 32
