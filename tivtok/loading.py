@@ -9,13 +9,14 @@ from tivtok.tokenizer import TivTok
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(path_or_name: str, device: str = "auto", precision: str = "auto") -> TivTok:
+def load_model(path_or_name: str, device: str = "auto", precision: str = "auto", compile: bool = False) -> TivTok:
     """Load a model as `TivTok.from_pretrained` does, and move it to a device.
 
     Args:
         device: "auto" (the GPU where there is one) or any of torch's.
         precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on GPUs that compute in it, else float32. The
             model id is the same in all of them, so that each decodes what another has encoded.
+        compile: encode and decode by torch.compile: minutes at first, for each size of frames anew.
 
     Raises:
         CheckpointError: as `TivTok.from_pretrained`.
@@ -32,4 +33,9 @@ def load_model(path_or_name: str, device: str = "auto", precision: str = "auto")
     if precision == "auto":
         fast = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bfloat16" if fast else "float32"
-    return TivTok.from_pretrained(path_or_name).to(device, PRECISIONS[precision])
+    model = TivTok.from_pretrained(path_or_name).to(device, PRECISIONS[precision])
+    if compile:
+        model.encoder.compile()
+        for name in ("prepare", "groups"):  # the decoder's two calls
+            setattr(model.decoder, name, torch.compile(getattr(model.decoder, name)))
+    return model

@@ -9,17 +9,18 @@ what happened, and is "" otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from tivtok.chunks.sharing import TivSets
 from tivtok.loading import load_model
-from tivtok.streaming import decode_stream, encode_stream
+from tivtok.streaming import Stream, decode_stream, encode_stream, encode_streams
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.tokens.rows import empty_row, from_row, to_row
@@ -34,6 +35,7 @@ class _WithModel:
     model: str = "tiny"
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep the settings only, not the model."""
@@ -43,8 +45,22 @@ class _WithModel:
     def tokenizer(self) -> TivTok:
         """The model, loaded when it is first asked for."""
         if "_tokenizer" not in vars(self):
-            self._tokenizer = load_model(self.model, self.device, self.precision)
+            self._tokenizer = load_model(self.model, self.device, self.precision, self.compile)
         return self._tokenizer
+
+
+class Encoded(NamedTuple):
+    """Outcome of encoding a video.
+
+    Attributes:
+        tokens: float32; None where there are none.
+        error: why there are none, or "".
+        warning: a line on damage that a decoder has made up for, or "".
+    """
+
+    tokens: Tokens | None
+    error: str = ""
+    warning: str = ""
 
 
 @dataclass
@@ -57,12 +73,17 @@ class Encoder(_WithModel):
     for).
 
     Attributes:
-        model, device, precision: as of `tivtok.loading.load_model`.
+        model, device, precision, compile: as of `tivtok.loading.load_model`.
         frame_size: "native", "source" or WIDTHxHEIGHT.
         tiv_sets, refine: as in `TivTok.encode`.
         dtype: of the tokens in the row.
         strict: make damage that a decoder has made up for an error.
         threads: of each video's decoder.
+        at_once: chunks that go through the model together, of one video or of several, where they have one shape; more
+            need more memory, and change tokens by rounding.
+
+    Raises:
+        ValueError: ``at_once`` is below 1, or above it with ``refine``, which takes one video at a time.
     """
 
     frame_size: str = "native"
@@ -71,37 +92,69 @@ class Encoder(_WithModel):
     dtype: Literal["float16", "float32"] = "float16"
     strict: bool = False
     threads: int = 1
+    at_once: int = 1
+
+    def __post_init__(self) -> None:
+        if self.at_once < 1 or (self.refine and self.at_once > 1):
+            raise ValueError(f"at_once must be at least 1, and 1 with refine, got {self.at_once}")
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """
         Raises:
             KeyError: there is no column ``path``.
         """
-        made = [self._row(row) for row in _rows(batch, ("path",))]
+        made = [self._row(encoded) for encoded in self.encode(map(_reference, _rows(batch, ("path",))))]
         return dict(batch) | {name: _column([row[name] for row in made]) for name in (made[0] if made else ())}
 
-    def encode(self, ref: VideoRef) -> tuple[Tokens, str]:
-        """One video's tokens, in float32, and a line on damage that a decoder has made up for, or "".
+    def encode(self, refs: Iterable[VideoRef]) -> Iterator[Encoded]:
+        """Encode videos, in order."""
+        model, sources = self.tokenizer, deque[Source | None]()
 
-        Raises:
-            VideoError: it cannot be read.
-            ValueError: it has fewer chunks than ``tiv_sets``, or a setting is wrong.
-        """
-        model = self.tokenizer
-        config = model.config
-        source = Source(
+        def opened() -> Iterator[Source | Exception]:
+            for ref in refs:
+                try:
+                    source = self._source(ref)
+                except (ValueError, OSError) as error:
+                    sources.append(None)
+                    yield error
+                else:
+                    sources.append(source)
+                    yield source
+
+        results: Iterator[Tokens | Exception]
+        if self.refine:
+            results = (source if isinstance(source, Exception) else self._refined(source) for source in opened())
+        else:
+            streams = (s if isinstance(s, Exception) else Stream(s.chunks(), s.fps) for s in opened())
+            results = encode_streams(model, streams, self.at_once, self.tiv_sets)
+        for result in results:
+            source = sources.popleft()
+            if isinstance(result, Exception):
+                yield Encoded(None, str(result))
+            else:
+                yield Encoded(result, warning=source.damage() if source else "")
+
+    def _source(self, ref: VideoRef) -> Source:
+        config = self.tokenizer.config
+        return Source(
             ref, config.chunk_frames, self.frame_size, config.native_size, strict=self.strict, threads=self.threads
         )
-        return encode_stream(model, source.chunks(), self.tiv_sets, source.fps, self.refine), source.damage()
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        config = self.tokenizer.config
+    def _refined(self, source: Source) -> Tokens | Exception:
         try:
-            tokens, warning = self.encode(_reference(row))
-            return to_row(tokens, self.dtype) | {"error": "", "warning": warning}
+            return encode_stream(self.tokenizer, source.chunks(), self.tiv_sets, source.fps, self.refine)
         except (ValueError, OSError) as error:
-            nothing = empty_row(config.num_tiv, config.num_tv, config.latent_dim, self.dtype)
-            return nothing | {"error": str(error), "warning": ""}
+            return error
+
+    def _row(self, encoded: Encoded) -> dict[str, Any]:
+        config = self.tokenizer.config
+        said = {"error": encoded.error, "warning": encoded.warning}
+        if encoded.tokens is None:
+            return empty_row(config.num_tiv, config.num_tv, config.latent_dim, self.dtype) | said
+        try:
+            return to_row(encoded.tokens, self.dtype) | said
+        except ValueError as error:  # values that the dtype cannot hold
+            return self._row(Encoded(None, str(error)))
 
 
 @dataclass
@@ -111,7 +164,7 @@ class Decoder(_WithModel):
     A row that already has an ``error`` keeps it and gets no frames.
 
     Attributes:
-        model, device, precision: as of `tivtok.loading.load_model`.
+        model, device, precision, compile: as of `tivtok.loading.load_model`.
     """
 
     def __call__(self, batch: Batch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,29 @@ from tivtok.chunks.sharing import TivSets
 from tivtok.model.config import TivTokConfig
 from tivtok.refinement import OnStep, check_refinable
 from tivtok.refinement import refine as improve
-from tivtok.tokenizer import TivTok
-from tivtok.tokens import Tokens, TokensError
+from tivtok.tokenizer import Encoding, TivTok
+from tivtok.tokens import TokenCollector, Tokens, TokensError
 from tivtok.tokens.format import check_finite
 from tivtok.tokens.writer import TokenWriter
-from tivtok.video import frames_to_video, video_to_frames
+from tivtok.video import video_to_frames
 
 KEPT_SETS = 8  # TIV sets whose keys and values a decoder holds on to
+
+
+class Stream(NamedTuple):
+    """A video to encode.
+
+    Attributes:
+        chunks: as in `encode_to_file`.
+        fps: as in `TivTok.encode`.
+    """
+
+    chunks: Iterable[Tensor]
+    fps: float | None = None
+
+
+# A chunk of the video of an encoding; or the video's end, and in the place of it an error.
+_Piece = tuple[Encoding[Tokens], Tensor | Exception | None]
 
 
 def encode_stream(
@@ -85,10 +101,34 @@ def encode_to_file(
             frames = torch.from_numpy(np.memmap(shelf, np.uint8, "c", shape=shape))
             improve(model, tokens, frames.permute(3, 0, 1, 2)[None], refine, on_step).save(path, dtype)
         return
-    checked = _checked(chunks, model.config.chunk_frames)
-    videos = (frames_to_video(chunk.to(_device(model)))[None] for chunk in checked)
     with TokenWriter.create(path, dtype) as out:
-        model.encode_into(out, videos, tiv_sets, fps)
+        model.encode_into(out, _videos(model, chunks), tiv_sets, fps)
+
+
+@torch.no_grad()
+def encode_streams(
+    model: TivTok, streams: Iterable[Stream | Exception], at_once: int = 1, tiv_sets: TivSets = 1
+) -> Iterator[Tokens | Exception]:
+    """The tokens of many videos, in order, float32 on the CPU; chunks of one shape go through the model together.
+
+    Videos are read one after another, so that of each no more than ``at_once`` chunks are held. In a batch a chunk's
+    sums are rounded otherwise than alone: tokens agree to rounding of the dtype that the model computes in.
+
+    Args:
+        streams: the videos, and in the place of one that could not be opened the error, which is passed on.
+        at_once: chunks in a batch, of one video or of several.
+        tiv_sets: as in ``TivTok.encode``.
+
+    Returns:
+        for each video its tokens, or the ValueError or OSError of reading it, or of fewer chunks than ``tiv_sets``.
+    """
+    batch: list[_Piece] = []
+    for piece in _pieces(model, streams, tiv_sets):
+        batch.append(piece)
+        if sum(isinstance(what, Tensor) for _, what in batch) == at_once:
+            yield from _encoded(model, batch)
+            batch = []
+    yield from _encoded(model, batch)
 
 
 @torch.no_grad()
@@ -122,6 +162,43 @@ def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = 
         check_finite("tv", tv, f"in frame groups {groups[0]} to {groups[-1]}")
         video = model.decode_groups(prepared(tiv_set), tv, [len(groups)], tokens.height, tokens.width)[0]
         yield video_to_frames(video[:, (where * per_group + run % per_group).to(video.device)]).cpu()
+
+
+def _pieces(model: TivTok, streams: Iterable[Stream | Exception], tiv_sets: TivSets) -> Iterator[_Piece]:
+    """The chunks of all videos, each with the encoding it belongs to, and after those of a video None or its error."""
+    for stream in streams:
+        opened = stream if isinstance(stream, Stream) else Stream(())
+        encoding = Encoding(model, TokenCollector(), tiv_sets, opened.fps)
+        end = stream if isinstance(stream, Exception) else None
+        try:
+            if end is None:
+                for chunk in encoding.cut(_videos(model, opened.chunks)):
+                    yield encoding, chunk
+        except (ValueError, OSError) as error:
+            end = error
+        yield encoding, end
+
+
+def _encoded(model: TivTok, batch: Sequence[_Piece]) -> Iterator[Tokens | Exception]:
+    """Encode a batch of `_pieces`; what has become of the videos that end in it."""
+    tokens = iter(model.encode_batch([what for _, what in batch if isinstance(what, Tensor)]))
+    for encoding, what in batch:
+        if isinstance(what, Tensor):
+            tiv, tv = (x.cpu().float() for x in next(tokens))
+            encoding.add(what, tiv, tv)
+        elif what is None:
+            try:
+                yield encoding.close()
+            except ValueError as error:
+                yield error
+        else:
+            yield what
+
+
+def _videos(model: TivTok, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """uint8 (f, H, W, 3) -> uint8 (1, 3, f, H, W) on the model's device."""
+    device = next(model.parameters()).device
+    return (chunk.to(device).permute(3, 0, 1, 2)[None] for chunk in _checked(chunks, model.config.chunk_frames))
 
 
 def _kept(chunks: Iterable[Tensor], shelf: IO[bytes]) -> Iterator[Tensor]:
@@ -164,7 +241,3 @@ def _runs(config: TivTokConfig, tokens: Tokens, frames: Sequence[int]) -> Iterat
         last = here
     if run:
         yield last[0], torch.tensor(run)
-
-
-def _device(model: TivTok) -> torch.device:
-    return next(model.parameters()).device

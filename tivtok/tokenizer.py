@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -170,28 +170,11 @@ class TivTok(nn.Module):
         Raises:
             ValueError: there are fewer chunks than ``tiv_sets``.
         """
-        config, sharing = self.config, Sharing(tiv_sets)
-        lengths: list[int] = []
-        height = width = 0
-        if tiv_sets == "auto":
-            chunks = end_at_cuts(chunks, config.chunk_frames, config.frames_per_group)
-        for batch in _batched(chunks, at_once):
-            for chunk, (tiv, tv) in zip(batch, self._encode_batch(batch), strict=True):
-                sharing.add(tiv, tv.shape[1] / config.groups_per_chunk)
-                sink.add(tiv, tv)
-                lengths.append(chunk.shape[2])
-                height, width = chunk.shape[3:]
-        even = all(length == config.chunk_frames for length in lengths[:-1])
-        fields = {
-            "num_frames": sum(lengths),
-            "height": height,
-            "width": width,
-            "fps": fps,
-            "preset": config.name,
-            "model_id": self.model_id,
-            "chunk_frames": None if even else tuple(lengths),
-        }
-        return sink.close(sharing.set_of_chunk(), fields)
+        encoding = Encoding(self, sink, tiv_sets, fps)
+        for batch in _batched(encoding.cut(chunks), at_once):
+            for chunk, (tiv, tv) in zip(batch, self.encode_batch(batch), strict=True):
+                encoding.add(chunk, tiv, tv)
+        return encoding.close()
 
     def encode_chunks(self, video: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """video (B, 3, F, H, W) -> the TIV tokens of each chunk (B, K, N_TIV, D), all TV tokens (B, T, N_TV, D).
@@ -206,15 +189,19 @@ class TivTok(nn.Module):
         """
         _check_video(video)
         chunks = video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
-        tivs, tvs = zip(*self._encode_batch(chunks), strict=True)
+        tivs, tvs = zip(*self.encode_batch(chunks), strict=True)
         return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
 
-    def _encode_batch(self, chunks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """TIV (B, N_TIV, D) and TV tokens (B, T, N_TV, D) of each chunk; those of one length go through together."""
+    def encode_batch(self, chunks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """TIV (B, N_TIV, D) and TV tokens (B, T, N_TV, D) of each chunk, whichever video it is of.
+
+        Args:
+            chunks: (B, 3, f, H, W) as in `encode`, but not checked; those of one shape go through together.
+        """
         padded = [pad_to_patches(to_float(chunk, self._like.dtype), self.config.patch) for chunk in chunks]
         encoded: dict[int, tuple[Tensor, Tensor]] = {}
-        for frames in {chunk.shape[2] for chunk in padded}:
-            same = [k for k, chunk in enumerate(padded) if chunk.shape[2] == frames]
+        for shape in {chunk.shape for chunk in padded}:
+            same = [k for k, chunk in enumerate(padded) if chunk.shape == shape]
             tiv, tv = self.encoder(torch.cat([padded[k] for k in same]))
             tivs, tvs = (self.quantizer(x).chunk(len(same)) for x in (tiv, tv))
             encoded |= zip(same, zip(tivs, tvs, strict=True), strict=True)
@@ -287,6 +274,53 @@ class TivTok(nn.Module):
     def _like(self) -> Tensor:
         """A weight, for its device and dtype."""
         return self.decoder.patch_query
+
+
+class Encoding(Generic[Result]):
+    """Algorithm 1 (paper Sec. 3.5) for one video, whose chunks come one after another.
+
+    Args:
+        model: what encodes the chunks.
+        sink: takes the tokens of each chunk, and in the end which chunks share a TIV set.
+        tiv_sets, fps: as in `TivTok.encode`.
+    """
+
+    def __init__(self, model: TivTok, sink: Sink[Result], tiv_sets: TivSets = 1, fps: float | None = None) -> None:
+        self._model, self._sink, self._tiv_sets, self._fps = model, sink, tiv_sets, fps
+        self._sharing = Sharing(tiv_sets)
+        self._lengths: list[int] = []
+        self._size: tuple[int, ...] = (0, 0)
+
+    def cut(self, chunks: Iterable[Tensor]) -> Iterable[Tensor]:
+        """The chunks to encode of those that come, (B, 3, f, H, W): the same, or ones that end at cuts."""
+        config = self._model.config
+        return end_at_cuts(chunks, config.chunk_frames, config.frames_per_group) if self._tiv_sets == "auto" else chunks
+
+    def add(self, chunk: Tensor, tiv: Tensor, tv: Tensor) -> None:
+        """Take the next chunk (B, 3, f, H, W) and its tokens (B, N_TIV, D) and (B, T, N_TV, D)."""
+        self._sharing.add(tiv, tv.shape[1] / self._model.config.groups_per_chunk)
+        self._sink.add(tiv, tv)
+        self._lengths.append(chunk.shape[2])
+        self._size = chunk.shape[3:]
+
+    def close(self) -> Result:
+        """
+        Raises:
+            ValueError: there are fewer chunks than ``tiv_sets``.
+        """
+        config = self._model.config
+        even = all(length == config.chunk_frames for length in self._lengths[:-1])
+        height, width = self._size
+        fields = {
+            "num_frames": sum(self._lengths),
+            "height": height,
+            "width": width,
+            "fps": self._fps,
+            "preset": config.name,
+            "model_id": self._model.model_id,
+            "chunk_frames": None if even else tuple(self._lengths),
+        }
+        return self._sink.close(self._sharing.set_of_chunk(), fields)
 
 
 def _batched(chunks: Iterable[Tensor], at_once: int | None) -> Iterator[list[Tensor]]:

@@ -4,16 +4,19 @@ A backend is a module with a predicate (see `reference` for the plainest one)
 
     why_not(problem) -> str | None          the reason why it cannot run, None if it can
 
-and the operations that it has. Of "attention":
+and the operations that it has. Of "attention"
 
     forward(call) -> (out, lse)
     backward(call, out, lse, dout, dlse) -> [dq, dk, dv] (+ [dk_tiv, dv_tiv])
 
+and of "prepare_qk", with the arguments of the operators in `ops_prepare`,
+
+    prepare_qk(qk, cos, sin, q_weight, k_weight, eps) -> (q, k)
+    prepare_qk_backward(dq, dk, qk, cos, sin, q_weight, k_weight, eps) -> [dqk] (+ [dq_weight, dk_weight])
+
 and, where kernels are compiled at their first call,
 
     compile_errors() -> tuple of exception types
-
-Of "prepare_qk": `eager.prepare_qk`, or kernels with the arguments of the operators in `ops_prepare`.
 
 `Problem` and `Call` say what these get; ``dlse``, the gradient of the LSE, may be None. Backends never import one
 another's modules to run; what they share is in `tensors`.

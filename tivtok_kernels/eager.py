@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tivtok_kernels.operators import present, recorded
 from tivtok_kernels.problem import Problem
 from tivtok_kernels.tensors import accumulation_dtype
 
@@ -14,7 +15,7 @@ def why_not(problem: Problem) -> str | None:
     return None
 
 
-def prepare_qk(
+def prepare(
     qk: Tensor, rotary: tuple[Tensor, Tensor] | None, norm: tuple[Tensor, Tensor] | None, eps: float
 ) -> tuple[Tensor, ...]:
     """qk (..., rows, 2, H, D) -> q, k (..., rows, H, D), rounded once, at the end."""
@@ -27,3 +28,33 @@ def prepare_qk(
         a, b = x.chunk(2, dim=-1)
         x = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
     return x.to(qk.dtype).unbind(-3)
+
+
+def prepare_qk(
+    qk: Tensor, cos: Tensor | None, sin: Tensor | None, q_weight: Tensor | None, k_weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The operator's, in the place of a kernel that does not compile: qk (N, 2, H, D) -> q, k (N, H, D)."""
+    rows = qk if cos is None else qk.unflatten(0, (-1, len(cos)))
+    rotary = None if cos is None or sin is None else (cos, sin)
+    norm = None if q_weight is None or k_weight is None else (q_weight, k_weight)
+    q, k = (x.reshape(-1, *x.shape[-2:]) for x in prepare(rows, rotary, norm, eps))
+    return q.clone(memory_format=torch.contiguous_format), k.clone(memory_format=torch.contiguous_format)
+
+
+def prepare_qk_backward(
+    dq: Tensor,
+    dk: Tensor,
+    qk: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+) -> list[Tensor]:
+    """The operator's: the gradients of qk and, where they are given, of q_weight and k_weight."""
+    qk = qk.detach().requires_grad_()
+    q_weight, k_weight = (None if x is None else x.detach().requires_grad_() for x in (q_weight, k_weight))
+    with recorded():
+        results = prepare_qk(qk, cos, sin, q_weight, k_weight, eps)
+        grads = torch.autograd.grad(results, present(qk, q_weight, k_weight), (dq, dk))
+    return [x.contiguous() for x in grads]

@@ -252,21 +252,28 @@ def _decode(data: bytes) -> SifLayout:
 
 @lru_cache(maxsize=1024)
 def _ranges(layout: SifLayout, scope: Scope, back: int, ahead: int) -> RangeLayout:
-    table: list[tuple[int, ...]] = []
-    row = tiv_row = 0  # `tiv_row` runs ahead of `row` only where the TIV tokens are packed apart
-    for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
-        if scope != "broadcast":
-            tiv_row = row
-            seen = num_tiv + sum(frames) if scope == "clip" else num_tiv
-            table.append((row, num_tiv, row, seen, row, 0))
-            row += num_tiv
-        start = boundaries(frames, first=row)
-        for t, tokens in enumerate(frames):
-            b, b_end = start[max(t - back, 0)], start[min(t + ahead + 1, len(frames))]
-            table.append((start[t], tokens, tiv_row, num_tiv, b, b_end - b))
-        row = start[-1]
-        tiv_row += num_tiv
-    return RangeLayout(np.array(table, dtype=np.int64), row, layout.tiv_tokens if scope == "broadcast" else None)
+    apart = scope == "broadcast"
+    tiv = np.array(layout.num_tiv, dtype=np.int64)
+    count = np.array([len(frames) for frames in layout.frame_tokens], dtype=np.int64)
+    tokens = np.fromiter(itertools.chain.from_iterable(layout.frame_tokens), dtype=np.int64)
+    bound = np.concatenate([[0], np.cumsum(tokens)])  # of frames, all clips' TIV tokens left out
+    first = np.cumsum(count) - count  # frame of each clip
+    rows = bound[first + count] - bound[first] + (0 if apart else tiv)
+    start = np.cumsum(rows) - rows
+    tiv_row = np.cumsum(tiv) - tiv if apart else start
+
+    clip = np.repeat(np.arange(len(tiv)), count)
+    frame = np.arange(len(tokens))
+    shift = (start + (0 if apart else tiv) - bound[first])[clip]  # from `bound` to rows
+    b = bound[np.maximum(frame - back, first[clip])] + shift
+    b_end = bound[np.minimum(frame + ahead + 1, (first + count)[clip])] + shift
+    table = np.empty((len(tokens) + (0 if apart else len(tiv)), 6), dtype=np.int64)
+    of_frame = frame if apart else frame + clip + 1  # each clip's TIV rows stand before its frames
+    table[of_frame] = np.stack([bound[:-1] + shift, tokens, tiv_row[clip], tiv[clip], b, b_end - b], 1)
+    if not apart:
+        seen = rows if scope == "clip" else tiv
+        table[first + np.arange(len(tiv))] = np.stack([start, tiv, start, seen, start, np.zeros_like(tiv)], 1)
+    return RangeLayout(table, int(rows.sum()), layout.tiv_tokens if apart else None)
 
 
 def _token_labels(layout: SifLayout) -> tuple[torch.Tensor, torch.Tensor]:

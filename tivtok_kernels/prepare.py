@@ -30,7 +30,8 @@ def prepare_qk(
             have cos 1 and sin 0. They are constants: they get no gradient, and must not require one.
         norm: the weights (D,) of q and of k, in any floating dtype.
         eps: of the norm; by default the machine epsilon of qkv's dtype, as in torch.nn.RMSNorm.
-        backend: "eager" (plain torch), "triton" (one kernel for all of it), or "auto": triton on GPUs it supports.
+        backend: "eager" (plain torch), "triton" (one kernel for all of it), or "auto": triton on GPUs it supports, and
+            eager, after a warning, should its kernels not compile.
 
     Returns:
         q, k, v, each (..., rows, H, D) in the dtype of qkv. v is a view of qkv, never copied. q and k of the kernel are
@@ -49,12 +50,12 @@ def prepare_qk(
     v = v.squeeze(-3)
     eps = torch.finfo(qkv.dtype).eps if eps is None else eps
     if _choose(backend, qkv.device, qkv.dtype, v.shape[-1]) == "eager":
-        return *eager.prepare_qk(qk, rotary, norm, eps), v
+        return *eager.prepare(qk, rotary, norm, eps), v
     if rotary is None and norm is None:
         return *qk.unbind(-3), v
     cos, sin = (None, None) if rotary is None else (table.detach() for table in rotary)
     packed = qk.reshape(-1, *qk.shape[-3:])
-    q, k = ops_prepare.prepare_qk(packed, cos, sin, *((None, None) if norm is None else norm), eps)
+    q, k = ops_prepare.prepare_qk(packed, cos, sin, *((None, None) if norm is None else norm), eps, backend)
     return q.view(*leading, rows, *q.shape[1:]), k.view(*leading, rows, *k.shape[1:]), v
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -265,11 +265,13 @@ def _seen_by(table: np.ndarray, ranges: tuple[np.ndarray, ...], num_keys: int, i
     """
     starts = np.concatenate([np.where(r[:, 1] > 0, r[:, 0], 0) for r in ranges])
     ends = np.concatenate([np.where(r[:, 1] > 0, r.sum(1), 0) for r in ranges])
-    cuts = np.unique(np.concatenate([starts, ends, [0, num_keys]]))
+    cuts = np.sort(np.concatenate([starts, ends, [0, num_keys]]))
+    cuts = cuts[np.diff(cuts, prepend=-1) > 0]
     seen = np.searchsorted(cuts, np.stack([starts, ends], 1)).reshape(len(ranges), -1, 2)
     if len(ranges) == 1:
         seen = np.concatenate([np.zeros_like(seen), seen])
-    a_is_second = (seen[0] > seen[1]).any(1) & (seen[0] >= seen[1]).all(1)  # they do not overlap, but may be empty
+    later, not_earlier = seen[0] > seen[1], seen[0] >= seen[1]
+    a_is_second = (later[:, 0] | later[:, 1]) & not_earlier[:, 0] & not_earlier[:, 1]  # disjoint, but may be empty
     in_order = np.where(a_is_second[:, None], seen[::-1], seen).transpose(1, 0, 2).reshape(-1, 4)
 
     nothing = np.zeros((1, 4), dtype=np.int64)
@@ -286,7 +288,7 @@ def _seen_by(table: np.ndarray, ranges: tuple[np.ndarray, ...], num_keys: int, i
     runs[key, 2 + 2 * rank] = row
     runs[key, 3 + 2 * rank] = table[last, 0] + table[last, 1] - row
     new = np.ones(pieces, dtype=bool)
-    new[1:] = (runs[1:, 2:] != runs[:-1, 2:]).any(1)
+    new[1:] = reduce(np.logical_or, (x[1:] != x[:-1] for x in runs[:, 2:].T))
     kept = runs[new]
     kept[:, 1] = np.diff(np.append(kept[:, 0], num_keys))
     return kept[kept[:, 1] > 0]
@@ -314,5 +316,5 @@ def _difference(x: np.ndarray, y: np.ndarray, cuts: np.ndarray) -> tuple[np.ndar
         )
     piece = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)
     run = np.repeat(run, length)
-    order = np.lexsort((run, piece))
+    order = np.argsort(piece, kind="stable")
     return piece[order], run[order]

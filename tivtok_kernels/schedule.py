@@ -11,7 +11,7 @@ into pieces of almost equal length; they write partial results, which a merge ad
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -90,18 +90,23 @@ def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int
 
     slots = np.where(pieces > 1, pieces, 0)
     first_slot = np.cumsum(slots) - slots
-    row, row_end, in_tiv = tiles[:, 0], tiles[:, 0] + tiles[:, 1], tiles[:, 6]
-    merges = np.stack([row, row_end, first_slot, pieces, in_tiv, *[np.zeros_like(row)] * 3], 1)[pieces > 1]
+    merges = np.zeros((int((pieces > 1).sum()), 8), dtype=np.int32)
+    split = tiles[pieces > 1]
+    merges[:, 0], merges[:, 1], merges[:, 4] = split[:, 0], split[:, 0] + split[:, 1], split[:, 6]
+    merges[:, 2], merges[:, 3] = first_slot[pieces > 1], pieces[pieces > 1]
 
     tile = np.repeat(np.arange(len(tiles)), pieces)
     piece = np.arange(len(tile)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    row, row_end, in_tiv, a, a_len, b, b_len = (x[tile] for x in (row, row_end, in_tiv, *tiles[:, 2:6].T))
-    start, end = (np.minimum(steps[tile] * i // pieces[tile] * step, a_len + b_len) for i in (piece, piece + 1))
-    slot = np.where(pieces[tile] > 1, first_slot[tile] + piece, -1)
-    in_a = [a + np.minimum(cut, a_len) for cut in (start, end)]
-    in_b = [b + np.maximum(cut - a_len, 0) for cut in (start, end)]
-    rows = np.stack([row, row_end, *in_a, *in_b, slot, in_tiv], 1)
-    return WorkList(_upload(rows, device), _upload(merges, device), len(rows), len(merges), int(slots.sum()))
+    tiles, steps, pieces = tiles[tile], steps[tile], pieces[tile]
+    rows = np.empty((len(tile), 8), dtype=np.int32)
+    rows[:, 0], rows[:, 1], rows[:, 7] = tiles[:, 0], tiles[:, 0] + tiles[:, 1], tiles[:, 6]
+    for end in (0, 1):
+        cut_at = np.minimum(steps * (piece + end) // pieces * step, tiles[:, 3] + tiles[:, 5])
+        in_a = np.minimum(cut_at, tiles[:, 3])
+        rows[:, 2 + end], rows[:, 4 + end] = tiles[:, 2] + in_a, tiles[:, 4] + cut_at - in_a
+    rows[:, 6] = np.where(pieces > 1, first_slot[tile] + piece, -1)
+    both = upload(np.concatenate([rows, merges]), device)
+    return WorkList(both[: len(rows)], both[len(rows) :], len(rows), len(merges), int(slots.sum()))
 
 
 def cut(runs: np.ndarray, block: int) -> np.ndarray:
@@ -118,5 +123,23 @@ def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _upload(rows: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(rows.astype(np.int32)).to(device)
+def upload(table: np.ndarray, device: torch.device) -> Tensor:
+    """An int32 table on ``device``. The caller may use it on any stream at once.
+
+    On a GPU it comes from pinned memory on a stream that only such copies use: waiting for that one, the host waits for
+    the copy and not for what other streams still have to do.
+    """
+    tensor = torch.from_numpy(table)
+    if device.type != "cuda":
+        return tensor.to(device)
+    copies = _stream_of_copies(device)
+    with torch.cuda.stream(copies):
+        on_device = tensor.pin_memory().to(device, non_blocking=True)
+    copies.synchronize()
+    on_device.record_stream(torch.cuda.current_stream(device))  # its memory belongs to the other stream
+    return on_device
+
+
+@cache
+def _stream_of_copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -1,11 +1,15 @@
 """Query and key preparation: eager torch against its definition, the interpreted kernel against eager float64."""
 
+import sys
+import warnings
+from types import ModuleType
+
 import pytest
 import torch
 from error_budgets import prepare_budgets
 from oracle import assert_within_budget
 
-from tivtok_kernels import BackendUnavailable
+from tivtok_kernels import BackendUnavailable, backends, eager
 from tivtok_kernels.caching import constant_when_compiled
 from tivtok_kernels.prepare import prepare_qk
 
@@ -140,7 +144,11 @@ def test_opcheck():
     inputs, (cos, sin), grads = make_inputs()
     qk = inputs["qkv"].view(-1, 3, 3, 16)[:, :2].requires_grad_()
     weights = [inputs[n].requires_grad_() for n in ("q_weight", "k_weight")]
-    for args in ((qk, cos, sin, *weights, 1e-6), (qk, None, None, *weights, 1e-6), (qk, cos, sin, None, None, 1e-6)):
+    for args in (
+        (qk, cos, sin, *weights, 1e-6, "triton"),
+        (qk, None, None, *weights, 1e-6, "triton"),
+        (qk, cos, sin, None, None, 1e-6, "triton"),
+    ):
         torch.library.opcheck(torch.ops.tivtok.prepare_qk.default, args)
         dq, dk = (g.flatten(0, 1) for g in grads[:2])
         detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in args]
@@ -164,6 +172,48 @@ def test_gradients_repeat_bit_for_bit():
     inputs, rotary, grads = make_inputs(batch=3)
     first, second = (run(inputs, rotary, grads, torch.float32, "triton") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class CompileError(Exception):
+    """As a compiler would raise it."""
+
+
+@pytest.fixture(params=["both passes", "the backward"])
+def broken(request, monkeypatch):
+    """A first backend whose kernels do not compile, in both passes or in the backward alone."""
+
+    def fails(*inputs):
+        raise CompileError("out of registers")
+
+    module = ModuleType("broken")
+    module.why_not, module.compile_errors = eager.why_not, lambda: (CompileError,)
+    module.prepare_qk = fails if request.param == "both passes" else eager.prepare_qk
+    module.prepare_qk_backward = fails
+    monkeypatch.setitem(sys.modules, "broken", module)
+    monkeypatch.setitem(backends._MODULES, "broken", "broken")
+    monkeypatch.setitem(backends.NAMES, "prepare_qk", ("broken", "eager"))
+    monkeypatch.setattr(backends, "_does_not_compile", set())
+    caches = (backends.load, backends.choose)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_what_does_not_compile_is_said_once_and_left_to_eager(broken):
+    inputs, rotary, grads = make_inputs()
+    with pytest.warns(UserWarning, match=r'"broken" cannot compile .*"auto" goes on to "eager": out of registers'):
+        got = run(inputs, rotary, grads, torch.float32, "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = run(inputs, rotary, grads, torch.float32, "auto")
+    expected = run(inputs, rotary, grads, torch.float32, "eager")
+    for name, x in expected.items():
+        torch.testing.assert_close(got[name], x)
+        torch.testing.assert_close(again[name], x)
+    with pytest.raises(CompileError):
+        run(inputs, rotary, grads, torch.float32, "broken")
 
 
 def test_named_backend_runs_or_raises():

@@ -1,5 +1,9 @@
 """Work lists: every visible pair exactly once, longest first, pieces in order."""
 
+import sys
+from contextlib import contextmanager
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,6 +90,65 @@ def test_work_lists_are_cached():
     layout = SifLayout.uniform(batch=1, num_tiv=4, num_frames=2, frame_tokens=10)
     again = SifLayout.from_lengths([4], [[10, 10]])
     assert schedule.query_work(layout, "clip", 8, 4, 1, 1, CPU) is schedule.query_work(again, "clip", 8, 4, 1, 1, CPU)
+
+
+def calls_of_planning(num_frames: int) -> int:
+    """Functions that Python calls, its own and C's, from a new layout to the work lists of both passes."""
+    layout = SifLayout.from_lengths([96] * 8, [[200 + (17 * t + c) % 60 for t in range(num_frames)] for c in range(8)])
+    seen = []
+    sys.setprofile(lambda frame, event, argument: seen.append(event) if event.endswith("call") else None)
+    try:
+        for make in (schedule.query_work, schedule.key_work):
+            make(layout, "clip", 64, 64, 12, 264, CPU)
+    finally:
+        sys.setprofile(None)
+    return len(seen)
+
+
+def test_planning_does_nothing_frame_by_frame():
+    few = calls_of_planning(9)
+    assert few > 50 and calls_of_planning(128) <= few + 5
+
+
+def test_tables_are_uploaded_on_a_stream_of_their_own(monkeypatch):
+    """The host waits for the copy alone, and memory that another stream frees waits for the one that uses it."""
+    log = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def synchronize(self):
+            log.append("wait for the copy")
+
+    class Table:
+        def pin_memory(self):
+            log.append("pin")
+            return self
+
+        def to(self, device, non_blocking):
+            log.append(("copy", non_blocking, current[-1]))
+            return self
+
+        def record_stream(self, stream):
+            log.append(("used on", stream))
+
+    @contextmanager
+    def entered(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    current, gpu = ["the caller's"], torch.device("cuda", 0)
+    monkeypatch.setattr(torch, "from_numpy", lambda table: Table())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    schedule._stream_of_copies.cache_clear()
+    schedule.upload(np.zeros((1, 8), np.int32), gpu)
+    copies = schedule._stream_of_copies(gpu)
+    schedule._stream_of_copies.cache_clear()
+    assert log == ["pin", ("copy", True, copies), "wait for the copy", ("used on", "the caller's")]
 
 
 def test_upload_during_a_graph_capture_is_refused(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,50 @@ def test_there_and_back(encoder: Encoder, model: str, clip: Path, tiv_sets) -> N
     tokens = from_row({name: rows[name][0] for name in COLUMNS})
     expected = torch.cat(list(decode_stream(TivTok.from_pretrained(model), tokens)))
     assert rows["frames"][0].shape == (FRAMES, 32, 32, 3) and np.array_equal(rows["frames"][0], expected.numpy())
+
+
+@pytest.mark.parametrize("tiv_sets", [1, "auto"])
+def test_batches_of_several_videos(encoder: Encoder, clip: Path, tmp_path: Path, monkeypatch, tiv_sets) -> None:
+    """Seven chunks of two lengths in batches of three, beside a video that breaks off and one that is not there."""
+    (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:300])
+    paths = [clip, tmp_path / "broken.mp4", clip, tmp_path / "missing.mp4", clip]
+    batch = {"path": paths, "start": [0, 0, 0.4, 0, 2.4], "end": [None] * 5}
+    encoder.dtype, encoder.tiv_sets = "float32", tiv_sets
+    alone = encoder(batch)
+    sizes = []
+    encode_batch = TivTok.encode_batch
+    monkeypatch.setattr(
+        TivTok, "encode_batch", lambda self, chunks: sizes.append(len(chunks)) or encode_batch(self, chunks)
+    )
+    encoder.at_once = 3
+    together = encoder(batch)
+    assert sizes == [3, 3, 1]
+    assert [bool(error) for error in alone["error"]] == [False, True, False, True, False]
+    for name in ("error", "num_frames", "fps"):
+        assert list(alone[name]) == list(together[name])
+    for number in (0, 2, 4):
+        for name in ("tiv", "tv"):
+            np.testing.assert_allclose(together[name][number], alone[name][number], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="at_once must be at least 1, and 1 with refine, got 2"):
+        Encoder(refine=1, at_once=2)
+
+
+def test_compiled(model: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing is what can break here, and it is the same without Inductor and its C++ compiler."""
+    used = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        used.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    frames = {"path": [clip], "start": [2.4]}
+    eager = Encoder(model, "cpu", frame_size="32x32", dtype="float32")(frames)
+    compiled = Encoder(model, "cpu", compile=True, frame_size="32x32", dtype="float32")(frames)
+    assert len(used) == 1
+    np.testing.assert_allclose(compiled["tv"][0], eager["tv"][0], rtol=1e-4, atol=1e-5)
+    pictures = [Decoder(model, "cpu", compile=way)(eager)["frames"][0] for way in (False, True)]
+    assert len(used) == 3 and np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
 
 
 def test_settings_travel_and_the_model_does_not(encoder: Encoder, clip: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tivtok.cli.options import (
+    CompileOption,
     DeviceOption,
     ModelOption,
     Precision,
@@ -25,6 +26,7 @@ from tivtok.cli.options import (
 )
 from tivtok.cli.output import CommandError, StepsBar, check_output, print_rows, say, token_rows, track, warn
 from tivtok.cli.source import Source, known_rate
+from tivtok.cli.summary import JsonOption, Summary
 from tivtok.loading import load_model
 from tivtok.streaming import decode_stream, encode_to_file
 from tivtok.tokens import Tokens
@@ -41,22 +43,27 @@ def encode(
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    compile: CompileOption = False,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Encode a video to tokens.
 
     Example: tivtok encode clip.mp4 clip.tivtok --size native
     """
     check_output(tokens_file, video)
+    summary = Summary("encode", json_file)
     sets = parse_tiv_sets(tiv_sets)
-    tokenizer = load_model(model, device, precision)
+    tokenizer = load_model(model, device, precision, compile)
     source = Source(video, size, tokenizer, allow_truncated, strict)
     with StepsBar("refining") as bar:
         chunks = source.tracked("encoding")
         encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype.value, refine, bar.show)
-    print_rows({"wrote": str(tokens_file)} | token_rows(Tokens.open(tokens_file), tokens_file.stat().st_size))
+    tokens = Tokens.open(tokens_file)
+    print_rows({"wrote": str(tokens_file)} | token_rows(tokens, tokens_file.stat().st_size))
     warn(source.damage())
+    summary.write(tokenizer, tokens_file, 1, tokens.num_frames, tokens.num_tokens)
 
 
 def decode(
@@ -73,19 +80,24 @@ def decode(
     model: ModelOption = "tiny",
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    compile: CompileOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Decode tokens to a video.
 
     Example: tivtok decode clip.tivtok clip.mp4 --frames 16:48
     """
     check_output(video, tokens_file)
+    summary = Summary("decode", json_file)
     if audio_from is not None and (frames is not None or fps is not None):
         raise CommandError("--audio-from goes with whole videos at their own rate, not with --frames or --fps")
     tokens = Tokens.open(tokens_file)
     wanted = range(tokens.num_frames) if frames is None else parse_frames(frames, tokens.num_frames)
     rate = known_rate(tokens.fps if fps is None else fps, tokens_file)
-    chunks = decode_stream(load_model(model, device, precision), tokens, wanted)
+    tokenizer = load_model(model, device, precision, compile)
+    chunks = decode_stream(tokenizer, tokens, wanted)
     with VideoWriter(video, rate, tokens.width, tokens.height, audio_from=audio_from) as writer:
         for chunk in track(chunks, "decoding", len(wanted)):
             writer.write(chunk)
     say(f"wrote {video}: {len(wanted)} frames of {tokens.width}x{tokens.height}")
+    summary.write(tokenizer, video, 1, len(wanted), tokens.num_tokens)

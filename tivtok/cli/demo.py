@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tivtok.cli.inspect import write_sheet
-from tivtok.cli.output import print_rows, say, token_rows
+from tivtok.cli.output import print_rows, say, score_text, token_rows
 from tivtok.cli.reconstruct import write_reconstruction
 from tivtok.cli.source import Source, known_rate
 from tivtok.loading import load_model
@@ -33,5 +33,7 @@ def demo(folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Made if
     together = folder / "side_by_side.mp4"
     scores = write_reconstruction(tokenizer, tokens, source, together, rate, beside=True, audio=False)
     write_sheet(tokenizer, tokens, source, folder / "contact_sheet.png", columns=8)
-    print_rows(token_rows(tokens, stored.stat().st_size) | {"quality": scores}, f"Token budget of {CLIP.name}")
+    print_rows(
+        token_rows(tokens, stored.stat().st_size) | {"quality": score_text(*scores)}, f"Token budget of {CLIP.name}"
+    )
     say(f"wrote {stored}, {together}, {folder / 'contact_sheet.png'}")

@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from tivtok.cli.options import (
+    CompileOption,
     DeviceOption,
     ModelOption,
     Precision,
@@ -29,28 +30,45 @@ from tivtok.cli.options import (
     parse_tiv_sets,
 )
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
+from tivtok.cli.summary import JsonOption, Summary
 from tivtok.files import replacing
 from tivtok.pipeline import Encoder
 from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
 from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index, write_shard
-from tivtok.video import search_folder
+from tivtok.video import LeftOut, search_folder
 from tivtok.video.sources import VideoRef
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
+
+_workers_encoder: Encoder
 
 # What a plan means that does not say it: those of earlier versions do not.
 NOT_SAID = {"refine": 0, "precision": "auto"}
 
 
 class Job(NamedTuple):
-    """One shard, and all that a worker needs to encode it."""
+    """One shard to encode."""
 
     shard: Path
     source: Path
     videos: list[str]
-    encoder: Encoder
+
+
+class Done(NamedTuple):
+    """What has become of a `Job`.
+
+    Attributes:
+        videos, failed, frames, tokens: how many.
+        damage: a line on each video whose damage a decoder has made up for.
+    """
+
+    videos: int
+    failed: int
+    frames: int
+    tokens: int
+    damage: list[str]
 
 
 def encode_dir(
@@ -65,10 +83,15 @@ def encode_dir(
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Do the I-th of N shares, beside N - 1 other processes on any machines.")
     ] = "1/1",
+    batch: Annotated[
+        int, typer.Option(min=1, help="Chunks that go through the model together, of several videos of one size.")
+    ] = 1,
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    compile: CompileOption = False,
     strict: StrictOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Encode all videos of a folder to token shards for `tivtok.tokens.dataset.TokenDataset`; go on where it stopped.
 
@@ -77,33 +100,42 @@ def encode_dir(
 
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
+    summary = Summary("encode-dir", json_file)
     sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
+    if refine and batch > 1:
+        raise CommandError("--batch does not go with --refine, which takes one video at a time")
     found = search_folder(folder)
     say_left_out(found.left_out)
     names = [str(path.relative_to(folder)) for path in found.files]
     if not names:
         raise CommandError(f"there are no videos in {folder}")
     threads = 1 if workers > 1 else 0
-    encoder = Encoder(model, device, precision, size, sets, refine, dtype.value, strict, threads)
+    encoder = Encoder(model, device, precision, compile, size, sets, refine, dtype.value, strict, threads, batch)
     if refine:
         check_refinable(encoder.tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
     options |= {"refine": refine, "precision": precision.value}
     _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": names})
     jobs = [
-        Job(result / shard_name(number), folder, names[at : at + per_shard], encoder)
+        Job(result / shard_name(number), folder, names[at : at + per_shard])
         for number, at in enumerate(range(0, len(names), per_shard))
     ]
     to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists()]
-    damage: list[str] = []
-    for lines in track(_run(to_do, workers), "encoding", len(to_do), "shards", lambda _: 1):
-        damage += lines
-    for line in damage:
+    total = sum(len(job.videos) for job in to_do)
+    done = list(track(_run(to_do, encoder, workers), "encoding", total, "videos", lambda one: one.videos + one.failed))
+    for line in (line for one in done for line in one.damage):
         warn(line)
+    _finish(result, jobs, found.left_out, folder, f"wrote {len(to_do)} shards of part {part}")
+    videos, failed, frames, tokens = (sum(getattr(one, name) for one in done) for name in Done._fields[:4])
+    summary.write(encoder.tokenizer, result, videos, frames, tokens, failed)
+
+
+def _finish(result: Path, jobs: list[Job], found_left_out: list[LeftOut], folder: Path, partly: str) -> None:
+    """Write the index where all shards are there, and say so."""
     if missing := sum(not job.shard.exists() for job in jobs):
-        say(f"wrote {len(to_do)} shards of part {part}; {missing} of {len(jobs)} are missing before there is an index")
+        say(f"{partly}; {missing} of {len(jobs)} are missing before there is an index")
         return
-    left_out = [{"path": str(path.relative_to(folder)), "reason": reason} for path, reason in found.left_out]
+    left_out = [{"path": str(path.relative_to(folder)), "reason": reason} for path, reason in found_left_out]
     index = write_index(result, len(jobs), left_out)
     failed = index["failed"]
     for lost in failed[:SHOWN_FAILURES]:
@@ -111,37 +143,35 @@ def encode_dir(
     more = f", {len(failed)} could not be encoded: {INDEX_FILE} says why" if failed else ""
     say(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards{more}")
     if not index["videos"]:
-        raise CommandError(f"none of the {len(names)} videos in {folder} could be encoded")
+        raise CommandError(f"none of the {len(failed)} videos in {folder} could be encoded")
 
 
-def encode_shard(job: Job) -> list[str]:
-    """Encode the videos of one shard; those that cannot be read are noted in it.
-
-    Returns:
-        A line on each video whose damage a decoder has made up for.
-    """
+def encode_shard(job: Job, encoder: Encoder) -> Done:
+    """Encode the videos of one shard, and note in it those that cannot be read or have fewer chunks than TIV sets."""
     done: list[tuple[str, Tokens]] = []
     failed: list[tuple[str, str]] = []
     damage: list[str] = []
-    for name in job.videos:
-        try:
-            tokens, warning = job.encoder.encode(VideoRef(name, job.source / name))
-            done.append((name, tokens))
-            damage += filter(None, [warning])
-        except ValueError as error:  # a video that cannot be read, or has fewer chunks than TIV sets
-            failed.append((name, str(error)))
-    write_shard(job.shard, done, failed, job.encoder.dtype)
-    return damage
+    for name, one in zip(job.videos, encoder.encode(VideoRef(n, job.source / n) for n in job.videos), strict=True):
+        if one.tokens is None:
+            failed.append((name, one.error))
+        else:
+            done.append((name, one.tokens))
+        damage += filter(None, [one.warning])
+    write_shard(job.shard, done, failed, encoder.dtype)
+    frames, tokens = (sum(getattr(x, name) for _, x in done) for name in ("num_frames", "num_tokens"))
+    return Done(len(done), len(failed), frames, tokens, damage)
 
 
-def _run(jobs: list[Job], workers: int) -> Iterator[list[str]]:
-    """Encode the shards; yields what `encode_shard` returns of each when it is done."""
+def _run(jobs: list[Job], encoder: Encoder, workers: int) -> Iterator[Done]:
+    """Encode the shards; each comes when it is done."""
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield encode_shard(job)
+            yield encode_shard(job, encoder)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_quiet_ctrl_c) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker, initargs=(encoder,)
+    ) as pool:
         try:
             for done in as_completed(_submitted(pool, jobs)):
                 yield done.result()
@@ -153,13 +183,24 @@ def _run(jobs: list[Job], workers: int) -> Iterator[list[str]]:
             pool.shutdown(cancel_futures=True)
 
 
-def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> list[Future[list[str]]]:
+def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> list[Future[Done]]:
     """Start the workers with ctrl-C held back: it would interrupt their imports, with a traceback."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return [pool.submit(encode_shard, job) for job in jobs]
+        return [pool.submit(_encode_in_worker, job) for job in jobs]
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _start_worker(encoder: Encoder) -> None:
+    """Keep one encoder per process: its model is loaded once, for all shards."""
+    global _workers_encoder
+    _quiet_ctrl_c()
+    _workers_encoder = encoder
+
+
+def _encode_in_worker(job: Job) -> Done:
+    return encode_shard(job, _workers_encoder)
 
 
 def _quiet_ctrl_c() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ import typer
 from torch import Tensor
 
 from tivtok.cli.options import (
+    CompileOption,
     DeviceOption,
     ModelOption,
     Precision,
@@ -22,9 +21,9 @@ from tivtok.cli.options import (
     TivSetsOption,
     parse_tiv_sets,
 )
-from tivtok.cli.output import CommandError, StepsBar, check_output, say, say_left_out, warn
+from tivtok.cli.output import CommandError, StepsBar, say, say_left_out, warn
 from tivtok.cli.source import Source, compare
-from tivtok.files import replacing
+from tivtok.cli.summary import JsonOption, Summary
 from tivtok.loading import load_model
 from tivtok.metrics import PROTOCOL
 from tivtok.metrics.evaluation import Evaluation
@@ -67,11 +66,12 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option(help="The folder of the metrics' weights, instead of that of `tivtok weights`.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write protocol and scores.")] = None,
+    json_file: JsonOption = None,
     tiv_sets: TivSetsOption = "1",
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    compile: CompileOption = False,
     strict: StrictOption = False,
 ) -> None:
     """Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams.
@@ -83,12 +83,11 @@ def evaluate(
 
     Example: tivtok eval clips/ --model runs/mine --protocol larp --metrics all --json scores.json
     """
-    if json_file is not None:
-        check_output(json_file)
+    summary = Summary("eval", json_file)
     sets = parse_tiv_sets(tiv_sets)
     files, left_out = _files(paths)
     wanted, rules = _parse_metrics(metrics), _parse_protocol(protocol, features)
-    tokenizer = load_model(model, device, precision)
+    tokenizer = load_model(model, device, precision, compile)
     evaluation = _evaluation(rules, wanted, tokenizer, weights)
     if size == "protocol":
         size = "native" if rules.size is None else f"{rules.size[1]}x{rules.size[0]}"
@@ -96,23 +95,24 @@ def evaluate(
     shown = wanted | ({"seams", "seams_original"} if rules.clip == "all" else set())
     columns = {name: title for name, title in COLUMNS.items() if name in shown}
     say("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video")
-    videos, damage = {}, []
+    videos, damage, failed = {}, [], 0
     for file in files:
         try:
             source = Source(file, size, tokenizer, strict=strict)
             chunks = source.tracked if rules.clip == "all" else _clip(source, rules)
             with StepsBar("refining") as bar:
-                tokens = encode_stream(tokenizer, chunks("encoding"), sets, source.fps, refine, bar.show)
+                encoded = encode_stream(tokenizer, chunks("encoding"), sets, source.fps, refine, bar.show)
         except VideoError as error:
             if file in paths:
                 raise
             left_out.append(LeftOut(file, str(error)))
+            failed += 1
             say(f"left out {file}: {error}")
             continue
-        pairs = compare(tokenizer, tokens, chunks("decoding"))
-        scores = evaluation.add(pairs, tokens.chunk_frames or tokenizer.config.chunk_frames)
-        videos[str(file)] = scores | {"frames": tokens.num_frames, "tokens": tokens.num_tokens}
-        say(f"{_row(scores, columns)}  {tokens.num_frames:6}  {tokens.num_tokens:6}  {file}")
+        pairs = compare(tokenizer, encoded, chunks("decoding"))
+        scores = evaluation.add(pairs, encoded.chunk_frames or tokenizer.config.chunk_frames)
+        videos[str(file)] = scores | {"frames": encoded.num_frames, "tokens": encoded.num_tokens}
+        say(f"{_row(scores, columns)}  {encoded.num_frames:6}  {encoded.num_tokens:6}  {file}")
         damage.append(source.damage())
     if not videos:
         raise CommandError(f"none of the {len(files)} videos could be read")
@@ -122,18 +122,18 @@ def evaluate(
         say(f"rFVD {means['rfvd']:.2f} of {evaluation.clips} clips (few clips bias it upwards)")
     _print_protocol(rules, size, protocol)
     say(f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)")
-    if json_file is not None:
-        settings = {
-            "protocol": asdict(rules) | {"size": size},
-            "model": {"name": tokenizer.config.name, "id": tokenizer.model_id},
-            "tiv_sets": tiv_sets,
-            "refine": refine,
-            "rfvd_clips": evaluation.clips,
-        }
-        lost = [{"path": str(path), "reason": reason} for path, reason in left_out]
-        _write_json(json_file, settings | {"scores": means, "videos": videos, "left_out": lost})
     for line in damage:
         warn(line)
+    settings = {
+        "protocol": asdict(rules) | {"size": size},
+        "tiv_sets": tiv_sets,
+        "refine": refine,
+        "rfvd_clips": evaluation.clips,
+    }
+    lost = [{"path": str(path), "reason": reason} for path, reason in left_out]
+    results = {"scores": means, "videos": videos, "left_out": lost}
+    frames, tokens = (int(sum(video[name] for video in videos.values())) for name in ("frames", "tokens"))
+    summary.write(tokenizer, None, len(videos), frames, tokens, failed, settings | results)
 
 
 def _files(paths: list[Path]) -> tuple[list[Path], list[LeftOut]]:
@@ -207,13 +207,3 @@ def _print_protocol(rules: Protocol, size: str, name: str) -> None:
     say(f"protocol {rules}{note}")
     seams = f"; seams: {SEAMS}" if rules.clip == "all" else ""
     say(f"scores: {PROTOCOL}{seams}; mean of the videos' means")
-
-
-def _write_json(path: Path, record: dict) -> None:
-    def plain(value: object) -> object:  # JSON has no NaN
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")

@@ -51,6 +51,9 @@ StrictOption = Annotated[
 PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="The model computes in this; auto: bfloat16 on GPUs, else float32.")
 ]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the model (torch.compile): pays for many videos of one size.")
+]
 RefineOption = Annotated[
     int,
     typer.Option("--refine", metavar="N", min=0, help="Improve the tokens by N steps through the decoder: slow."),

@@ -10,6 +10,7 @@ import typer
 from torch import Tensor
 
 from tivtok.cli.options import (
+    CompileOption,
     DeviceOption,
     ModelOption,
     Precision,
@@ -25,6 +26,7 @@ from tivtok.cli.options import (
 )
 from tivtok.cli.output import check_output, say, score_text, warn
 from tivtok.cli.source import Source, compare, encode_source, known_rate
+from tivtok.cli.summary import JsonOption, Summary
 from tivtok.loading import load_model
 from tivtok.metrics import psnr, ssim
 from tivtok.tokenizer import TivTok
@@ -44,31 +46,36 @@ def reconstruct(
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
+    compile: CompileOption = False,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
+    json_file: JsonOption = None,
 ) -> None:
     """Encode and decode a video, and say how close the result is.
 
     Example: tivtok reconstruct clip.mp4 out.mp4 --side-by-side
     """
     check_output(result, video)
+    summary = Summary("reconstruct", json_file)
     sets = parse_tiv_sets(tiv_sets)
-    tokenizer = load_model(model, device, precision)
+    tokenizer = load_model(model, device, precision, compile)
     source = Source(video, size, tokenizer, allow_truncated, strict)
     rate = known_rate(source.fps, video)
     tokens = encode_source(tokenizer, source, sets, refine)
     scores = write_reconstruction(tokenizer, tokens, source, result, rate, beside, audio)
-    say(f"wrote {result}: {tokens.num_tokens} tokens, {scores}")
+    say(f"wrote {result}: {tokens.num_tokens} tokens, {score_text(*scores)}")
     warn(source.damage())
+    means = {"psnr": float(scores[0].mean()), "ssim": float(scores[1].mean())}
+    summary.write(tokenizer, result, 1, tokens.num_frames, tokens.num_tokens, more={"scores": means})
 
 
 def write_reconstruction(
     tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool, audio: bool
-) -> str:
+) -> tuple[Tensor, Tensor]:
     """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small), with its ``audio`` or not.
 
     Returns:
-        The scores, as a line of text.
+        PSNR in dB and SSIM of each frame, (F,) both.
     """
     scale = scale_to_see(source.height, source.width)
 
@@ -83,4 +90,4 @@ def write_reconstruction(
             writer.write(picture(original, reconstruction))
             psnrs.append(psnr(reconstruction, original))
             ssims.append(ssim(reconstruction, original))
-    return score_text(torch.cat(psnrs), torch.cat(ssims))
+    return torch.cat(psnrs), torch.cat(ssims)

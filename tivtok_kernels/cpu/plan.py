@@ -13,6 +13,7 @@ Units depend on lengths alone, never on the number of threads: results are the s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -116,6 +117,7 @@ class _Builder:
         if not spans and num_tiv:
             spans = [_Span(0, 0, 0, 0)]
 
+        pieces = Counter(span.frame for span in spans)
         shared = len(spans) if scope == "clip" and num_tiv else 1  # units that TIV rows are in
         q_slots = self._take("q", tiv_row, num_tiv, -(-num_tiv // SLOT_ROWS) * SLOT_ROWS, shared)
         k_slots = self._take("k", tiv_row, num_tiv, num_tiv, len(spans)) if num_tiv else [-1] * len(spans)
@@ -123,8 +125,7 @@ class _Builder:
             frame_slot = -1
             if span.frames == 1 and span.row_end - span.row < (tokens := frames[span.frame][1]):
                 if span.row == 0:
-                    pieces = sum(other.frame == span.frame for other in spans)
-                    frame_slots = iter(self._take("frame", frames[span.frame][0], tokens, tokens, pieces))
+                    frame_slots = iter(self._take("frame", frames[span.frame][0], tokens, tokens, pieces[span.frame]))
                 frame_slot = next(frame_slots)
             here = i < shared and scope != "broadcast"
             unit = [tiv_row, tiv_row, num_tiv, first_frame + span.frame, span.frames, span.row, span.row_end]

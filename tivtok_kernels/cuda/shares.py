@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tivtok_kernels.schedule import WorkList
+from tivtok_kernels.schedule import WorkList, upload
 
 
 class Shares(NamedTuple):
@@ -72,5 +72,5 @@ def _steps(work: WorkList, step: int) -> np.ndarray:
 def _upload(order: np.ndarray, owner: np.ndarray, blocks: int, kept_pairs: int, device: torch.device) -> Shares:
     """order: items, those of block 0 first. owner: the blocks, once per item in any order."""
     bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=blocks))])
-    on_device = [torch.from_numpy(x.astype(np.int32)).to(device) for x in (order, bounds)]
-    return Shares(on_device[0], on_device[1], kept_pairs)
+    both = upload(np.concatenate([order, bounds]).astype(np.int32), device)
+    return Shares(both[: len(order)], both[len(order) :], kept_pairs)
