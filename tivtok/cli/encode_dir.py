@@ -44,7 +44,7 @@ SHOWN_FAILURES = 20
 
 _workers_encoder: Encoder
 
-# What a plan means that does not say it: those of earlier versions do not.
+# Values of plans that do not state them: earlier versions did not write them.
 NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors"}
 
 

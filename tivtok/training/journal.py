@@ -25,9 +25,9 @@ class Journal:
     """Keeps records of a run in its folder, as a context manager.
 
     Args:
-        folder: of the run. What earlier attempts logged after ``first_step`` is dropped: it is going to happen again.
+        folder: of the run. What earlier attempts logged after ``first_step`` is dropped, since those steps run again.
         first_step, steps: how many steps are done, and how many there are.
-        writing: False on all processes but the main one: they say nothing.
+        writing: False on all processes but the main one, which write nothing.
         trackers: get the same records; TensorBoard gets pictures, too.
     """
 
@@ -59,7 +59,7 @@ class Journal:
             tracker.finish()
 
     def list_left_out(self, left_out: Sequence[LeftOut]) -> None:
-        """Say what of the data is not used and why, in short; all of it goes into a file."""
+        """Say in short which data are not used and why; the full list goes into a file."""
         if self.writing:
             for line in summary(left_out):
                 self._print(line)
@@ -68,11 +68,11 @@ class Journal:
                 temporary.write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
 
     def advance(self, description: str) -> None:
-        """One step is done."""
+        """Count one more step."""
         self._progress.update(self._task, advance=1, description=description)
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Scalars after ``step`` steps."""
+        """Log scalars after ``step`` steps."""
         if self.writing:
             line = json.dumps({"step": step} | {name: float(f"{value:.6g}") for name, value in values.items()})
             self._log.write(line + "\n")
@@ -82,7 +82,7 @@ class Journal:
             self._print(line)
 
     def show(self, step: int, clips: list[Tensor]) -> None:
-        """Four frames of each clip, uint8 (F, H, W, 3), one clip below the other."""
+        """Log four frames of each clip, uint8 (F, H, W, 3), one clip below the other."""
         rows = [torch.cat([clip[len(clip) * i // 4] for i in range(4)], dim=1) for clip in clips]
         for tracker in self._trackers:
             if tracker.name == "tensorboard":

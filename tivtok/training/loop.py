@@ -40,7 +40,7 @@ class TrainingError(RuntimeError):
 
 
 class TrainingStopped(RuntimeError):
-    """Somebody asked for it with SIGTERM, and the state is saved."""
+    """Training was stopped by SIGTERM, and the state is saved."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -108,7 +108,7 @@ def train(config: TrainConfig) -> Path:
 
 @contextmanager
 def _sigterm_as_trigger(accelerator: Accelerator) -> Iterator[None]:
-    """SIGTERM, by which clusters say that they take the machine back, sets accelerate's trigger."""
+    """Let SIGTERM, which clusters send before they take a machine back, set accelerate's trigger."""
     previous = signal.signal(signal.SIGTERM, lambda *_: accelerator.set_trigger())
     try:
         yield
@@ -117,7 +117,7 @@ def _sigterm_as_trigger(accelerator: Accelerator) -> Iterator[None]:
 
 
 def _restore(trainer: Trainer, config: TrainConfig) -> int:
-    """Take up the state of this run, or else of the one to start from; the step to go on from."""
+    """Load the state of this run, or else of the one to start from; returns the step to go on from."""
     path = config.output / STATE_FILE
     if path.exists():
         tensors, counts = load_state(path)
@@ -154,7 +154,7 @@ def _save(trainer: Trainer, config: TrainConfig, step: int) -> None:
 
 
 class _Means:
-    """Means of what the steps logged, each over the steps that logged it."""
+    """Means of logged values, each over the steps that logged it."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Everything that a run changes, one step at a time."""
+"""The state of a run and its steps."""
 
 from __future__ import annotations
 
