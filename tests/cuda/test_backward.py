@@ -192,7 +192,7 @@ FAULTS = {
         Mutation("barriers used before they are made", HOPPER, "__syncthreads();", ""),
         Mutation("stage freed too early", HOPPER, "4 * C::kConsumers", "4 * C::kConsumers - 1"),
         Mutation("wrong phase of an empty stage", HOPPER, "i / C::kStages % 2 ^ 1", "i / C::kStages % 2"),
-        Mutation("full stage not waited for", HOPPER, "dev::mbar_wait(ring.full(stage), i / C::kStages % 2);", ""),
+        Mutation("full stage not waited for", HOPPER, "dev::mbar_wait(stages.full(stage), i / C::kStages % 2);", ""),
         Mutation("published before it landed", HOPPER, "dev::cp_async_wait<1>();", "dev::cp_async_wait<2>();"),
         Mutation("copies not shown to wgmma", HOPPER, "dev::fence_proxy_async();", ""),
         Mutation("S read in flight", HOPPER, "wait<1>(weights);", "wait<2>(weights);"),

@@ -1,4 +1,4 @@
-"""``tivtok train`` with FSDP2 on CPU processes, which accelerate offers on accelerators only: run by torchrun."""
+"""Trains each config in turn with FSDP2 on CPU processes, which accelerate offers on accelerators only."""
 
 import sys
 
@@ -26,4 +26,5 @@ state.fsdp_plugin = FullyShardedDataParallelPlugin(
     auto_wrap_policy="TRANSFORMER_BASED_WRAP",
     transformer_cls_names_to_wrap=["Block"],
 )
-train(TrainConfig.load(sys.argv[1]))
+for config in sys.argv[1:]:
+    train(TrainConfig.load(config))

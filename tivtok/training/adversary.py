@@ -15,7 +15,7 @@ from tivtok.training.discriminator import DinoFeatures, Heads, Lecam, hinge
 class Adversary:
     """Discriminator, its optimizer and LeCAM, the same on every process.
 
-    Their gradients are averaged here and not by a wrapper of accelerate's, which under FSDP takes one model only.
+    Gradients are averaged here, since accelerate's wrapper takes only one model under FSDP.
     """
 
     def __init__(self, features: DinoFeatures, config: TrainConfig, accelerator: Accelerator) -> None:

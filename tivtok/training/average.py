@@ -29,7 +29,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block."""
+        """Give the model the averaged weights inside the block."""
         self._swap()
         try:
             yield

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Over a clip lie so many pieces at most, any number with the same probability.
+# The most pieces over a clip; every number up to it has the same probability.
 MAX_PIECES = 8
 
 SMALLEST, LARGEST = 0.08, 0.6  # radius over the clip's shorter side
@@ -18,7 +18,7 @@ SPEED = 0.5  # standard deviation, pixels per frame
 
 
 def lay_over(clip: Tensor, piece: Tensor, rng: np.random.Generator) -> Tensor:
-    """The part of ``piece`` inside an ellipse or a rectangle, over ``clip``, both (3, F, H, W)."""
+    """Lay the part of ``piece`` inside an ellipse or a rectangle over ``clip``, both (3, F, H, W)."""
     frames, *size = clip.shape[1:]
     least = (SMALLEST / LARGEST) ** 2
     radius = min(size) * SMALLEST * rng.uniform(least, 1) ** -0.5

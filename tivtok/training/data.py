@@ -27,7 +27,7 @@ from tivtok.video.sources import VideoRef
 
 log = logging.getLogger(__name__)
 
-# So many unreadable videos one after another are no accident.
+# This many unreadable videos in a row are no accident.
 MAX_UNREADABLE = 20
 
 # Probability that "strong" augmentation mixes another clip into one: twice the content to tell apart.
@@ -165,7 +165,7 @@ def training_batches(
     videos: Videos = (
         VideosInMemory(refs, config.short_sides, size, strict) if config.in_memory else VideosOnDisk(refs, size, strict)
     )
-    # Decoders that are garbage may have threads, which are not there in a forked worker that tries to free them.
+    # Unreferenced decoders may have threads. A forked worker does not have these, and would hang when it frees them.
     gc.collect()
     return DataLoader(
         TrainingClips(videos, config),

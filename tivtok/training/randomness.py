@@ -1,4 +1,4 @@
-"""All randomness of a run: a function of its seed, a purpose and a number.
+"""Random numbers of a run, each a function of the seed, a purpose and a number.
 
 So there is no generator state to save, and a resumed run, or one on another number of processes, draws the same.
 """

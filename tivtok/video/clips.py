@@ -92,7 +92,7 @@ def frames_of(reader: VideoReader, ref: VideoRef) -> range:
 
 @lru_cache(maxsize=REMEMBERED)
 def _reader(path: Path, member: tuple[int, int] | None, size: int, changed: int) -> VideoReader:
-    """Made anew where the file is no longer of this size and time of change."""
+    """Cached for this size and time of change, so that a file that has changed is opened anew."""
     return VideoReader(path, member=member, threads=1)  # the data loader's workers are the parallelism
 
 

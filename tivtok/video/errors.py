@@ -6,4 +6,4 @@ class VideoError(ValueError):
 
 
 class AudioError(ValueError):
-    """A file whose sound cannot be copied; the message names it and says why."""
+    """Raised where sound cannot be copied; the message names the file and says why."""

@@ -1,4 +1,4 @@
-"""Opening files with FFmpeg: what is given is the path of a file, whatever it looks like."""
+"""Opening files with FFmpeg. A path is a path, even where it looks like a URL or a pattern."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tivtok.video.errors import VideoError
 
 _FILE = "file:"
 
-# Titles in other encodings are of no matter here. PyAV raises an error for them up to 18, and never since 19.
+# Titles in other encodings do not matter here. PyAV raises an error for them up to 18, and never since 19.
 _LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 

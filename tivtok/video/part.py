@@ -1,4 +1,4 @@
-"""A part of a file, read like a file of its own."""
+"""Reading a part of a file as if it were a file."""
 
 from __future__ import annotations
 

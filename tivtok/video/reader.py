@@ -26,7 +26,7 @@ from tivtok.video.timing import timeline
 # Formats in which FFmpeg finds key frames by their time. Others are read from the start.
 SEEKABLE_FORMATS = frozenset({"asf", "avi", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mpegts", "ogg"})
 
-# So many frames before the wanted one a key frame is looked for, where one found at first comes after it.
+# How many frames before the wanted one to look for a key frame, when the first one found comes after it.
 STEPS_BACK = (0, 16, 128, 1024)
 
 # What is made of each frame as it comes, (1, H, W, 3) -> (1, h, w, 3): smaller ones, so that no more is held.

@@ -84,7 +84,7 @@ class Timeline:
         return number if number < len(self) and self.times[number] == time else None
 
     def starting_at(self, number: int) -> Timeline:
-        """Drop the frames before ``number``, which nothing can be made of."""
+        """Drop the frames before ``number``, which cannot be decoded."""
         return replace(self, times=self.times[number:])
 
     def _rounding(self) -> Fraction:

@@ -15,7 +15,7 @@ namespace hopper {
 
 // mbarriers of a ring of stages, at the start of shared memory. "full": copied. "empty": no longer read.
 template <class C>
-struct Ring {
+struct Stages {
     uint32_t base;
 
     DEVICE uint32_t full(int stage) const { return base + 16 * stage; }
@@ -42,29 +42,29 @@ struct Ring {
 
 // Says that this thread's copies of a step have landed; wgmma reads them through another proxy.
 template <class C>
-DEVICE void publish(const Ring<C>& ring, int step) {
+DEVICE void publish(const Stages<C>& stages, int step) {
     dev::fence_proxy_async();
-    dev::mbar_arrive(ring.full(step % C::kStages));
+    dev::mbar_arrive(stages.full(step % C::kStages));
 }
 
 template <class C>
-DEVICE void copy_all(const GradientParams& p, const Ring<C>& ring, const backward::Place<C>& place) {
+DEVICE void copy_all(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
     backward::Walk<C> walk(p, place);
     const int steps = walk.steps();
-    if (steps > 0) place.copy(p, ring.base + C::kOwnBytes);  // arrives with step 0
+    if (steps > 0) place.copy(p, stages.base + C::kOwnBytes);  // arrives with step 0
     for (int i = 0; i < steps; ++i) {
         const int stage = i % C::kStages;
-        dev::mbar_wait(ring.empty(stage), i / C::kStages % 2 ^ 1);
-        walk.copy_next(ring.stage(stage));
+        dev::mbar_wait(stages.empty(stage), i / C::kStages % 2 ^ 1);
+        walk.copy_next(stages.stage(stage));
         dev::cp_async_commit();
         if (i > 0) {
             dev::cp_async_wait<1>();
-            publish(ring, i - 1);
+            publish(stages, i - 1);
         }
     }
     if (steps > 0) {
         dev::cp_async_wait<0>();
-        publish(ring, steps - 1);
+        publish(stages, steps - 1);
     }
 }
 
@@ -124,12 +124,12 @@ DEVICE void wait(float (&x)[kRegisters]) {
 
 // A consumer warpgroup: 64 rows of the gradients.
 template <class C>
-DEVICE void consume(const GradientParams& p, const Ring<C>& ring, const backward::Place<C>& place) {
+DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
     constexpr bool kKeys = C::kOwner == Owner::keys;
     const int lane = threadIdx.x % 32;
     const int first_row = (static_cast<int>(threadIdx.x) / 128 - 1) * 64;  // of the warpgroup, in the tile
     const int warp_row = first_row + threadIdx.x % 128 / 32 * 16;          // of the warp
-    const uint32_t own_first = ring.base + C::kOwnBytes + first_row * 128,
+    const uint32_t own_first = stages.base + C::kOwnBytes + first_row * 128,
                    own_second = own_first + C::template kBytes<C::kOwned>;
     const backward::Walk<C> walk(p, place);
     const int steps = walk.steps();
@@ -145,19 +145,19 @@ DEVICE void consume(const GradientParams& p, const Ring<C>& ring, const backward
     float d_first[C::kHeadDim / 2] = {}, d_second[C::kHeadDim / 2] = {};
     for (int i = 0; i < steps; ++i) {
         const int stage = i % C::kStages;
-        const uint32_t first = ring.stage(stage), second = first + C::template kBytes<C::kWalked>;
+        const uint32_t first = stages.stage(stage), second = first + C::template kBytes<C::kWalked>;
         // LSE, delta, LSE, delta of the two columns of block n of eight that a lane has elements of.
         const uint8_t* column_bytes =
-            dev::dynamic_shared() + (second - ring.base) + C::template kBytes<C::kWalked> + lane % 4 * 16;
+            dev::dynamic_shared() + (second - stages.base) + C::template kBytes<C::kWalked> + lane % 4 * 16;
         const auto column_stats = [&](int n) -> float4 {
             if (!kKeys) return {};
             return *reinterpret_cast<const float4*>(column_bytes + n * 64);
         };
 
         float weights[C::kWalked / 2], d_weights[C::kWalked / 2];
-        dev::mbar_wait(ring.full(stage), i / C::kStages % 2);
+        dev::mbar_wait(stages.full(stage), i / C::kStages % 2);
         if (!has_rows) {
-            ring.release(stage);
+            stages.release(stage);
             continue;
         }
         dev::wgmma_fence();
@@ -206,7 +206,7 @@ DEVICE void consume(const GradientParams& p, const Ring<C>& ring, const backward
         wait<0>(d_first);
         if constexpr (kKeys) dev::wgmma_hold(d_second);
 
-        ring.release(stage);
+        stages.release(stage);
     }
     backward::store_gradients(
         p, place, warp_row, [&](int n, int j) { return d_first[n * 4 + j]; },
@@ -215,15 +215,15 @@ DEVICE void consume(const GradientParams& p, const Ring<C>& ring, const backward
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1) gradients(const __grid_constant__ GradientParams p) {
-    const Ring<C> ring{dev::shared_address(dev::dynamic_shared())};
-    ring.init();
+    const Stages<C> stages{dev::shared_address(dev::dynamic_shared())};
+    stages.init();
     const backward::Place<C> place(p);
     if (threadIdx.x < C::kCopyThreads) {
         dev::setmaxnreg_dec<C::kCopyRegisters>();
-        copy_all(p, ring, place);
+        copy_all(p, stages, place);
     } else {
         dev::setmaxnreg_inc<C::kConsumerRegisters>();
-        consume(p, ring, place);
+        consume(p, stages, place);
     }
 }
 
