@@ -148,9 +148,13 @@ def range_attention(
 
     Args:
         q: (N, H, D). Dtypes and strides as in `sif_attention`.
-        k, v: (M, Hk, D), H a multiple of Hk; M need not be N.
+        k: (M, Hk, D), H a multiple of Hk; M need not be N.
+        v: as k.
         layout: which rows see which keys.
-        scale, backend, return_lse, deterministic: as in `sif_attention`.
+        scale: as in `sif_attention`, like the other options.
+        backend: likewise.
+        return_lse: likewise.
+        deterministic: likewise.
 
     Returns:
         out (N, H, D) in the dtype of q, and with ``return_lse`` the LSE (N, H).
@@ -287,11 +291,15 @@ def plan_attention(
 
     Args:
         layout: of `sif_attention` or `broadcast_attention`, or a `RangeLayout` of `range_attention`.
-        heads, kv_heads, head_dim: H, Hk (H by default) and D of these calls.
+        heads: H of these calls.
+        head_dim: D.
+        kv_heads: Hk, by default H.
         tiv_scope: of a `SifLayout`; "broadcast" plans `broadcast_attention`.
-        dtype, device: of q.
-        backend, deterministic: as in the calls.
+        dtype: of q.
+        device: of q.
+        backend: as in the calls.
         backward: plan the backward, too.
+        deterministic: as in the calls.
 
     Raises:
         TypeError, ValueError, BackendUnavailable: as the calls.

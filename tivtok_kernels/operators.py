@@ -77,13 +77,10 @@ def run(operator: Callable[..., Any], implementation: Callable[..., Any], inputs
 
 def are_watched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether somebody has to see operators as such: a mode, a tracer, a profiler, or a tensor of a type of its own."""
-    return (
-        num_dispatch_modes() > 0
-        or num_function_modes() > 0
-        or is_profiling()
-        or tracing_state() is not None
-        or not all(x is None or type(x) in _PLAIN for x in tensors)
-    )
+    for x in tensors:
+        if x is not None and type(x) not in _PLAIN:
+            return True
+    return bool(num_dispatch_modes() or num_function_modes() or is_profiling() or tracing_state() is not None)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from tivtok_kernels import (
     BackendUnavailable,
     RangeLayout,
     SifLayout,
+    available_backends,
     backends,
     broadcast_attention,
     ops,
@@ -243,3 +245,18 @@ def test_whoever_watches_operators_sees_them():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         traced = torch.jit.trace(lambda x: sif_attention(x, x, x, LAYOUT), (draw(ROWS, 2, 8),))
     torch.testing.assert_close(traced(x), sif_attention(x, x, x, LAYOUT))
+
+
+def test_a_small_call_takes_few_steps():
+    """Functions that Python calls, its own and C's, in a forward whose layout is known: host time without a clock."""
+    if available_backends("cpu", torch.float32, 8)["cpu"] != "ok":
+        pytest.skip("the CPU engine is not built")
+    x = draw(ROWS, 2, 8)
+    sif_attention(x, x, x, LAYOUT, backend="cpu")
+    steps = []
+    sys.setprofile(lambda frame, event, argument: steps.append(event) if event.endswith("call") else None)
+    try:
+        sif_attention(x, x, x, LAYOUT, backend="cpu")
+    finally:
+        sys.setprofile(None)
+    assert 40 < len(steps) <= 105, len(steps)
