@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -55,7 +55,6 @@ class SifLayout:
     encoded: torch.Tensor = field(init=False, repr=False, compare=False)
     tiv_tokens: int = field(init=False, repr=False, compare=False)
     local_tokens: int = field(init=False, repr=False, compare=False)
-    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.num_tiv) != len(self.frame_tokens):
@@ -76,13 +75,17 @@ class SifLayout:
             "encoded": encoded,
             "tiv_tokens": sum(self.num_tiv),
             "local_tokens": sum(map(sum, self.frame_tokens)),
-            "_hash": hash((self.num_tiv, self.frame_tokens)),  # looked up several times per call
         }
         for name, value in known.items():
             object.__setattr__(self, name, value)
 
     def __hash__(self) -> int:
         return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Looked up several times per call. Not made with the layout: torch 2.12 cannot trace it in compiled models."""
+        return hash((self.num_tiv, self.frame_tokens))
 
     def __reduce__(self) -> tuple[object, ...]:
         return SifLayout, (self.num_tiv, self.frame_tokens)
