@@ -38,6 +38,7 @@ COMMANDS = {
     "weights": Command("weights", "weights", "Get the weights that LPIPS and rFVD need."),
     "train": Command("train", "train", "Train a tokenizer, or go on with a run that was interrupted."),
     "stats": Command("stats", "stats", "Measure mean and standard deviation of a checkpoint's tokens."),
+    "calibrate": Command("calibrate", "calibrate", "Measure what coded token files need to know of a checkpoint."),
     "doctor": Command("doctor", "doctor", "List the attention backends that run here, and why the others do not."),
     "demo": Command("demo", "demo", "Tokenise and reconstruct the bundled clip."),
 }

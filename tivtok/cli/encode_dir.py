@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
@@ -24,8 +24,10 @@ from tivtok.cli.options import (
     RefineOption,
     SizeOption,
     StoredDtype,
+    StoredDtypeOption,
     StrictOption,
     TivSetsOption,
+    calibration_for,
     parse_tiv_sets,
 )
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
@@ -33,6 +35,7 @@ from tivtok.files import replacing
 from tivtok.pipeline import Encoder
 from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
+from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index, write_shard
 from tivtok.video import search_folder
 from tivtok.video.sources import VideoRef
@@ -51,6 +54,8 @@ class Job(NamedTuple):
     source: Path
     videos: list[str]
     encoder: Encoder
+    dtype: Literal["float32", "float16", "int8", "coded"]
+    calibration: Calibration | None
 
 
 def encode_dir(
@@ -59,7 +64,7 @@ def encode_dir(
     model: ModelOption = "tiny",
     size: SizeOption = "native",
     tiv_sets: TivSetsOption = "1",
-    dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    dtype: StoredDtypeOption = StoredDtype.FLOAT16,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
     part: Annotated[
@@ -84,14 +89,15 @@ def encode_dir(
     if not names:
         raise CommandError(f"there are no videos in {folder}")
     threads = 1 if workers > 1 else 0
-    encoder = Encoder(model, device, precision, size, sets, refine, dtype.value, strict, threads)
+    encoder = Encoder(model, device, precision, size, sets, refine, strict=strict, threads=threads)
+    calibration = calibration_for(dtype, model)
     if refine:
         check_refinable(encoder.tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
     options |= {"refine": refine, "precision": precision.value}
     _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": names})
     jobs = [
-        Job(result / shard_name(number), folder, names[at : at + per_shard], encoder)
+        Job(result / shard_name(number), folder, names[at : at + per_shard], encoder, dtype.value, calibration)
         for number, at in enumerate(range(0, len(names), per_shard))
     ]
     to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists()]
@@ -130,7 +136,7 @@ def encode_shard(job: Job) -> list[str]:
             damage += filter(None, [warning])
         except ValueError as error:  # a video that cannot be read, or has fewer chunks than TIV sets
             failed.append((name, str(error)))
-    write_shard(job.shard, done, failed, job.encoder.dtype)
+    write_shard(job.shard, done, failed, job.dtype, job.calibration)
     return damage
 
 

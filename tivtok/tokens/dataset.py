@@ -1,10 +1,11 @@
 """Tokens of many videos: safetensors shards and an index, written by ``tivtok encode-dir`` and read as a Dataset.
 
-Version 1 of the format. A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... and ``index.json``
+A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... and ``index.json``
 (and ``plan.json``, which is for ``encode-dir`` alone).
 
 - A shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D), float16 or
-  float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64. Its string
+  float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64; in version 2
+  ``i.packed`` uint8 instead, with values as 8-bit integers or coded (`tivtok.tokens.packed`). Its string
   metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos, so that
   the index can be made again from the shards.
 - The index: ``{"format", "version", "shards", "videos": [...], "failed": [...], "left_out": [...]}``. A video is
@@ -22,17 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tivtok.checkpoints import write_tensors
 from tivtok.files import replacing, utf8_path
-from tivtok.tokens.format import FIELDS, to_stored
+from tivtok.tokens.calibration import Calibration
+from tivtok.tokens.format import FIELDS, PACKED, STORED_DTYPES, StoredDtype
 from tivtok.tokens.tokens import Tokens, TokensError
 
 FORMAT = "tivtok.dataset"
-FORMAT_VERSION = 1
+INDEX_VERSION = 1
+SHARD_VERSIONS = (1, 2)
 INDEX_FILE = "index.json"
 
 _PARTS = ("tiv", "tv", "tiv_index")
@@ -57,7 +59,7 @@ class TokenDataset(Dataset[Tokens]):
         path = self.folder / INDEX_FILE
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
-            _check_format(index)
+            _check_format(index, (INDEX_VERSION,))
             self.videos: list[dict[str, Any]] = index["videos"]
         except (ValueError, KeyError, AttributeError) as error:
             raise TokensError(f"{path} is not an index of token shards: {error}") from None
@@ -75,10 +77,7 @@ class TokenDataset(Dataset[Tokens]):
         try:
             path = self.folder / Path(record["shard"]).name
             with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
-                tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
-                cut = f"{record['key']}.chunk_frames"
-                chunk_frames = tuple(file.get_tensor(cut).tolist()) if cut in file.keys() else None  # noqa: SIM118
-            return Tokens(**tensors, **{name: record[name] for name in FIELDS}, chunk_frames=chunk_frames)
+                return _tokens_of(file, record)
         except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise TokensError(f"video {index} of {self.folder} cannot be read: {error}") from None
 
@@ -88,21 +87,27 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(
-    path: Path, videos: Sequence[tuple[str, Tokens]], failed: Sequence[tuple[str, str]], dtype: str
+    path: Path,
+    videos: Sequence[tuple[str, Tokens]],
+    failed: Sequence[tuple[str, str]],
+    dtype: StoredDtype,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Write the shard ``path`` of (path, tokens) and, for the index, (path, error)."""
+    """Write the shard ``path`` of (path, tokens) and, for the index, (path, error).
+
+    Args:
+        dtype, calibration: as in ``Tokens.save``.
+    """
     tensors: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
     for key, (name, tokens) in enumerate(videos):
-        tensors[f"{key}.tiv"] = to_stored("tiv", tokens.tiv, dtype)
-        tensors[f"{key}.tv"] = to_stored("tv", tokens.tv, dtype)
-        tensors[f"{key}.tiv_index"] = tokens.tiv_index.to(torch.int64)
-        if tokens.chunk_frames is not None:
-            tensors[f"{key}.chunk_frames"] = torch.tensor(tokens.chunk_frames)
+        stored, _ = tokens.stored(dtype, calibration)
+        tensors |= {f"{key}.{part}": x for part, x in stored.items()}
         fields = {field: getattr(tokens, field) for field in FIELDS}
         records.append({"path": name, "shard": path.name, "key": str(key)} | fields)
     lost = [{"path": name, "error": error} for name, error in failed]
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "records": json.dumps(records)}
+    version = 1 if dtype in STORED_DTYPES else 2
+    metadata = {"format": FORMAT, "version": str(version), "records": json.dumps(records)}
     write_tensors(path, tensors, metadata | {"failed": json.dumps(lost)})
 
 
@@ -115,7 +120,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     try:
         with utf8_path(path) as name, safetensors.safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
-        _check_format(metadata)
+        _check_format(metadata, SHARD_VERSIONS)
         return json.loads(metadata["records"]), json.loads(metadata["failed"])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise TokensError(f"{path} is not a shard of tokens: {error}") from None
@@ -130,7 +135,7 @@ def write_index(folder: Path, shards: int, left_out: Sequence[dict[str, str]] = 
     both = [read_records(folder / shard_name(number)) for number in range(shards)]
     index = {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": INDEX_VERSION,
         "shards": shards,
         "videos": [record for records, _ in both for record in records],
         "failed": [record for _, failed in both for record in failed],
@@ -141,8 +146,17 @@ def write_index(folder: Path, shards: int, left_out: Sequence[dict[str, str]] = 
     return index
 
 
-def _check_format(stated: dict[str, Any]) -> None:
+def _tokens_of(file: safetensors.safe_open, record: dict[str, Any]) -> Tokens:
+    """The tokens of a shard's video."""
+    key = record["key"]
+    names = [name for name in (*_PARTS, "chunk_frames", PACKED) if f"{key}.{name}" in file.keys()]  # noqa: SIM118
+    tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
+    return Tokens.from_stored(tensors, {name: record[name] for name in FIELDS})
+
+
+def _check_format(stated: dict[str, Any], versions: Sequence[int]) -> None:
     if stated.get("format") != FORMAT:
         raise TokensError(f'it must say format "{FORMAT}"')
-    if str(stated.get("version")) != str(FORMAT_VERSION):
-        raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {FORMAT_VERSION}")
+    if str(stated.get("version")) not in map(str, versions):
+        newest = ", ".join(map(str, versions))
+        raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {newest}")

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from tivtok.files import replacing
-from tivtok.tokens.format import FIELDS, TokensError, check_finite, map_file, metadata_from, to_stored
+from tivtok.tokens.calibration import Calibration, codecs_for
+from tivtok.tokens.format import (
+    FIELDS,
+    PACKED,
+    StoredDtype,
+    TokensError,
+    check_finite,
+    map_file,
+    metadata_from,
+    to_stored,
+)
+from tivtok.tokens.packed import pack, unpack
 from tivtok.tokens.statistics import LatentStats
 
 __all__ = ["Tokens", "TokensError"]
@@ -116,39 +128,70 @@ class Tokens:
         if self.model_id != expected:
             raise TokensError(f"the tokens must be of model {expected}, got {self.model_id}")
 
-    def save(self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> None:
+    def save(
+        self, path: str | os.PathLike[str], dtype: StoredDtype = "float32", calibration: Calibration | None = None
+    ) -> None:
         """Write a safetensors file (`tivtok.tokens.format`).
 
         The file appears under its name when it is complete. "float32" comes back exactly. "float16" halves the file
-        and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses.
+        and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses. "int8" halves it
+        again, and is off by at most 1/254 of the largest magnitude in a TIV set or frame group. "coded" is quantised as
+        finely as ``calibration`` says, then entropy coded.
+
+        Args:
+            calibration: of the model that made the tokens, for "coded" alone.
 
         Raises:
-            TokensError: a value is not finite, or beyond the range of ``dtype``.
+            TokensError: a value is not finite or beyond the range of ``dtype``, or the calibration does not fit.
             OSError: the file cannot be written.
         """
+        tensors, metadata = self.stored(dtype, calibration)
+        with replacing(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+
+    def stored(
+        self, dtype: StoredDtype, calibration: Calibration | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and string metadata of a file with these tokens. Args, Raises: as in `save`."""
+        codecs = codecs_for(dtype, calibration, self.model_id)
+        metadata = metadata_from(vars(self), packed=codecs is not None)
+        if codecs is not None:
+            data = pack(codecs, self.tiv, self.tv, self.tiv_index, self.chunk_frames, metadata)
+            return {PACKED: torch.frombuffer(bytearray(data), dtype=torch.uint8)}, metadata
         tensors = {name: to_stored(name, getattr(self, name), dtype) for name in ("tiv", "tv")}
         tensors["tiv_index"] = self.tiv_index.cpu().contiguous()
         if self.chunk_frames is not None:
             tensors["chunk_frames"] = torch.tensor(self.chunk_frames)
-        with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata_from(vars(self))))
+        return tensors, metadata
+
+    @classmethod
+    def from_stored(cls, tensors: Mapping[str, Tensor], fields: dict[str, Any]) -> Tokens:
+        """The inverse of `stored`, of the scalar fields that its metadata is made of.
+
+        Raises:
+            TokensError: they do not fit one another, or are damaged.
+        """
+        if PACKED in tensors:
+            metadata = metadata_from(fields, packed=True)
+            return cls(**unpack(tensors[PACKED], metadata)._asdict(), **fields)
+        lengths = tensors.get("chunk_frames")
+        chunk_frames = None if lengths is None else _frame_counts(lengths)
+        return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields, chunk_frames=chunk_frames)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Tokens:
         """A file written by `save` or `TokenWriter`, mapped: only the parts of it that are used are ever read.
 
-        ``tiv`` and ``tv`` have the dtype they are stored in. Shapes and metadata are checked here, indices and values
-        when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
+        ``tiv`` and ``tv`` have the dtype they are stored in; those of "int8" and "coded" files are float32 and decoded
+        as they are used, the blocks alone that hold what is asked for. Shapes and metadata are checked here, indices
+        and values when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
 
         Raises:
             OSError: the file cannot be read.
             TokensError: it is not a token file, one of another version, or damaged.
         """
         try:
-            tensors, fields = map_file(path)
-            lengths = tensors.get("chunk_frames")
-            chunk_frames = None if lengths is None else _frame_counts(lengths)
-            return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields, chunk_frames=chunk_frames)
+            return cls.from_stored(*map_file(path))
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
 
@@ -161,12 +204,12 @@ class Tokens:
         """
         mapped = cls.open(path)
         try:
-            for name in ("tiv", "tv"):
-                check_finite(name, getattr(mapped, name), "in the file")
+            tiv, tv = (x.to(torch.float32, copy=True) for x in (mapped.tiv, mapped.tv))
+            for name, x in (("tiv", tiv), ("tv", tv)):
+                check_finite(name, x, "in the file")
             sets = mapped.sets_of(torch.arange(mapped.tv.shape[1]))
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
-        tiv, tv = (x.to(torch.float32, copy=True) for x in (mapped.tiv, mapped.tv))
         return replace(mapped, tiv=tiv, tv=tv, tiv_index=sets)
 
     def sets_of(self, groups: Tensor) -> Tensor:
