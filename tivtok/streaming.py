@@ -89,7 +89,7 @@ def encode_to_file(
         return
     checked = _checked(chunks, model.config.chunk_frames)
     videos = (frames_to_video(chunk.to(_device(model)))[None] for chunk in checked)
-    with TokenWriter.create(path, dtype, calibration, model.model_id) as out:
+    with TokenWriter.create(path, dtype, calibration, model.model_id, model.config.levels) as out:
         model.encode_into(out, videos, tiv_sets, fps)
 
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "reconstruct": Command("reconstruct", "reconstruct", "Encode and decode a video, and say how close the result is."),
     "swap": Command("swap", "swap", "Combine what stays the same in A with what changes in B."),
     "encode-dir": Command("encode_dir", "encode_dir", "Encode all videos of a folder to token shards."),
-    "info": Command("info", "info", "Show what a file holds."),
+    "info": Command("info", "info", "Show what a file holds, or what a preset makes of a video."),
     "inspect": Command("inspect", "inspect", "Show what the tokens hold, as a contact sheet or a page."),
     "eval": Command("evaluate", "evaluate", "Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams."),
     "weights": Command("weights", "weights", "Get the weights that LPIPS and rFVD need."),

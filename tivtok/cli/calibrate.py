@@ -50,7 +50,9 @@ def calibrate(
     files = find_videos(data)
     if not files:
         raise CommandError(f"there are no videos in {data}")
-    tiv, tv, chunks = [], [], []
+    tiv: list[Tensor] = []
+    tv: list[Tensor] = []
+    chunks: list[Chunk] = []
     for path in track(files, "encoding", len(files), "videos", count=lambda path: 1):
         for number, chunk in enumerate(_chunks(tokenizer, path, strict)):
             tiv.append(chunk.tiv)
@@ -60,7 +62,7 @@ def calibrate(
     calibration, cost, size = coarsest(tokenizer, torch.cat(tiv), torch.cat(tv), chunks, loss)
     calibration.save(model)
     plain = 2 * sum(chunk.tiv.numel() + chunk.tv.numel() for chunk in chunks)
-    say(f"step {calibration.codecs.tiv.step:.4g}: {cost:.3f} dB lost, {plain / size:.2f} times smaller than float16")
+    say(f"{cost:.3f} dB lost, {plain / size:.2f} times smaller than float16")
     say(f"of {len(chunks)} chunks, values spread as in {len(tiv)} chunks of {len(files)} videos")
     say(f"wrote {model / CALIBRATION_FILE}")
 

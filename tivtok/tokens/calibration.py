@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tivtok.checkpoints import CALIBRATION_FILE, CheckpointError, find_checkpoint
 from tivtok.files import replacing
-from tivtok.tokens.codecs import Codecs, Coded, Int8, codec_of
+from tivtok.tokens.codecs import Codecs, Coded, Codes, Int8, codec_of
 from tivtok.tokens.format import STORED_DTYPES, TokensError
 
 
@@ -62,12 +62,16 @@ class Calibration:
             temporary.write_text(json.dumps(stated | {"model_id": self.model_id}) + "\n", encoding="utf-8")
 
 
-def codecs_for(dtype: str, calibration: Calibration | None, model_id: str) -> Codecs | None:
-    """The codecs of a dtype that is packed; None for one that is stored as it is.
+def codecs_for(
+    dtype: str, calibration: Calibration | None, model_id: str, levels: tuple[int, ...] | None
+) -> Codecs | None:
+    """The codecs of a dtype that is packed; None for one that is stored as it is. Codes of FSQ are always packed.
 
     Raises:
         TokensError: there is no such dtype, or "coded" has no calibration or that of another model.
     """
+    if levels is not None:
+        return Codecs(Codes(levels), Codes(levels))
     if dtype in STORED_DTYPES:
         return None
     if dtype == "int8":

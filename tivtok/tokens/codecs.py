@@ -17,15 +17,17 @@ import numpy as np
 
 from tivtok.tokens.format import TokensError
 
-RangeEncoder = constriction.stream.queue.RangeEncoder
-RangeDecoder = constriction.stream.queue.RangeDecoder
-Categorical = constriction.stream.model.Categorical
-Uniform = constriction.stream.model.Uniform
+# The package's submodules cannot be imported by name, for they are inside its one binary.
+RangeEncoder: Any = constriction.stream.queue.RangeEncoder
+RangeDecoder: Any = constriction.stream.queue.RangeDecoder
+Categorical: Any = constriction.stream.model.Categorical
+Uniform: Any = constriction.stream.model.Uniform
 
 # Standard deviations that a table exists for, in steps: 2 ** (index / 4 - 2), from 1/4 to 861.
 NUM_SCALES = 48
 SIGMAS_IN_TABLE = 6  # beyond them a value is escaped
 FRACTIONS = 8  # of a step, that centres are rounded to
+MAX_LEVELS = 2**16
 _WORD = 2**16
 _LARGEST = 2**31 - 1  # of a quantised value
 
@@ -133,6 +135,41 @@ class Coded:
         return [(scale, [c for c, s in enumerate(self.scales) if s == scale]) for scale in sorted(set(self.scales))]
 
 
+@dataclass(frozen=True)
+class Codes:
+    """Codes of FSQ, exactly, in as many bits as they have; other values become the nearest.
+
+    Attributes:
+        levels: as of `tivtok.model.quantizer.FSQ`.
+    """
+
+    levels: tuple[int, ...]
+
+    name = "codes"
+
+    def encode(self, x: np.ndarray) -> bytes:
+        """float32 (B, n, N, D) -> what the range coder makes of it, channel after channel of a code."""
+        coder = RangeEncoder()
+        for place, number in enumerate(self.levels):
+            half = number // 2
+            q = np.rint(x[..., place :: len(self.levels)].astype(np.float64) * half + half).clip(0, number - 1)
+            coder.encode(q.astype(np.int32).ravel(), Uniform(number))
+        return coder.get_compressed().astype("<u4").tobytes()
+
+    def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        if shape[-1] % len(self.levels) or len(data) % 4:
+            raise TokensError(f"{len(data)} bytes for {shape} values of codes of {len(self.levels)} channels")
+        coder = RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        x = np.empty(shape, np.float32)
+        for place, number in enumerate(self.levels):
+            part = x[..., place :: len(self.levels)]
+            part[:] = (coder.decode(Uniform(number), part.size).reshape(part.shape) - number // 2) / (number // 2)
+        return x
+
+    def parameters(self) -> dict[str, Any]:
+        return {"levels": self.levels}
+
+
 def codec_of(name: str, parameters: dict[str, Any]) -> Codec:
     """The codec with such `Codec.parameters`.
 
@@ -141,6 +178,11 @@ def codec_of(name: str, parameters: dict[str, Any]) -> Codec:
     """
     if name == Int8.name and not parameters:
         return Int8()
+    if name == Codes.name and parameters.keys() == {"levels"}:
+        levels = tuple(parameters["levels"])
+        if not levels or not all(type(number) is int and 3 <= number <= MAX_LEVELS for number in levels):
+            raise TokensError(f"no codes of levels {levels[:20]}")
+        return Codes(levels)
     try:
         codec = Coded(float(parameters["step"]), tuple(parameters["centres"]), tuple(parameters["scales"]))
         integers = all(type(i) is int for i in codec.centres + codec.scales)
@@ -152,7 +194,7 @@ def codec_of(name: str, parameters: dict[str, Any]) -> Codec:
     return codec
 
 
-def _encode(coder: RangeEncoder, q: np.ndarray, scale: int) -> None:
+def _encode(coder: Any, q: np.ndarray, scale: int) -> None:
     """Encode int64 (n,): indices into the table, then those that are not in it as two words each."""
     radius = _radius(scale)
     escaped = np.abs(q) > radius
@@ -162,7 +204,7 @@ def _encode(coder: RangeEncoder, q: np.ndarray, scale: int) -> None:
         coder.encode(words.astype(np.int32), Uniform(_WORD))
 
 
-def _decode(coder: RangeDecoder, count: int, scale: int) -> np.ndarray:
+def _decode(coder: Any, count: int, scale: int) -> np.ndarray:
     radius = _radius(scale)
     q = coder.decode(_table(scale), count).astype(np.int64) - radius
     escaped = q == radius + 1
@@ -178,7 +220,7 @@ def _radius(scale: int) -> int:
 
 
 @cache
-def _table(scale: int) -> Categorical:
+def _table(scale: int) -> Any:
     """The range coder's model: -radius to radius, then the escape.
 
     Frequencies are whole numbers from decimal arithmetic, which is software: ``exp`` of the C library differs between

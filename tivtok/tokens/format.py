@@ -33,6 +33,7 @@ PACKED = "packed"
 FIELDS = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}
 _TENSORS_OF_1 = {"tiv": ("F32", "F16"), "tiv_index": ("I64",), "tv": ("F32", "F16")}
 # By version of the format.
+_TENSORS: dict[str, dict[str, tuple[str, ...]]]
 _TENSORS = {"1": _TENSORS_OF_1, "2": _TENSORS_OF_1 | {"chunk_frames": ("I64",)}, "3": {PACKED: ("U8",)}}
 
 

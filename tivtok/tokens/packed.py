@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tivtok.tokens.codecs import Codec, Codecs, codec_of
+from tivtok.tokens.codecs import Codec, Codecs, Codes, codec_of
 from tivtok.tokens.format import TokensError, check_finite
 
 RUN = 16  # frame groups coded together
@@ -34,6 +34,7 @@ class PackedParts(NamedTuple):
     tv: Tensor
     tiv_index: Tensor
     chunk_frames: tuple[int, ...] | None
+    levels: tuple[int, ...] | None
 
 
 def encode_block(codec: Codec, name: str, x: Tensor) -> bytes:
@@ -112,7 +113,7 @@ def unpack(data: Tensor, metadata: dict[str, str]) -> PackedParts:
         raise TokensError(f"packed tokens that say what cannot be: {error}") from None
     groups = BlockTensor(Blocks(data, of_tv, tv, run, ends[: runs + 1]))
     sets = BlockTensor(Blocks(data, of_tiv, tiv, 1, ends[runs:]))
-    return PackedParts(sets, groups, index, chunk_frames)
+    return PackedParts(sets, groups, index, chunk_frames, of_tv.levels if isinstance(of_tv, Codes) else None)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class BlockTensor(Tensor):
         return f"BlockTensor(shape={tuple(self.shape)}, codec={self.blocks.codec.name!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         part = _PARTS.get(func, lambda *_: None)(*args) if not kwargs else None
         if part is not None:
             return args[0].blocks.entries(part)

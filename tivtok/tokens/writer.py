@@ -56,18 +56,20 @@ class TokenWriter:
         dtype: StoredDtype = "float32",
         calibration: Calibration | None = None,
         model_id: str = "",
+        levels: tuple[int, ...] | None = None,
     ) -> Iterator[TokenWriter]:
         """``with TokenWriter.create("a.tivtok") as out``: the file appears when the block ends after `close`.
 
         Args:
             dtype, calibration: as in ``Tokens.save``.
             model_id: of the model that makes the tokens, which the calibration must be for.
+            levels: of its codes, if it makes codes.
 
         Raises:
             OSError: the file cannot be written.
             TokensError: the dtype and the calibration do not fit.
         """
-        codecs = codecs_for(dtype, calibration, model_id)
+        codecs = codecs_for(dtype, calibration, model_id, levels)
         body = _Plain(dtype) if codecs is None else _Packed(codecs)
         with (
             replacing(path) as temporary,
@@ -137,7 +139,7 @@ class _Plain:
     def end(self, shapes: Shapes, tiv_index: Tensor, fields: dict[str, Any]) -> tuple[bytes, bytes]:
         """Those behind the TIV sets, and the header."""
         data = _bytes(tiv_index)
-        tensors = {
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {
             "tv": (self._dtype, shapes[1]),
             "tiv": (self._dtype, shapes[0]),
             "tiv_index": ("int64", tuple(tiv_index.shape)),
@@ -174,8 +176,8 @@ class _Packed:
     def end(self, shapes: Shapes, tiv_index: Tensor, fields: dict[str, Any]) -> tuple[bytes, bytes]:
         metadata = metadata_from(fields, packed=True)
         tail = encode_tail(self._codecs, shapes, self._blocks, tiv_index, fields["chunk_frames"], metadata)
-        tensors = {PACKED: ("uint8", (sum(self._blocks) + len(tail),))}
-        return tail, _header(metadata, tensors, self.header_bytes)
+        size = sum(self._blocks) + len(tail)
+        return tail, _header(metadata, {PACKED: ("uint8", (size,))}, self.header_bytes)
 
     def _block(self, count: int) -> bytes:
         now, self._waiting = self._waiting[:count], self._waiting[count:]

@@ -42,6 +42,13 @@ def test_a_calibrated_model_writes_coded_files(tmp_path: Path, capsys: pytest.Ca
     assert main(["info", coded]) == 0
 
 
+def test_info_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--preset", "t512", "--frames", "32"]) == 0
+    assert "640 tokens" in capsys.readouterr().out
+    assert "of a FILE or of a --preset" in fails(capsys, ["info"])
+    assert "preset must be one of" in fails(capsys, ["info", "--preset", "t7"])
+
+
 def test_calibrate_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     TivTok(CONFIG).save_pretrained(tmp_path / "model")
     (tmp_path / "none").mkdir()
