@@ -15,6 +15,7 @@ from tivtok.model.config import TivTokConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CALIBRATION_FILE = "coding.json"  # optional, see `tivtok.tokens.calibration`
 
 # Keys in the weights file's metadata: the id, and the config that it is for.
 _MODEL_ID, _CONFIG = "tivtok_model_id", "tivtok_config"
@@ -131,7 +132,8 @@ def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        files = [CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

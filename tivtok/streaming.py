@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from tivtok.refinement import OnStep, check_refinable
 from tivtok.refinement import refine as improve
 from tivtok.tokenizer import Encoding, TivTok
 from tivtok.tokens import TokenCollector, Tokens, TokensError
-from tivtok.tokens.format import check_finite
+from tivtok.tokens.calibration import Calibration
+from tivtok.tokens.format import StoredDtype, check_finite
 from tivtok.tokens.writer import TokenWriter
 from tivtok.video import video_to_frames
 
@@ -72,9 +73,10 @@ def encode_to_file(
     path: str | os.PathLike[str],
     tiv_sets: TivSets = 1,
     fps: float | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: StoredDtype = "float32",
     refine: int = 0,
     on_step: OnStep = lambda done, total: None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Encode a video chunk by chunk, appending to a token file as it goes (see `TokenWriter`).
 
@@ -85,7 +87,7 @@ def encode_to_file(
         tiv_sets: as in ``TivTok.encode``.
         fps: as in ``TivTok.encode``.
         refine: as in ``TivTok.encode``.
-        dtype: that tokens are stored in, as in ``Tokens.save``.
+        dtype, calibration: as in ``Tokens.save``.
         on_step: as in `tivtok.refinement.refine`.
 
     Raises:
@@ -99,9 +101,9 @@ def encode_to_file(
             tokens = encode_stream(model, _kept(chunks, shelf), tiv_sets, fps)
             shape = (tokens.num_frames, tokens.height, tokens.width, 3)
             frames = torch.from_numpy(np.memmap(shelf, np.uint8, "c", shape=shape))
-            improve(model, tokens, frames.permute(3, 0, 1, 2)[None], refine, on_step).save(path, dtype)
+            improve(model, tokens, frames.permute(3, 0, 1, 2)[None], refine, on_step).save(path, dtype, calibration)
         return
-    with TokenWriter.create(path, dtype) as out:
+    with TokenWriter.create(path, dtype, calibration, model.model_id, model.config.levels) as out:
         model.encode_into(out, _videos(model, chunks), tiv_sets, fps)
 
 

@@ -20,7 +20,7 @@ from tivtok.model.config import TivTokConfig
 from tivtok.model.decoder import DECODERS, Prepared
 from tivtok.model.encoder import Encoder
 from tivtok.model.patchify import pad_to_patches, patch_grid, unpatchify
-from tivtok.model.quantizer import SoftVQ
+from tivtok.model.quantizer import FSQ, SoftVQ
 from tivtok.refinement import check_refinable
 from tivtok.refinement import refine as improve
 from tivtok.tokens import TokenCollector, Tokens, TokensError
@@ -53,11 +53,7 @@ class TivTok(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = (
-            SoftVQ(config.codebook_size, config.latent_dim, config.softvq_temperature)
-            if config.quantizer == "softvq"
-            else nn.Identity()
-        )
+        self.quantizer = _quantizer(config)
         self.decoder = DECODERS[config.decoder](config)
         self.apply(init_weights)
         self._identity: tuple[tuple[int, ...], str] | None = None  # model id, and the weights' versions it is for
@@ -115,6 +111,7 @@ class TivTok(nn.Module):
         else:
             groups_of_set = [tv.shape[1]]
             tiv = mean_tiv(tiv.unbind(dim=1))[:, None]
+            tiv = self.quantizer.snap(tiv) if isinstance(self.quantizer, FSQ) else tiv
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None, refine: int = 0) -> Tokens:
@@ -276,6 +273,12 @@ class TivTok(nn.Module):
         return self.decoder.patch_query
 
 
+def _quantizer(config: TivTokConfig) -> nn.Module:
+    if config.quantizer == "softvq":
+        return SoftVQ(config.codebook_size, config.latent_dim, config.softvq_temperature)
+    return nn.Identity() if config.levels is None else FSQ(config.levels)
+
+
 class Encoding(Generic[Result]):
     """Algorithm 1 (paper Sec. 3.5) for one video, whose chunks come one after another.
 
@@ -319,6 +322,7 @@ class Encoding(Generic[Result]):
             "preset": config.name,
             "model_id": self._model.model_id,
             "chunk_frames": None if even else tuple(self._lengths),
+            "levels": config.levels,
         }
         return self._sink.close(self._sharing.set_of_chunk(), fields)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tivtok import TivTokConfig
+from tivtok.cli.info import budget_rows
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,23 @@ def test_headline_ratio():
     config = TivTokConfig.preset("t128")
     no_reuse, full_reuse = (config.compression_rate(128, 256, 256, sets) for sets in (8, 1))
     assert round(no_reuse / full_reuse, 2) == 2.91
+
+
+def test_table_5_at_the_ratio_of_the_presets():
+    """3:1 is 96 + 256 tokens. 1:1 and 1:3 have 50 and 75 TV tokens in a chunk, which four frame groups cannot share."""
+    config = TivTokConfig.preset("t128")
+    assert config.num_tokens(128) - config.num_tiv == 256
+    assert config.num_tiv / (config.groups_per_chunk * config.num_tv) == 3
+
+
+def test_what_info_says_of_a_preset():
+    rows = budget_rows(TivTokConfig.preset("t128"), 128)
+    table_4 = {"8 TIV sets": "1024", "4 TIV sets": "640", "2 TIV sets": "448", "1 TIV set": "352"}
+    rates = ("0.521%", "0.326%", "0.228%", "0.179%")
+    for (name, tokens), rate in zip(table_4.items(), rates, strict=True):
+        assert rows[name].startswith(f"{tokens} tokens") and rate in rows[name]
+    assert rows["saved by reuse"].startswith("2.91x = 1024 / 352:")
+    assert rows["of a dense grid"].startswith("1.1% = 352 / 32768:")
 
 
 def test_base_is_the_papers_transformer():

@@ -78,7 +78,7 @@ def test_what_cannot_be_stored_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TokensError, match="tv holds values that are not finite as float16"):
         replace(make(), tv=torch.full((1, 5, 3, 8), 1e6)).save(path, "float16")
     with pytest.raises(TokensError, match="dtype must be one of"):
-        make().save(path, "int8")  # type: ignore[arg-type]
+        make().save(path, "int4")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         make().save(tmp_path / "none" / "a.tivtok")
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["a.tivtok"]
@@ -119,7 +119,7 @@ def test_fields_that_do_not_fit(change: dict[str, object], message: str) -> None
     [
         ({"format": "other"}, {}, "not a token file"),
         ({"format": None}, {}, "not a token file"),
-        ({"version": "3"}, {}, "version '3' of the format, this program reads 1, 2"),
+        ({"version": "4"}, {}, "version '4' of the format, this program reads 1, 2, 3"),
         ({"version": "2"}, {}, "must hold the tensors tiv, tiv_index, tv, chunk_frames"),
         ({"height": None, "fps": None}, {}, "lacks fps, height"),
         ({"height": "tall"}, {}, "height = 'tall'"),
@@ -241,9 +241,10 @@ def test_version_1_files_are_read_forever(name: str) -> None:
     assert (tokens.preset, tokens.model_id) == ("tiny", "0123456789abcdef")
 
 
-def test_version_2_files_are_read_forever() -> None:
+@pytest.mark.parametrize("name", ["tokens-v2-float16.tivtok", "tokens-v2-float32.tivtok"])
+def test_version_2_files_are_read_forever(name: str) -> None:
     """As above; version 2 also says where chunks end."""
-    tokens = Tokens.load(Path(__file__).parents[1] / "data" / "tokens-v2-float32.tivtok")
+    tokens = Tokens.load(Path(__file__).parents[1] / "data" / name)
     assert torch.equal(tokens.tv, -torch.arange(5 * 2 * 4).reshape(1, 5, 2, 4) / 4)
     assert tokens.tiv_index.tolist() == [0, 0, 0, 0, 1] and tokens.num_frames == 19
     assert tokens.chunk_frames == (4, 12, 3)

@@ -16,11 +16,13 @@ from tivtok.cli.options import (
     RefineOption,
     SizeOption,
     StoredDtype,
+    StoredDtypeOption,
     StrictOption,
     TivSetsOption,
     TruncatedOption,
     VideoIn,
     VideoOut,
+    calibration_for,
     parse_frames,
     parse_tiv_sets,
 )
@@ -39,7 +41,7 @@ def encode(
     model: ModelOption = "tiny",
     size: SizeOption = "source",
     tiv_sets: TivSetsOption = "1",
-    dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    dtype: StoredDtypeOption = StoredDtype.FLOAT16,
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
@@ -55,11 +57,12 @@ def encode(
     check_output(tokens_file, video)
     summary = Summary("encode", json_file)
     sets = parse_tiv_sets(tiv_sets)
+    calibration = calibration_for(dtype, model)
     tokenizer = load_model(model, device, precision, compile)
     source = Source(video, size, tokenizer, allow_truncated, strict)
     with StepsBar("refining") as bar:
         chunks = source.tracked("encoding")
-        encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype.value, refine, bar.show)
+        encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype.value, refine, bar.show, calibration)
     tokens = Tokens.open(tokens_file)
     print_rows({"wrote": str(tokens_file)} | token_rows(tokens, tokens_file.stat().st_size))
     warn(source.damage())

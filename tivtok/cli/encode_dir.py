@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -26,8 +26,10 @@ from tivtok.cli.options import (
     RefineOption,
     SizeOption,
     StoredDtype,
+    StoredDtypeOption,
     StrictOption,
     TivSetsOption,
+    calibration_for,
     parse_tiv_sets,
 )
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
@@ -36,6 +38,7 @@ from tivtok.files import replacing
 from tivtok.pipeline import Encoded, Encoder
 from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
+from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.dataset import INDEX_FILE, read_failed, read_shard, shard_name, write_index, write_shard
 from tivtok.video.sources import VideoRef, find_sources
 
@@ -59,10 +62,13 @@ class Job(NamedTuple):
     Attributes:
         shard: its file.
         videos: where each is, and what its record says of it.
+        dtype, calibration: as in ``Tokens.save``.
     """
 
     shard: Path
     videos: list[tuple[VideoRef, dict[str, Any]]]
+    dtype: Literal["float32", "float16", "int8", "coded"]
+    calibration: Calibration | None
 
 
 class Done(NamedTuple):
@@ -88,7 +94,7 @@ def encode_dir(
     model: ModelOption = "tiny",
     size: SizeOption = "native",
     tiv_sets: TivSetsOption = "1",
-    dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    dtype: StoredDtypeOption = StoredDtype.FLOAT16,
     storage: Annotated[Storage, typer.Option("--format", help="Of the shards.")] = Storage.SAFETENSORS,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
@@ -118,13 +124,16 @@ def encode_dir(
     sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
     if refine and batch > 1:
         raise CommandError("--batch does not go with --refine, which takes one video at a time")
+    if storage == Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
+        raise CommandError(f"--format parquet stores float16 or float32, got --dtype {dtype}")
     found = find_sources(data)
     say_left_out(found.left_out)
     videos = [(ref, _about(ref, data)) for ref in found.videos]
     threads = 1 if workers > 1 else 0
     encoder = Encoder(
-        model, device, precision, size, sets, refine, dtype.value, strict, threads, at_once=batch, compile=compile
+        model, device, precision, size, sets, refine, strict=strict, threads=threads, at_once=batch, compile=compile
     )
+    calibration = calibration_for(dtype, model)
     if refine:
         check_refinable(encoder.tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
@@ -132,7 +141,7 @@ def encode_dir(
     listing = [about["path"] if len(about) == 1 else about for _, about in videos]
     _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": listing})
     jobs = [
-        Job(result / shard_name(number, storage.value), videos[at : at + per_shard])
+        Job(result / shard_name(number, storage.value), videos[at : at + per_shard], dtype.value, calibration)
         for number, at in enumerate(range(0, len(videos), per_shard))
     ]
     to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists() or (retry and read_failed(job.shard))]
@@ -192,7 +201,7 @@ def encode_shard(job: Job, encoder: Encoder) -> Done:
         else:
             videos.append((about, one.tokens))
         damage += filter(None, [one.warning])
-    write_shard(job.shard, videos, failed, encoder.dtype)
+    write_shard(job.shard, videos, failed, job.dtype, job.calibration)
     new = [tokens for about, tokens in videos if _key(about) not in kept]
     frames, tokens = (sum(getattr(x, name) for x in new) for name in ("num_frames", "num_tokens"))
     return Done(len(new), len(failed), frames, tokens, damage)

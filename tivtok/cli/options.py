@@ -11,6 +11,7 @@ import typer
 
 from tivtok.chunks.sharing import TivSets
 from tivtok.cli.output import CommandError
+from tivtok.tokens.calibration import Calibration
 
 
 class Precision(StrEnum):
@@ -63,6 +64,25 @@ RefineOption = Annotated[
 class StoredDtype(StrEnum):
     FLOAT16 = "float16"
     FLOAT32 = "float32"
+    INT8 = "int8"
+    CODED = "coded"
+
+
+StoredDtypeOption = Annotated[
+    StoredDtype,
+    typer.Option(
+        "--dtype", help="How token values are stored; coded, the smallest, needs `tivtok calibrate` of the model."
+    ),
+]
+
+
+def calibration_for(dtype: StoredDtype, model: str) -> Calibration | None:
+    """The calibration beside a checkpoint, where the dtype needs one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return Calibration.from_pretrained(model) if dtype == StoredDtype.CODED else None
 
 
 def parse_tiv_sets(text: str) -> TivSets:

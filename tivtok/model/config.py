@@ -24,8 +24,9 @@ class TivTokConfig:
         native_size: height and width the weights were trained at; other sizes run, with no promise of quality.
         decoder: "shared": TIV rows attend to TIV rows, so their keys and values are computed once for all frames.
             "per_frame": TIV rows are copied into each frame's sequence and updated there (the literal Eq. 5).
-        quantizer: "none", or "softvq" (arXiv 2412.10958).
+        quantizer: "none", "softvq" (arXiv 2412.10958), or "fsq" (arXiv 2309.15505), whose tokens are integer codes.
         codebook_size, softvq_temperature: of SoftVQ.
+        fsq_levels: of FSQ: how many values each channel of a code has; ``latent_dim`` is a multiple of their number.
         qk_norm: RMS-normalise queries and keys per head.
         rope_theta: base of the 3D rotary frequencies.
         latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
@@ -48,13 +49,14 @@ class TivTokConfig:
     groups_per_chunk: int = 4
     native_size: tuple[int, int] = (256, 256)
     decoder: Literal["shared", "per_frame"] = "shared"
-    quantizer: Literal["none", "softvq"] = "none"
+    quantizer: Literal["none", "softvq", "fsq"] = "none"
     codebook_size: int = 8192
     softvq_temperature: float = 0.07
     qk_norm: bool = False
     rope_theta: float = 10_000.0
     latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
     encoder_time: Literal["rotary", "none"] = "rotary"
+    fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
 
     def __post_init__(self) -> None:
         for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
@@ -70,6 +72,11 @@ class TivTokConfig:
             if getattr(self, name) not in values:
                 choices = " or ".join(f'"{value}"' for value in values)
                 raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
+        if self.levels is not None and (min(self.levels, default=0) < 3 or self.latent_dim % len(self.levels)):
+            raise ValueError(
+                f"fsq_levels must be 3 or more each, and latent_dim {self.latent_dim} a multiple of their number, "
+                f"got {self.fsq_levels}"
+            )
 
     @classmethod
     def preset(cls, name: str, size: str = "base") -> TivTokConfig:
@@ -117,6 +124,16 @@ class TivTokConfig:
         return replace(self, **changes)
 
     @property
+    def levels(self) -> tuple[int, ...] | None:
+        """``fsq_levels`` where tokens are integer codes, None where they are not."""
+        return self.fsq_levels if self.quantizer == "fsq" else None
+
+    @property
+    def num_codes(self) -> int | None:
+        """How many codes there are, None where tokens are no codes."""
+        return None if self.levels is None else prod(self.levels)
+
+    @property
     def head_dim(self) -> int:
         return self.width // self.heads
 
@@ -156,7 +173,7 @@ class TivTokConfig:
 
 _CHOICES = {
     "decoder": ("shared", "per_frame"),
-    "quantizer": ("none", "softvq"),
+    "quantizer": ("none", "softvq", "fsq"),
     "latent_positions": ("none", "grid", "tiv-grid"),
     "encoder_time": ("rotary", "none"),
 }

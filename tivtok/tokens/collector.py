@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tivtok.chunks.sharing import merge_tiv
+from tivtok.model.quantizer import nearest
 from tivtok.tokens.tokens import Tokens
 
 
@@ -30,9 +31,10 @@ class TokenCollector:
             set_of_chunk: int64, ascending from 0: the TIV set of each chunk.
             fields: those of `Tokens` that are no tensors.
         """
+        tiv, levels = merge_tiv(torch.stack(self._tiv, dim=1), set_of_chunk), fields.get("levels")
         groups_of_chunk = torch.tensor([tv.shape[1] for tv in self._tv])
         return Tokens(
-            tiv=merge_tiv(torch.stack(self._tiv, dim=1), set_of_chunk),
+            tiv=tiv if levels is None else nearest(tiv, levels),  # the mean of codes is none
             tv=torch.cat(self._tv, dim=1),
             tiv_index=set_of_chunk.repeat_interleave(groups_of_chunk).to(self._tv[0].device),
             **fields,

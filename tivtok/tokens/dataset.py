@@ -4,8 +4,9 @@ A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... or 
 ``index.json`` (and ``plan.json``, which is for ``encode-dir`` alone).
 
 - A safetensors shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D),
-  float16 or float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64. Its
-  string metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos,
+  float16 or float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64; in
+  version 3 ``i.packed`` uint8 instead, values as 8-bit integers or coded (`tivtok.tokens.packed`). Its string
+  metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos,
   so that the index can be made again from the shards.
 - A Parquet shard: `tivtok.tokens.parquet`.
 - The index, version 1: ``{"format", "version", "shards", "videos": [...], "failed": [...], "left_out": [...]}``. A
@@ -24,19 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tivtok.checkpoints import write_tensors
 from tivtok.files import open_in, replacing, utf8_path
-from tivtok.tokens.format import FIELDS, to_stored
+from tivtok.tokens.calibration import Calibration
+from tivtok.tokens.format import FIELDS, PACKED, STORED_DTYPES, StoredDtype
 from tivtok.tokens.rows import COLUMNS, from_row, to_row
 from tivtok.tokens.tokens import Tokens, TokensError
 
 FORMAT = "tivtok.dataset"
 SAFETENSORS, PARQUET = "safetensors", "parquet"
 VERSIONS = {SAFETENSORS: 1, PARQUET: 2}  # of index and shards
+PACKED_VERSION = 3  # of safetensors shards with packed values
 INDEX_FILE = "index.json"
 
 _PARTS = ("tiv", "tv", "tiv_index")
@@ -92,13 +94,18 @@ def shard_name(number: int, storage: str = SAFETENSORS) -> str:
 
 
 def write_shard(
-    path: Path, videos: Sequence[tuple[Mapping[str, Any], Tokens]], failed: Sequence[Mapping[str, Any]], dtype: str
+    path: Path,
+    videos: Sequence[tuple[Mapping[str, Any], Tokens]],
+    failed: Sequence[Mapping[str, Any]],
+    dtype: StoredDtype,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write the shard ``path``, of what its suffix says.
 
     Args:
         videos: what is known of each ("path" and more), and its tokens.
         failed: what is known of those that could not be encoded, with "error".
+        dtype, calibration: as in ``Tokens.save``; a Parquet shard takes float16 and float32.
     """
     if path.suffix == f".{PARQUET}":
         from tivtok.tokens import parquet
@@ -109,14 +116,12 @@ def write_shard(
     tensors: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
     for key, (about, tokens) in enumerate(videos):
-        tensors[f"{key}.tiv"] = to_stored("tiv", tokens.tiv, dtype)
-        tensors[f"{key}.tv"] = to_stored("tv", tokens.tv, dtype)
-        tensors[f"{key}.tiv_index"] = tokens.tiv_index.to(torch.int64)
-        if tokens.chunk_frames is not None:
-            tensors[f"{key}.chunk_frames"] = torch.tensor(tokens.chunk_frames)
+        stored, _ = tokens.stored(dtype, calibration)
+        tensors |= {f"{key}.{part}": x for part, x in stored.items()}
         fields = {field: getattr(tokens, field) for field in FIELDS}
         records.append({**about, "shard": path.name, "key": str(key)} | fields)
-    metadata = {"format": FORMAT, "version": str(VERSIONS[SAFETENSORS]), "records": json.dumps(records)}
+    version = VERSIONS[SAFETENSORS] if dtype in STORED_DTYPES else PACKED_VERSION
+    metadata = {"format": FORMAT, "version": str(version), "records": json.dumps(records)}
     write_tensors(path, tensors, metadata | {"failed": json.dumps(failed)})
 
 
@@ -201,12 +206,17 @@ def _stored_tokens(path: Path, record: dict[str, Any]) -> Tokens:
     """The tokens of a video in a safetensors shard, mapped."""
     try:
         with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
-            tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
-            cut = f"{record['key']}.chunk_frames"
-            chunk_frames = tuple(file.get_tensor(cut).tolist()) if cut in file.keys() else None  # noqa: SIM118
-        return Tokens(**tensors, **{name: record[name] for name in FIELDS}, chunk_frames=chunk_frames)
+            return _tokens_of(file, record)
     except (safetensors.SafetensorError, KeyError, TypeError) as error:
         raise TokensError(f"{record.get('path')} in {path} cannot be read: {error}") from None
+
+
+def _tokens_of(file: safetensors.safe_open, record: dict[str, Any]) -> Tokens:
+    """The tokens of a shard's video."""
+    key = record["key"]
+    names = [name for name in (*_PARTS, "chunk_frames", PACKED) if f"{key}.{name}" in file.keys()]  # noqa: SIM118
+    tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
+    return Tokens.from_stored(tensors, {name: record[name] for name in FIELDS})
 
 
 def _rows(folder: str, counts: list[int]) -> Sequence[dict[str, Any]]:
@@ -223,8 +233,8 @@ def _check_format(stated: dict[str, Any]) -> str:
     """The storage that the version is of."""
     if stated.get("format") != FORMAT:
         raise TokensError(f'it must say format "{FORMAT}"')
-    for storage, version in VERSIONS.items():
-        if str(stated.get("version")) == str(version):
-            return storage
-    known = " and ".join(map(str, VERSIONS.values()))
+    storages = {str(version): storage for storage, version in VERSIONS.items()} | {str(PACKED_VERSION): SAFETENSORS}
+    if (storage := storages.get(str(stated.get("version")))) is not None:
+        return storage
+    known = ", ".join(storages)
     raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {known}")

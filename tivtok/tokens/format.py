@@ -1,5 +1,7 @@
 """Token files: safetensors, with everything that is no tensor as string metadata.
 
+Versions 1 and 2:
+
 | tensor | shape | stored as |
 |---|---|---|
 | tiv | (B, S, N_TIV, D) | F32 or F16 |
@@ -7,13 +9,15 @@
 | tiv_index | (T,) | I64 |
 | chunk_frames | (K,) | I64, in version 2 alone: the frames of each chunk, where cuts have ended some |
 
+Version 3 has one tensor, ``packed``, U8: values as 8-bit integers or coded, with checksums (`tivtok.tokens.packed`).
+
 The order of the tensors in the file is free. Nothing in it is executed or unpickled.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 import torch
@@ -23,11 +27,14 @@ from tivtok.files import utf8_path
 
 FORMAT = "tivtok.tokens"
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+StoredDtype = Literal["float32", "float16", "int8", "coded"]  # the last two in version 3
+PACKED = "packed"
 
 FIELDS = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}
 _TENSORS_OF_1 = {"tiv": ("F32", "F16"), "tiv_index": ("I64",), "tv": ("F32", "F16")}
 # By version of the format.
-_TENSORS = {"1": _TENSORS_OF_1, "2": _TENSORS_OF_1 | {"chunk_frames": ("I64",)}}
+_TENSORS: dict[str, dict[str, tuple[str, ...]]]
+_TENSORS = {"1": _TENSORS_OF_1, "2": _TENSORS_OF_1 | {"chunk_frames": ("I64",)}, "3": {PACKED: ("U8",)}}
 
 
 class TokensError(ValueError):
@@ -58,11 +65,12 @@ def map_file(path: str | os.PathLike[str]) -> Contents:
         raise TokensError(f"not a token file, or damaged: {error}") from None
 
 
-def metadata_from(fields: dict[str, Any]) -> dict[str, str]:
+def metadata_from(fields: dict[str, Any], packed: bool = False) -> dict[str, str]:
     """The string metadata of a file, from the fields of `Tokens` that are no tensors."""
     texts = {name: str(fields[name]) for name in FIELDS}
     texts["fps"] = "" if fields["fps"] is None else repr(float(fields["fps"]))
-    return {"format": FORMAT, "version": "1" if fields["chunk_frames"] is None else "2"} | texts
+    version = "3" if packed else "1" if fields["chunk_frames"] is None else "2"
+    return {"format": FORMAT, "version": version} | texts
 
 
 def to_stored(name: str, x: Tensor, dtype: str) -> Tensor:

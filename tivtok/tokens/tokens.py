@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from tivtok.files import replacing
-from tivtok.tokens.format import FIELDS, TokensError, check_finite, map_file, metadata_from, to_stored
+from tivtok.model.quantizer import from_codes, to_codes
+from tivtok.tokens.calibration import Calibration, codecs_for
+from tivtok.tokens.codecs import MAX_LEVELS
+from tivtok.tokens.format import (
+    FIELDS,
+    PACKED,
+    StoredDtype,
+    TokensError,
+    check_finite,
+    map_file,
+    metadata_from,
+    to_stored,
+)
+from tivtok.tokens.packed import pack, unpack
 from tivtok.tokens.statistics import LatentStats
 
 __all__ = ["Tokens", "TokensError"]
@@ -40,6 +54,7 @@ class Tokens:
         model_id: short id of the weights that made the tokens; only they can decode them.
         chunk_frames: video frames of each chunk, where cuts have ended some; None where only the last chunk may be
             shorter than the model's.
+        levels: of FSQ, where the tokens are integer codes (`codes`); None where they are not.
 
     Raises:
         TokensError: shapes, dtypes or values do not fit one another.
@@ -55,10 +70,13 @@ class Tokens:
     preset: str
     model_id: str
     chunk_frames: tuple[int, ...] | None = None
+    levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_tensors(self.tiv, self.tv, self.tiv_index)
-        check_fields(self.tv.shape[1], **{name: getattr(self, name) for name in (*FIELDS, "chunk_frames")})
+        check_fields(self.tv.shape[1], **{name: getattr(self, name) for name in (*FIELDS, "chunk_frames", "levels")})
+        if self.levels is not None and (not self.levels or self.tv.shape[3] % len(self.levels)):
+            raise TokensError(f"D must be a multiple of the {len(self.levels)} levels, got {self.tv.shape[3]}")
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +92,39 @@ class Tokens:
     def compression_rate(self) -> float:
         """Numbers stored over numbers in the video, ``num_values`` / (3 * F * H * W), as the paper counts it."""
         return self.num_values / (3 * self.num_frames * self.height * self.width)
+
+    @property
+    def num_codes(self) -> int | None:
+        """How many codes there are, None where the tokens are no codes."""
+        return None if self.levels is None else math.prod(self.levels)
+
+    @property
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """TIV and TV tokens as integers from 0 to ``num_codes`` - 1: int64 (B, S, N_TIV, C) and (B, T, N_TV, C).
+
+        A token has C = D / len(levels) codes.
+
+        Raises:
+            TokensError: the tokens are no codes: the model that made them has no FSQ.
+        """
+        return to_codes(self.tiv, self._levels()), to_codes(self.tv, self._levels())
+
+    def with_codes(self, tiv: Tensor, tv: Tensor) -> Tokens:
+        """These tokens with other `codes`, those that a generator has drawn, say.
+
+        Raises:
+            TokensError: the tokens are no codes, or there are no such codes.
+        """
+        levels = self._levels()
+        try:
+            return replace(self, tiv=from_codes(tiv, levels), tv=from_codes(tv, levels))
+        except ValueError as error:
+            raise TokensError(str(error)) from None
+
+    def _levels(self) -> tuple[int, ...]:
+        if self.levels is None:
+            raise TokensError(f"the tokens of model {self.preset} are no codes: its config has no quantizer fsq")
+        return self.levels
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tokens:
         """The same tokens on ``device``, with ``tiv`` and ``tv`` in ``dtype``."""
@@ -96,6 +147,7 @@ class Tokens:
             tiv=(self.tiv - stats.tiv_mean.to(self.tiv)) / stats.tiv_std.to(self.tiv),
             tv=(self.tv - stats.tv_mean.to(self.tv)) / stats.tv_std.to(self.tv),
             model_id=stats.model_id + NORMALIZED,
+            levels=None,
         )
 
     def denormalize(self, stats: LatentStats) -> Tokens:
@@ -116,39 +168,70 @@ class Tokens:
         if self.model_id != expected:
             raise TokensError(f"the tokens must be of model {expected}, got {self.model_id}")
 
-    def save(self, path: str | os.PathLike[str], dtype: Literal["float32", "float16"] = "float32") -> None:
+    def save(
+        self, path: str | os.PathLike[str], dtype: StoredDtype = "float32", calibration: Calibration | None = None
+    ) -> None:
         """Write a safetensors file (`tivtok.tokens.format`).
 
         The file appears under its name when it is complete. "float32" comes back exactly. "float16" halves the file
-        and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses.
+        and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses. "int8" halves it
+        again, and is off by at most 1/254 of the largest magnitude in a TIV set or frame group. "coded" is quantised as
+        finely as ``calibration`` says, then entropy coded. Codes are stored as such, whatever ``dtype``.
+
+        Args:
+            calibration: of the model that made the tokens, for "coded" alone.
 
         Raises:
-            TokensError: a value is not finite, or beyond the range of ``dtype``.
+            TokensError: a value is not finite or beyond the range of ``dtype``, or the calibration does not fit.
             OSError: the file cannot be written.
         """
+        tensors, metadata = self.stored(dtype, calibration)
+        with replacing(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+
+    def stored(
+        self, dtype: StoredDtype, calibration: Calibration | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and string metadata of a file with these tokens. Args, Raises: as in `save`."""
+        codecs = codecs_for(dtype, calibration, self.model_id, self.levels)
+        metadata = metadata_from(vars(self), packed=codecs is not None)
+        if codecs is not None:
+            data = pack(codecs, self.tiv, self.tv, self.tiv_index, self.chunk_frames, metadata)
+            return {PACKED: torch.frombuffer(bytearray(data), dtype=torch.uint8)}, metadata
         tensors = {name: to_stored(name, getattr(self, name), dtype) for name in ("tiv", "tv")}
         tensors["tiv_index"] = self.tiv_index.cpu().contiguous()
         if self.chunk_frames is not None:
             tensors["chunk_frames"] = torch.tensor(self.chunk_frames)
-        with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, metadata_from(vars(self))))
+        return tensors, metadata
+
+    @classmethod
+    def from_stored(cls, tensors: Mapping[str, Tensor], fields: dict[str, Any]) -> Tokens:
+        """The inverse of `stored`, of the scalar fields that its metadata is made of.
+
+        Raises:
+            TokensError: they do not fit one another, or are damaged.
+        """
+        if PACKED in tensors:
+            metadata = metadata_from(fields, packed=True)
+            return cls(**unpack(tensors[PACKED], metadata)._asdict(), **fields)
+        lengths = tensors.get("chunk_frames")
+        chunk_frames = None if lengths is None else _frame_counts(lengths)
+        return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields, chunk_frames=chunk_frames)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Tokens:
         """Map a file written by `save` or `TokenWriter`: only the parts that are used are read.
 
-        ``tiv`` and ``tv`` have the dtype they are stored in. Shapes and metadata are checked here, indices and values
-        when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
+        ``tiv`` and ``tv`` have the dtype they are stored in; those of "int8" and "coded" files are float32 and decoded
+        as they are used, the blocks alone that hold what is asked for. Shapes and metadata are checked here, indices
+        and values when they are used (by `sets_of` and `tivtok.streaming.decode_stream`).
 
         Raises:
             OSError: the file cannot be read.
             TokensError: it is not a token file, one of another version, or damaged.
         """
         try:
-            tensors, fields = map_file(path)
-            lengths = tensors.get("chunk_frames")
-            chunk_frames = None if lengths is None else _frame_counts(lengths)
-            return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields, chunk_frames=chunk_frames)
+            return cls.from_stored(*map_file(path))
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
 
@@ -161,12 +244,12 @@ class Tokens:
         """
         mapped = cls.open(path)
         try:
-            for name in ("tiv", "tv"):
-                check_finite(name, getattr(mapped, name), "in the file")
+            tiv, tv = (x.to(torch.float32, copy=True) for x in (mapped.tiv, mapped.tv))
+            for name, x in (("tiv", tiv), ("tv", tv)):
+                check_finite(name, x, "in the file")
             sets = mapped.sets_of(torch.arange(mapped.tv.shape[1]))
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
-        tiv, tv = (x.to(torch.float32, copy=True) for x in (mapped.tiv, mapped.tv))
         return replace(mapped, tiv=tiv, tv=tv, tiv_index=sets)
 
     def sets_of(self, groups: Tensor) -> Tensor:
@@ -193,6 +276,7 @@ def check_fields(
     preset: str,
     model_id: str,
     chunk_frames: tuple[int, ...] | None,
+    levels: tuple[int, ...] | None = None,
 ) -> None:
     """Check the fields of `Tokens` that are no tensors, for ``groups`` frame groups.
 
@@ -214,6 +298,8 @@ def check_fields(
     for name, text in (("preset", preset), ("model_id", model_id)):
         if not (0 < len(text) <= 100 and text.isprintable()):
             raise TokensError(f"{name} must be 1 to 100 printable characters, got {text[:100]!r}")
+    if levels is not None and not all(3 <= number <= MAX_LEVELS for number in levels):
+        raise TokensError(f"levels must be between 3 and {MAX_LEVELS} each, got {levels}")
     if chunk_frames is not None and (min(chunk_frames, default=0) < 1 or sum(chunk_frames) != num_frames):
         raise TokensError(
             f"chunk_frames must be at least 1 each and {num_frames} in all, "

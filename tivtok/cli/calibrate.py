@@ -1,0 +1,122 @@
+"""``tivtok calibrate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from torch import Tensor
+
+from tivtok.checkpoints import CALIBRATION_FILE
+from tivtok.cli.options import StrictOption
+from tivtok.cli.output import CommandError, say, track, warn
+from tivtok.loading import load_model
+from tivtok.metrics import psnr
+from tivtok.tokenizer import TivTok
+from tivtok.tokens.calibration import Calibration
+from tivtok.tokens.codecs import Codec
+from tivtok.video import VideoReader, find_videos, fit, frames_to_video, video_to_frames
+
+STEPS_TRIED = 24  # each finer than the one before by the square root of 2
+CHUNKS_TRIED = 64  # that steps are tried on, one a video
+
+
+class Chunk(NamedTuple):
+    """A chunk as uint8 frames (f, H, W, 3), its TIV set (1, N_TIV, D) and its frame groups (T, N_TV, D)."""
+
+    frames: Tensor
+    tiv: Tensor
+    tv: Tensor
+
+
+def calibrate(
+    data: Annotated[Path, typer.Argument(help="Folder of videos that the model was trained on.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="Checkpoint folder; the calibration is written into it.")],
+    loss: Annotated[float, typer.Option(min=0.001, max=3.0, help="dB of PSNR that coding may cost.")] = 0.1,
+    strict: StrictOption = False,
+) -> None:
+    """Measure what coded token files need to know of a checkpoint: how finely to quantise, and how values are spread.
+
+    It is written beside the weights, which stay as they are, and so does the model id. Use training footage: what a
+    result is measured on should not have been seen here either.
+
+    Example: tivtok calibrate clips/ --model runs/mine
+    """
+    torch.set_grad_enabled(False)
+    tokenizer = load_model(str(model), "cpu")
+    files = find_videos(data)
+    if not files:
+        raise CommandError(f"there are no videos in {data}")
+    tiv: list[Tensor] = []
+    tv: list[Tensor] = []
+    chunks: list[Chunk] = []
+    for path in track(files, "encoding", len(files), "videos", count=lambda path: 1):
+        for number, chunk in enumerate(_chunks(tokenizer, path, strict)):
+            tiv.append(chunk.tiv)
+            tv.append(chunk.tv)
+            if number == 0 and len(chunks) < CHUNKS_TRIED:
+                chunks.append(chunk)
+    calibration, cost, size = coarsest(tokenizer, torch.cat(tiv), torch.cat(tv), chunks, loss)
+    calibration.save(model)
+    plain = 2 * sum(chunk.tiv.numel() + chunk.tv.numel() for chunk in chunks)
+    say(f"{cost:.3f} dB lost, {plain / size:.2f} times smaller than float16")
+    say(f"of {len(chunks)} chunks, values spread as in {len(tiv)} chunks of {len(files)} videos")
+    say(f"wrote {model / CALIBRATION_FILE}")
+
+
+def coarsest(
+    model: TivTok, tiv: Tensor, tv: Tensor, chunks: Sequence[Chunk], loss: float
+) -> tuple[Calibration, float, int]:
+    """The calibration with the coarsest step that costs at most ``loss`` dB on ``chunks``.
+
+    Args:
+        tiv, tv: (n, N, D), all that is known of how values are spread.
+
+    Returns:
+        the calibration, the dB it costs, the bytes of the coded chunks.
+
+    Raises:
+        CommandError: no step of those tried is fine enough.
+    """
+    before = _quality(model, chunks)
+    spread = float(torch.cat([tiv.flatten(), tv.flatten()]).std())
+    for number in track(range(STEPS_TRIED), "choosing the step", STEPS_TRIED, "steps", count=lambda _: 1):
+        calibration = Calibration.of(tiv, tv, spread * 2 ** (2 - number / 2), model.model_id)
+        coded, sizes = zip(*(_coded(calibration, chunk) for chunk in chunks), strict=True)
+        cost = before - _quality(model, coded)
+        if cost <= loss:
+            return calibration, cost, sum(sizes)
+    raise CommandError(f"--loss {loss:g} needs a finer step than {spread * 2 ** (2 - number / 2):.2g}")
+
+
+def _chunks(model: TivTok, path: Path, strict: bool) -> Iterator[Chunk]:
+    reader = VideoReader(path, allow_truncated=True, strict=strict)
+    for chunk in reader.chunks(model.config.chunk_frames):
+        frames = fit(chunk, *model.config.native_size)
+        tiv, tv = model.encode_chunks(frames_to_video(frames)[None])
+        yield Chunk(frames, tiv[0], tv[0])
+    warn(reader.damage())
+
+
+def _coded(calibration: Calibration, chunk: Chunk) -> tuple[Chunk, int]:
+    """A chunk with tokens that have been coded, and the bytes that this took."""
+    tiv, tiv_bytes = _round_trip(calibration.codecs.tiv, chunk.tiv)
+    tv, tv_bytes = _round_trip(calibration.codecs.tv, chunk.tv)
+    return Chunk(chunk.frames, tiv, tv), tiv_bytes + tv_bytes
+
+
+def _round_trip(codec: Codec, x: Tensor) -> tuple[Tensor, int]:
+    data = codec.encode(x[None].numpy())
+    return torch.from_numpy(codec.decode(data, (1, *x.shape)))[0], len(data)
+
+
+def _quality(model: TivTok, chunks: Sequence[Chunk]) -> float:
+    """Mean PSNR of the chunks as they are decoded, in dB."""
+    scores = []
+    for frames, tiv, tv in chunks:
+        video = model.decode_groups(model.prepare(tiv[None]), tv[None], [len(tv)], *frames.shape[1:3])
+        scores.append(psnr(video_to_frames(video[0, :, : len(frames)]), frames).clamp(max=100).mean())
+    return float(torch.stack(scores).mean())
