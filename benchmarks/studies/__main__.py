@@ -3,6 +3,7 @@
 import typer
 
 from benchmarks.studies.ablations import ablations
+from benchmarks.studies.coded import coded
 from benchmarks.studies.factorisation import factorisation
 from benchmarks.studies.memory import memory
 from benchmarks.studies.random_access import random_access
@@ -16,6 +17,7 @@ app.command("random-access")(random_access)
 app.command("ablations")(ablations)
 app.command("factorisation")(factorisation)
 app.command("synthetic-motion")(synthetic_motion)
+app.command("coded")(coded)
 
 
 @app.callback()

@@ -1,0 +1,40 @@
+"""Coded tokens beside video codecs, on a clip that is small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.studies.coded import STEPS, best_within, measure, report, with_step
+from tivtok.model.config import TivTokConfig
+from tivtok.tokenizer import TivTok
+from tivtok.tokens.calibration import Calibration
+
+CLIP = (torch.arange(8)[:, None, None, None] * 9 + torch.arange(64)[:, None] * 2 + torch.arange(3)).expand(8, 64, 64, 3)
+CLIP = CLIP.to(torch.uint8)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+def test_a_codec_has_the_most_quality_within_the_bytes(codec: str) -> None:
+    small, large = best_within(codec, CLIP, 300), best_within(codec, CLIP, 4000)
+    assert small is not None and large is not None and small[0] <= 300 and large[0] <= 4000
+    assert small[1] < large[1] and large[1] > 30
+    assert best_within(codec, CLIP, 10) is None
+
+
+@torch.no_grad()
+def test_finer_steps_take_more_bytes_and_the_table_has_a_row_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = TivTok(
+        TivTokConfig.preset("tiny").replace(width=16, heads=1, encoder_layers=1, decoder_layers=1, native_size=(64, 64))
+    )
+    tokens = model.encode(CLIP.permute(3, 0, 1, 2)[None])
+    calibration = Calibration.of(tokens.tiv[0], tokens.tv[0], float(tokens.tiv.std()) / 8, model.model_id)
+    same = with_step(calibration, 1.0)
+    assert same == calibration
+    monkeypatch.setattr("benchmarks.studies.coded.VIDEO_CODECS", {})
+    rows = measure(model, calibration, CLIP)
+    sizes = [rows[f"{step:g}"]["tokens"][0] for step in STEPS]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+    page = report({"size": [64, 64], "model": "m", "frames": 8, "data": "", "step": 0.1}, {"clip": rows})
+    assert page.count("\n| ") == 1 + 2 + len(STEPS)
