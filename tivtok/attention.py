@@ -9,6 +9,7 @@ from tivtok_kernels import (
     SifLayout,
     available_backends,
     broadcast_attention,
+    plan_attention,
     range_attention,
     sif_attention,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "SifLayout",
     "available_backends",
     "broadcast_attention",
+    "plan_attention",
     "range_attention",
     "sif_attention",
 ]

@@ -92,6 +92,32 @@ def save_checkpoint(folder: str | Path, config: TivTokConfig, weights: dict[str,
     write_tensors(folder / WEIGHTS_FILE, weights, metadata)
 
 
+def push_checkpoint(folder: str | Path, repository: str) -> str:
+    """Upload a checkpoint to Hugging Face, from where ``TivTok.from_pretrained`` takes it by the same name.
+
+    Args:
+        repository: "owner/name", made as a private one where it does not exist.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        CheckpointError: there is no checkpoint in ``folder``, or it cannot be uploaded.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = find_checkpoint(Path(folder))
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"the checkpoint {folder} could not be uploaded to {repository}: {reason}") from None
+    return commit.commit_url
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all, with the permissions of any new file (``save_file`` lets only the
     owner read it)."""

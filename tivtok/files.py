@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # Errors that only writing raises; Python does not say for which file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -45,6 +46,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_in(folder: str, name: str) -> IO[bytes]:
+    """A file of a folder, open to be read; the folder may be an address that fsspec knows ("s3://bucket/tokens").
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if "://" not in folder:
+        return open(os.path.join(folder, name), "rb")
+    import fsspec
+
+    return fsspec.open(f"{folder.rstrip('/')}/{name}", "rb").open()
 
 
 @contextmanager

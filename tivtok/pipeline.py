@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,11 +35,11 @@ class _WithModel:
     model: str = "tiny"
     device: str = "auto"
     precision: str = "auto"
-    compile: bool = False
+    compile: bool = field(default=False, kw_only=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep the settings only, not the model."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     @property
     def tokenizer(self) -> TivTok:

@@ -1,6 +1,6 @@
 """Attention kernels for "global tokens + local blocks" masks: layouts, backends, operators."""
 
-from tivtok_kernels.api import available_backends, broadcast_attention, range_attention, sif_attention
+from tivtok_kernels.api import available_backends, broadcast_attention, plan_attention, range_attention, sif_attention
 from tivtok_kernels.backends import BackendUnavailable
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.ranges import RangeLayout, Segment
@@ -15,6 +15,7 @@ __all__ = [
     "__version__",
     "available_backends",
     "broadcast_attention",
+    "plan_attention",
     "range_attention",
     "sif_attention",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tivtok_kernels import backends, ops, parallel
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Problem
+from tivtok_kernels.problem import Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.tensors import check_dtype
 
@@ -148,9 +148,13 @@ def range_attention(
 
     Args:
         q: (N, H, D). Dtypes and strides as in `sif_attention`.
-        k, v: (M, Hk, D), H a multiple of Hk; M need not be N.
+        k: (M, Hk, D), H a multiple of Hk; M need not be N.
+        v: as k.
         layout: which rows see which keys.
-        scale, backend, return_lse, deterministic: as in `sif_attention`.
+        scale: as in `sif_attention`, like the other options.
+        backend: likewise.
+        return_lse: likewise.
+        deterministic: likewise.
 
     Returns:
         out (N, H, D) in the dtype of q, and with ``return_lse`` the LSE (N, H).
@@ -264,6 +268,59 @@ def broadcast_attention(
     out, lse = ops.attend(packed, encoded, _options("broadcast", scale, q, backend, deterministic))
     out, lse = out.view(q.shape), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
+
+
+def plan_attention(
+    layout: SifLayout | RangeLayout,
+    *,
+    heads: int,
+    head_dim: int,
+    kv_heads: int | None = None,
+    tiv_scope: Scope = "clip",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    backward: bool = True,
+    deterministic: bool = False,
+) -> None:
+    """Plan calls with a layout before they come, so that the first one does no more than those after it.
+
+    Plans are kept with the layout's lengths, as a first call keeps them: work lists on their device, masks in blocks. A
+    data loader can plan the next batch, and a CUDA graph can be captured without a call before. Kernels are still
+    compiled at their first call.
+
+    Args:
+        layout: of `sif_attention` or `broadcast_attention`, or a `RangeLayout` of `range_attention`.
+        heads: H of these calls.
+        head_dim: D.
+        kv_heads: Hk, by default H.
+        tiv_scope: of a `SifLayout`; "broadcast" plans `broadcast_attention`.
+        dtype: of q.
+        device: of q.
+        backend: as in the calls.
+        backward: plan the backward, too.
+        deterministic: as in the calls.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as the calls.
+    """
+    _check_options(layout, RangeLayout if isinstance(layout, RangeLayout) else SifLayout, backend, None)
+    scope: Scope = "ranges" if isinstance(layout, RangeLayout) else tiv_scope
+    mask = layout.ranges(scope)
+    unset = torch.empty((), dtype=dtype, device=device)
+    q, k, k_tiv = (
+        unset.expand(rows, count, head_dim)
+        for rows, count in (
+            (mask.q_rows, heads),
+            (mask.k_rows, kv_heads or heads),
+            (mask.a_rows or 0, kv_heads or heads),
+        )
+    )
+    check_dtype("q", q)
+    _check_shapes(q, k, k, same_rows=False)
+    tiv = (k_tiv, k_tiv) if scope == "broadcast" else (None, None)
+    directions: tuple[Direction, ...] = ("forward", "backward") if backward else ("forward",)
+    ops.plan([q, k, k, *tiv], layout.encoded, _options(scope, None, q, backend, deterministic), directions)
 
 
 def available_backends(

@@ -8,6 +8,7 @@ and the operations that it has. Of "attention"
 
     forward(call) -> (out, lse)
     backward(call, out, lse, dout, dlse) -> [dq, dk, dv] (+ [dk_tiv, dv_tiv])
+    plan_call(call, direction)              caches what a call needs of its layout; reads shapes, never elements
 
 and of "prepare_qk", with the arguments of the operators in `ops_prepare`,
 

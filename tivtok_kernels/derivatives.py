@@ -20,7 +20,11 @@ def transforms_active() -> bool:
 
 
 def need_grad(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def refuse_transforms(function: str, backend: str, better: str, tensors: Sequence[Tensor | None]) -> None:

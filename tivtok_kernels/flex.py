@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.operators import recorded
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ def compile_errors() -> tuple[type[Exception], ...]:
     from torch._inductor.exc import InductorError
 
     return (TorchDynamoException, InductorError)
+
+
+def plan_call(call: Call, direction: Direction) -> None:
+    _block_mask(call.ranges, call.q.device)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state as tracing_state
+from torch._C import _len_torch_dispatch_stack as num_dispatch_modes
+from torch._C import _len_torch_function_stack as num_function_modes
+from torch._C._autograd import _profiler_enabled as is_profiling
 
 from tivtok_kernels import derivatives
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 _library = torch.library.Library("tivtok", "DEF")
 
@@ -58,6 +64,23 @@ def below_autograd(operator: Callable[..., Any], *inputs: Any) -> Any:
     """Call ``operator(*inputs)`` below autograd."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*inputs)
+
+
+def run(operator: Callable[..., Any], implementation: Callable[..., Any], inputs: Sequence[Any], tensors: int) -> Any:
+    """The operator past its derivatives; the ``implementation`` itself, without a dispatcher, where nobody can tell.
+
+    Args:
+        tensors: how many of the first inputs are tensors that come from outside.
+    """
+    return below_autograd(operator if are_watched(inputs[:tensors]) else implementation, *inputs)
+
+
+def are_watched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether somebody has to see operators as such: a mode, a tracer, a profiler, or a tensor of a type of its own."""
+    for x in tensors:
+        if x is not None and type(x) not in _PLAIN:
+            return True
+    return bool(num_dispatch_modes() or num_function_modes() or is_profiling() or tracing_state() is not None)
 
 
 @contextmanager

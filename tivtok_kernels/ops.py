@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack as num_dispatch_modes
 
 from tivtok_kernels import backends, derivatives, operators
 from tivtok_kernels.layout import Scope, SifLayout
@@ -49,7 +48,11 @@ def attend(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options) 
     """
     inputs: tuple[Any, ...] = (*tensors, encoded, *options)
     if not torch.compiler.is_compiling():
-        if num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
+        if not derivatives.transforms_active() and not operators.are_watched(tensors):
+            if derivatives.need_grad(tensors):
+                return _SifAttention.apply(*inputs)
+            return operators.below_autograd(_forward, *inputs)
+        if operators.num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
             import_module("tivtok_kernels.flops").tell_counters()
         if derivatives.transforms_active():
             if options.backend == "reference":
@@ -102,6 +105,20 @@ def _describe(
     tiv = None if k_tiv is None or v_tiv is None else (k_tiv, v_tiv)
     call = Call(q, k, v, tiv, decode(encoded, options.scope), options.scope, options.scale)
     return call, Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction), options.backend
+
+
+def plan(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options, directions: Sequence[Direction]) -> None:
+    """What `attend` of such tensors would plan; their elements are not read.
+
+    Raises:
+        BackendUnavailable: the named backend cannot run this, with the reason.
+    """
+    q, k, v, k_tiv, v_tiv = tensors
+    assert q is not None and k is not None and v is not None
+    for direction in directions:
+        call, problem, backend = _describe(q, k, v, k_tiv, v_tiv, encoded, options, direction)
+        if q.numel():
+            backends.load(backends.choose("attention", backend, problem)).plan_call(call, direction)
 
 
 def decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:
@@ -186,7 +203,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 class _SifAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = operators.below_autograd(sif_attention, *inputs)
+        output = operators.run(sif_attention, _forward, inputs, 5)
         _keep(ctx, inputs, output)
         return output
 
@@ -224,7 +241,9 @@ class _Transformable(torch.autograd.Function):
 def _gradients(*inputs: Any) -> list[Tensor]:
     if torch._C._are_functorch_transforms_active():
         return _gradients_once(*inputs)
-    return sif_attention_backward(*inputs)
+    if torch.is_grad_enabled():  # create_graph=True: the operator's own derivative refuses
+        return sif_attention_backward(*inputs)
+    return operators.run(sif_attention_backward, _backward, inputs, 9)
 
 
 def _gradients_once(*inputs: Any) -> list[Tensor]:

@@ -14,13 +14,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.tensors import accumulation_dtype
 
 
 def why_not(problem: Problem) -> str | None:
     """Runs wherever torch runs."""
     return None
+
+
+def plan_call(call: Call, direction: Direction) -> None:
+    """Makes its dense mask anew for every call."""
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout, Segment
 from tivtok_kernels.tensors import accumulation_dtype
 
@@ -33,6 +33,10 @@ def why_not(problem: Problem) -> str | None:
     if problem.deterministic:
         return "torch's fused attention backward for cuda tensors is not deterministic"
     return None
+
+
+def plan_call(call: Call, direction: Direction) -> None:
+    _batches(call.ranges, call.q.device)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

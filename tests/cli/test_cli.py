@@ -294,6 +294,7 @@ def test_commands_import_what_they_use(files: Files, tmp_path: Path) -> None:
     for command in (["info", files.tokens], ["decode", files.tokens, str(tmp_path / "o.mp4"), "--model", files.model]):
         modules = imported_by(command)
         assert "torch" in modules and not modules & {"torch._dynamo", "sympy", "triton", "torchmetrics", "accelerate"}
+        assert ("av" in modules) is (command[0] == "decode")
 
 
 def test_inputs_that_are_no_videos(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

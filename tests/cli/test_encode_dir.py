@@ -145,7 +145,7 @@ def test_another_plan_is_not_mixed_in(
     assert "begun with other size and tiv_sets" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["encode-dir", str(tmp_path / "empty"), str(tmp_path / "x"), "--model", model]) == 1
-    assert "there are no videos in" in capsys.readouterr().err
+    assert "has no videos" in capsys.readouterr().err
     (tmp_path / "empty" / "a.mp4").write_bytes(b"no video")
     assert main(["encode-dir", str(tmp_path / "empty"), str(tmp_path / "x"), "--model", model]) == 1
     assert "none of the 1 videos" in capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_another_plan_is_not_mixed_in(
     [
         ("no json", "is not an index"),
         ("[]", "is not an index"),
-        ('{"format": "tivtok.dataset", "version": 2}', "version 2"),
+        ('{"format": "tivtok.dataset", "version": 3}', "version 3"),
     ],
 )
 def test_an_index_that_is_none(tmp_path: Path, content: str, message: str) -> None:

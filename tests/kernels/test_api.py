@@ -11,6 +11,8 @@ from tivtok.attention import (
     SifLayout,
     available_backends,
     broadcast_attention,
+    plan_attention,
+    range_attention,
     sif_attention,
 )
 
@@ -97,3 +99,51 @@ print(available_backends("cuda"))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def plans_made(backend):
+    """How many plans each cache of a backend has made so far."""
+    from tivtok_kernels import flex, sdpa
+    from tivtok_kernels.cpu import plan
+
+    caches = {"cpu": [plan.make_plan, plan.plan_gradients], "sdpa": [sdpa._batches], "flex": [flex._block_mask]}
+    if backend == "triton":
+        from tivtok_kernels.triton import launch
+
+        return [launch._cached_plan.cache_info().misses]
+    return [cache.cache_info().misses for cache in caches[backend]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "sdpa", "flex", "triton"])
+@pytest.mark.parametrize("scope", ["clip", "broadcast", "ranges"])
+def test_what_is_planned_ahead_is_not_planned_again(backend, scope):
+    if (reason := available_backends("cpu", torch.float32, 16)[backend]) != "ok":
+        pytest.skip(reason)
+    number = 41 + ["cpu", "sdpa", "flex", "triton"].index(backend)  # of tokens, as no other test has
+    clips = SifLayout.from_lengths([3, 2], [[number, 5], [4]])
+    layout = clips.frame_windows(1, 0) if scope == "ranges" else clips
+    backward, grads = backend != "flex", backend != "flex"
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 16, "backend": backend, "backward": backward}
+    before = plans_made(backend)
+    plan_attention(layout, **shape, **({} if scope == "ranges" else {"tiv_scope": scope}))
+    planned = plans_made(backend)
+    assert planned > before
+    rows = clips.local_tokens if scope == "broadcast" else clips.total_tokens
+    q, k, v = (torch.randn(rows, heads, 16, requires_grad=grads) for heads in (4, 2, 2))
+    if scope == "broadcast":
+        tiv = torch.randn(clips.tiv_tokens, 2, 16)
+        out = broadcast_attention(q, k, v, tiv, tiv, layout=layout, backend=backend)
+    else:
+        out = (range_attention if scope == "ranges" else sif_attention)(q, k, v, layout, backend=backend)
+    if grads:
+        out.sum().backward()
+    assert plans_made(backend) == planned
+
+
+def test_planning_refuses_what_the_call_would():
+    with pytest.raises(BackendUnavailable, match="NVIDIA GPUs"):
+        plan_attention(SifLayout.uniform(1, 1, 1, 1), heads=1, head_dim=8, backend="cuda")
+    with pytest.raises(ValueError, match="multiple of the heads of k, got 3 and 2"):
+        plan_attention(SifLayout.uniform(1, 1, 1, 1), heads=3, kv_heads=2, head_dim=8)
+    with pytest.raises(TypeError, match="layout must be a SifLayout, got int"):
+        plan_attention(3, heads=1, head_dim=8)

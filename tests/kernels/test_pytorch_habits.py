@@ -2,20 +2,24 @@
 
 import copy
 import pickle
+import sys
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tivtok_kernels import (
     BackendUnavailable,
     RangeLayout,
     SifLayout,
+    available_backends,
     backends,
     broadcast_attention,
+    ops,
     range_attention,
     sdpa,
     sif_attention,
@@ -202,3 +206,57 @@ def test_no_backend_left(monkeypatch, broken):
     x = draw(ROWS, 2, 8)
     with pytest.raises(BackendUnavailable, match="no backend is left"):
         sif_attention(x, x, x, LAYOUT)
+
+
+def test_plain_calls_cross_no_dispatcher(monkeypatch):
+    """Forward and backward of ordinary tensors: the operators, a third of a small call's time, are not called."""
+
+    def crossed(*inputs):
+        raise AssertionError("an operator was called")
+
+    x = draw(ROWS, 2, 8).requires_grad_()
+    expected = torch.autograd.grad(sif_attention(x, x, x, LAYOUT, backend="reference").square().sum(), x)
+    for name in ("sif_attention", "sif_attention_backward"):
+        monkeypatch.setattr(ops, name, crossed)
+    out = sif_attention(x, x, x, LAYOUT)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x), expected)
+    with torch.no_grad():
+        assert torch.equal(sif_attention(x, x, x, LAYOUT), out)
+
+
+def test_whoever_watches_operators_sees_them():
+    x = draw(ROWS, 2, 8).requires_grad_()
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            seen.append(operator.name())
+            return operator(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Mode():
+        sif_attention(x, x, x, LAYOUT).sum().backward()
+    assert {"tivtok::sif_attention", "tivtok::sif_attention_backward"} <= set(seen)
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        sif_attention(x, x, x, LAYOUT)
+    assert "tivtok::sif_attention" in {event.name for event in profile.events()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        traced = torch.jit.trace(lambda x: sif_attention(x, x, x, LAYOUT), (draw(ROWS, 2, 8),))
+    torch.testing.assert_close(traced(x), sif_attention(x, x, x, LAYOUT))
+
+
+def test_a_small_call_takes_few_steps():
+    """Functions that Python calls, its own and C's, in a forward whose layout is known: host time without a clock."""
+    if available_backends("cpu", torch.float32, 8)["cpu"] != "ok":
+        pytest.skip("the CPU engine is not built")
+    x = draw(ROWS, 2, 8)
+    sif_attention(x, x, x, LAYOUT, backend="cpu")
+    steps = []
+    sys.setprofile(lambda frame, event, argument: steps.append(event) if event.endswith("call") else None)
+    try:
+        sif_attention(x, x, x, LAYOUT, backend="cpu")
+    finally:
+        sys.setprofile(None)
+    assert 40 < len(steps) <= 105, len(steps)

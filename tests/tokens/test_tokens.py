@@ -259,7 +259,7 @@ def test_chunk_frames_come_back(tmp_path: Path) -> None:
     tokens = replace(make(), chunk_frames=(12, 7))
     tokens.save(tmp_path / "a.tivtok")
     assert Tokens.load(tmp_path / "a.tivtok").chunk_frames == (12, 7)
-    write_shard(tmp_path / shard_name(0), [("a.mp4", tokens), ("b.mp4", make())], [], "float32")
+    write_shard(tmp_path / shard_name(0), [({"path": "a.mp4"}, tokens), ({"path": "b.mp4"}, make())], [], "float32")
     write_index(tmp_path, 1)
     assert [video.chunk_frames for video in TokenDataset(tmp_path)] == [(12, 7), None]
 

@@ -14,6 +14,7 @@ import torch
 
 from tivtok.training import TrainConfig, train
 from tivtok.training.journal import read_log
+from tivtok.training.state import load_state
 
 CONFIG = """
 output = "{output}"
@@ -54,6 +55,7 @@ start = {start}
 
 DDP = ("-m", "tivtok", "train")
 FSDP = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
+STOPPED = str(Path(__file__).with_name("stopped.py"))
 
 
 @pytest.fixture
@@ -95,14 +97,31 @@ def test_two_processes_are_one_with_the_same_batch(
             train_and_kill(TrainConfig.load(write(f"together-{accumulate}", accumulate)), alone_for)
     torchrun(*program, *(str(write(f"together-{accumulate}", accumulate)) for _, accumulate in cases))
     for _, accumulate in cases:
-        alone, together = (write(f"{name}-{accumulate}", accumulate).with_suffix("") for name in ("alone", "together"))
+        runs = (TrainConfig.load(write(f"{name}-{accumulate}", accumulate)) for name in ("alone", "together"))
         # AdamW enlarges rounding, and halves of a share round otherwise than the share: 4e-4 was seen after 4 steps.
-        rel = 1e-4 if accumulate == 1 else 1e-3
-        for expected, got in zip(read_log(alone), read_log(together), strict=True):
-            assert {k: v for k, v in got.items() if k != "seconds"} == pytest.approx(
-                {k: v for k, v in expected.items() if k != "seconds"}, rel=rel
-            )
-        weights, got = (safetensors.torch.load_file(folder / "state.safetensors") for folder in (alone, together))
-        assert weights.keys() == got.keys()
-        for name, x in weights.items():
-            torch.testing.assert_close(got[name], x, rtol=1e-2, atol=1e-4)
+        assert_same_run(*runs, 1e-4 if accumulate == 1 else 1e-3)
+
+
+def test_two_processes_then_one_then_two(
+    write: Callable[[str, int], Path], train_and_kill: Callable[[TrainConfig, int], None]
+) -> None:
+    """Stopped by SIGTERM after two steps, then killed after four, of which three were saved."""
+    alone, changing = (TrainConfig.load(write(name, 1)) for name in ("alone", "changing"))
+    train(alone)
+    torchrun(STOPPED, str(write("changing", 1)), "2")
+    train_and_kill(changing, 4)
+    assert load_state(changing.output / "state.safetensors")[1]["step"] == 3
+    torchrun(*DDP, str(write("changing", 1)))
+    assert_same_run(alone, changing, 1e-4)
+
+
+def assert_same_run(alone: TrainConfig, together: TrainConfig, rel: float) -> None:
+    """Losses to ``rel``, and the last state to what that comes to."""
+    for expected, got in zip(read_log(alone.output), read_log(together.output), strict=True):
+        assert {k: v for k, v in got.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in expected.items() if k != "seconds"}, rel=rel
+        )
+    expected, got = (safetensors.torch.load_file(c.output / "state.safetensors") for c in (alone, together))
+    assert expected.keys() == got.keys()
+    for name, x in expected.items():
+        torch.testing.assert_close(got[name], x, rtol=1e-2, atol=1e-4)

@@ -95,7 +95,8 @@ def test_lists_name_files_and_their_parts(video: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file\nx.mp4\n", r"must have the header path or path,start,end, got \['file'\]"),
+        ("file\nx.mp4\n", r"must have the column path, and start and end or neither, got \['file'\]"),
+        ("path,start\nx.mp4,1\n", "must have the column path, and start and end"),
         ("path,start,end\nx.mp4,2,1\n", "line 2: expected a path and seconds 0 <= start < end"),
         ("path,start,end\nx.mp4,a,\n", "line 2: expected"),
         ("path,start,end\nx.mp4\nx.mp4,1,2,3\n", "line 3: expected"),
@@ -110,7 +111,7 @@ def test_mistakes_in_a_list_are_named(tmp_path: Path, text: str, message: str) -
 
 
 def test_what_is_no_data_is_named(tmp_path: Path, video: Path) -> None:
-    with pytest.raises(VideoError, match=r"must be a folder or a \.csv list, got .*nowhere \(missing\)"):
+    with pytest.raises(VideoError, match=r"must be a folder or a \.csv or \.parquet list, got .*nowhere \(missing\)"):
         find_sources(tmp_path / "nowhere")
     with pytest.raises(VideoError, match="has no videos"):
         find_sources(tmp_path)

@@ -261,7 +261,7 @@ def test_tensorboard_has_scalars_and_pictures(config: TrainConfig) -> None:
     train(replace(config, steps=2, evaluate_every=2))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(config.output / "tensorboard"))
+    events = EventAccumulator(str(config.output / "tensorboard" / config.output.name))
     events.Reload()
     assert [event.step for event in events.Scalars("reconstruction")] == [1, 2]
     (picture,) = events.Images("held_out")

@@ -31,7 +31,7 @@ COMMANDS = {
     "decode": Command("codec", "decode", "Decode tokens to a video."),
     "reconstruct": Command("reconstruct", "reconstruct", "Encode and decode a video, and say how close the result is."),
     "swap": Command("swap", "swap", "Combine what stays the same in A with what changes in B."),
-    "encode-dir": Command("encode_dir", "encode_dir", "Encode all videos of a folder to token shards."),
+    "encode-dir": Command("encode_dir", "encode_dir", "Encode all videos of a folder or a list to token shards."),
     "info": Command("info", "info", "Show what a file holds."),
     "inspect": Command("inspect", "inspect", "Show what the tokens hold, as a contact sheet or a page."),
     "eval": Command("evaluate", "evaluate", "Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams."),

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -32,12 +33,11 @@ from tivtok.cli.options import (
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
 from tivtok.cli.summary import JsonOption, Summary
 from tivtok.files import replacing
-from tivtok.pipeline import Encoder
+from tivtok.pipeline import Encoded, Encoder
 from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
-from tivtok.tokens.dataset import INDEX_FILE, shard_name, write_index, write_shard
-from tivtok.video import LeftOut, search_folder
-from tivtok.video.sources import VideoRef
+from tivtok.tokens.dataset import INDEX_FILE, read_failed, read_shard, shard_name, write_index, write_shard
+from tivtok.video.sources import VideoRef, find_sources
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
@@ -45,15 +45,24 @@ SHOWN_FAILURES = 20
 _workers_encoder: Encoder
 
 # Values of plans that do not state them: earlier versions did not write them.
-NOT_SAID = {"refine": 0, "precision": "auto"}
+NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors"}
+
+
+class Storage(StrEnum):
+    SAFETENSORS = "safetensors"
+    PARQUET = "parquet"
 
 
 class Job(NamedTuple):
-    """One shard to encode."""
+    """One shard to encode.
+
+    Attributes:
+        shard: its file.
+        videos: where each is, and what its record says of it.
+    """
 
     shard: Path
-    source: Path
-    videos: list[str]
+    videos: list[tuple[VideoRef, dict[str, Any]]]
 
 
 class Done(NamedTuple):
@@ -72,12 +81,15 @@ class Done(NamedTuple):
 
 
 def encode_dir(
-    folder: Annotated[Path, typer.Argument(metavar="IN_DIR", help="Videos, in folders or not.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="IN", help="A folder of videos and tars of videos, or a list: .csv or .parquet.")
+    ],
     result: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Shards and an index; made if it does not exist.")],
     model: ModelOption = "tiny",
     size: SizeOption = "native",
     tiv_sets: TivSetsOption = "1",
     dtype: Annotated[StoredDtype, typer.Option(help="How token values are stored.")] = StoredDtype.FLOAT16,
+    storage: Annotated[Storage, typer.Option("--format", help="Of the shards.")] = Storage.SAFETENSORS,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
     part: Annotated[
@@ -86,6 +98,7 @@ def encode_dir(
     batch: Annotated[
         int, typer.Option(min=1, help="Chunks that go through the model together, of several videos of one size.")
     ] = 1,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what could not be encoded.")] = False,
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
@@ -93,10 +106,11 @@ def encode_dir(
     strict: StrictOption = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Encode all videos of a folder to token shards for `tivtok.tokens.dataset.TokenDataset`; go on where it stopped.
+    """Encode all videos of a folder or a list to token shards for `tivtok.tokens.dataset.TokenDataset`.
 
-    What is no video, or cannot be read, is left out, reported and listed in the index; that is no error unless nothing
-    is left. With --part, whoever finishes the last shard writes the index.
+    Run again it goes on where it stopped. A list has the column path, and perhaps start and end in seconds; other
+    columns stay with the tokens. What is no video, or cannot be read, is left out, reported and listed in the index;
+    that is no error unless nothing is left. With --part, whoever finishes the last shard writes the index.
 
     Example: tivtok encode-dir clips/ tokens/ --workers 4
     """
@@ -104,62 +118,88 @@ def encode_dir(
     sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
     if refine and batch > 1:
         raise CommandError("--batch does not go with --refine, which takes one video at a time")
-    found = search_folder(folder)
+    found = find_sources(data)
     say_left_out(found.left_out)
-    names = [str(path.relative_to(folder)) for path in found.files]
-    if not names:
-        raise CommandError(f"there are no videos in {folder}")
+    videos = [(ref, _about(ref, data)) for ref in found.videos]
     threads = 1 if workers > 1 else 0
-    encoder = Encoder(model, device, precision, compile, size, sets, refine, dtype.value, strict, threads, batch)
+    encoder = Encoder(
+        model, device, precision, size, sets, refine, dtype.value, strict, threads, at_once=batch, compile=compile
+    )
     if refine:
         check_refinable(encoder.tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
-    options |= {"refine": refine, "precision": precision.value}
-    _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": names})
+    options |= {"refine": refine, "precision": precision.value, "format": storage.value}
+    listing = [about["path"] if len(about) == 1 else about for _, about in videos]
+    _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": listing})
     jobs = [
-        Job(result / shard_name(number), folder, names[at : at + per_shard])
-        for number, at in enumerate(range(0, len(names), per_shard))
+        Job(result / shard_name(number, storage.value), videos[at : at + per_shard])
+        for number, at in enumerate(range(0, len(videos), per_shard))
     ]
-    to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists()]
-    total = sum(len(job.videos) for job in to_do)
+    to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists() or (retry and read_failed(job.shard))]
+    total = sum(len(job.videos) for job in to_do)  # of those to be tried again the ones that are there count, too
     done = list(track(_run(to_do, encoder, workers), "encoding", total, "videos", lambda one: one.videos + one.failed))
     for line in (line for one in done for line in one.damage):
         warn(line)
-    _finish(result, jobs, found.left_out, folder, f"wrote {len(to_do)} shards of part {part}")
-    videos, failed, frames, tokens = (sum(getattr(one, name) for one in done) for name in Done._fields[:4])
-    summary.write(encoder.tokenizer, result, videos, frames, tokens, failed)
+    left_out = [{"path": _name(path, data), "reason": reason} for path, reason in found.left_out]
+    _finish(result, jobs, storage, left_out, f"wrote {len(to_do)} shards of part {part}")
+    counts = [sum(getattr(one, name) for one in done) for name in ("videos", "frames", "tokens", "failed")]
+    summary.write(encoder.tokenizer, result, *counts)
 
 
-def _finish(result: Path, jobs: list[Job], found_left_out: list[LeftOut], folder: Path, partly: str) -> None:
+def _about(ref: VideoRef, data: Path) -> dict[str, Any]:
+    """What a record says of a video: its path, and of a list the rest."""
+    path = _name(ref.path if ref.member is None else ref.path / ref.name, data)
+    if data.is_dir():
+        return {"path": path}
+    return {"path": path, "start": ref.start, "end": ref.end, **ref.columns}
+
+
+def _name(path: Path, data: Path) -> str:
+    """``path`` from the folder of videos or of the list, if it is in there."""
+    folder = data if data.is_dir() else data.parent
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _finish(result: Path, jobs: list[Job], storage: Storage, left_out: list[dict[str, str]], partly: str) -> None:
     """Write the index where all shards are there, and say so."""
     if missing := sum(not job.shard.exists() for job in jobs):
         say(f"{partly}; {missing} of {len(jobs)} are missing before there is an index")
         return
-    left_out = [{"path": str(path.relative_to(folder)), "reason": reason} for path, reason in found_left_out]
-    index = write_index(result, len(jobs), left_out)
-    failed = index["failed"]
+    count, failed = write_index(result, len(jobs), left_out, storage.value)
     for lost in failed[:SHOWN_FAILURES]:
         say(f"left out {lost['path']}: {lost['error']}")
     more = f", {len(failed)} could not be encoded: {INDEX_FILE} says why" if failed else ""
-    say(f"wrote {result}: {len(index['videos'])} videos in {len(jobs)} shards{more}")
-    if not index["videos"]:
-        raise CommandError(f"none of the {len(failed)} videos in {folder} could be encoded")
+    say(f"wrote {result}: {count} videos in {len(jobs)} shards{more}")
+    if not count:
+        raise CommandError(f"none of the {len(failed)} videos could be encoded")
 
 
 def encode_shard(job: Job, encoder: Encoder) -> Done:
-    """Encode the videos of one shard, and note in it those that cannot be read or have fewer chunks than TIV sets."""
-    done: list[tuple[str, Tokens]] = []
-    failed: list[tuple[str, str]] = []
+    """Encode the videos of one shard, and note in it those that cannot be read or have fewer chunks than TIV sets.
+
+    Where the shard is there, those in it are kept.
+    """
+    kept = {_key(about): tokens for about, tokens in (read_shard(job.shard) if job.shard.exists() else ())}
+    missing = [ref for ref, about in job.videos if _key(about) not in kept]
+    encoded = encoder.encode(missing)
+    videos: list[tuple[dict[str, Any], Tokens]] = []
+    failed: list[dict[str, Any]] = []
     damage: list[str] = []
-    for name, one in zip(job.videos, encoder.encode(VideoRef(n, job.source / n) for n in job.videos), strict=True):
+    for _, about in job.videos:
+        one = Encoded(kept[_key(about)]) if _key(about) in kept else next(encoded)
         if one.tokens is None:
-            failed.append((name, one.error))
+            failed.append(about | {"error": one.error})
         else:
-            done.append((name, one.tokens))
+            videos.append((about, one.tokens))
         damage += filter(None, [one.warning])
-    write_shard(job.shard, done, failed, encoder.dtype)
-    frames, tokens = (sum(getattr(x, name) for _, x in done) for name in ("num_frames", "num_tokens"))
-    return Done(len(done), len(failed), frames, tokens, damage)
+    write_shard(job.shard, videos, failed, encoder.dtype)
+    new = [tokens for about, tokens in videos if _key(about) not in kept]
+    frames, tokens = (sum(getattr(x, name) for x in new) for name in ("num_frames", "num_tokens"))
+    return Done(len(new), len(failed), frames, tokens, damage)
+
+
+def _key(about: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(about.get(name) for name in ("path", "start", "end"))
 
 
 def _run(jobs: list[Job], encoder: Encoder, workers: int) -> Iterator[Done]:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+import tivtok.video as video
 from tivtok.cli.output import CommandError, print_rows, rate_rows, token_rows
 from tivtok.tokens import Tokens, TokensError
-from tivtok.video import VideoError, VideoReader
 
 
 def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="A token file or a video.")]) -> None:
@@ -29,8 +29,8 @@ def info(file: Annotated[Path, typer.Argument(metavar="FILE", help="A token file
 
 def _video_rows(file: Path, not_tokens: Exception) -> dict[str, str]:
     try:
-        reader = VideoReader(file)
-    except VideoError as not_video:
+        reader = video.VideoReader(file)
+    except video.VideoError as not_video:
         raise CommandError(f"{not_tokens}; and as a video: {not_video}") from None
     return {
         "video": f"{reader.width}x{reader.height}",

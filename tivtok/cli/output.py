@@ -25,8 +25,7 @@ from torch import Tensor
 
 from tivtok.files import missing_hint, printable
 from tivtok.tokens import Tokens
-from tivtok.video import LeftOut
-from tivtok.video.find import summary
+from tivtok.video.find import LeftOut, summary
 
 Item = TypeVar("Item")
 

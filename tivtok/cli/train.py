@@ -13,10 +13,14 @@ from tivtok.cli.output import CommandError, say
 
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run: model, data, schedule.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the config: steps=100, model.width=64. Any number."),
+    ] = None,
 ) -> None:
     """Train a tokenizer, or go on with a run that was interrupted.
 
-    Example: tivtok train configs/tiny-groups.toml
+    Example: tivtok train configs/tiny-groups.toml --set steps=100 --set output=runs/short
     """
     try:
         from tivtok.training import TrainConfig, TrainingError, TrainingStopped
@@ -25,7 +29,7 @@ def train(
         raise CommandError(f"training needs {error.name}: pip install 'tivtok[train]'") from None
 
     try:
-        checkpoint = run(TrainConfig.load(config))
+        checkpoint = run(TrainConfig.load(config, settings or ()))
     except TrainingError as error:
         raise CommandError(str(error)) from None
     except TrainingStopped as stopped:

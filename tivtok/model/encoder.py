@@ -6,6 +6,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from tivtok.attention import SifLayout, sif_attention
 from tivtok.model.blocks import Blocks, learned_tokens
@@ -32,8 +34,17 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.to_latent = nn.Linear(config.width, config.latent_dim)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """video (B, 3, F, H, W), multiples of the patch -> TIV (B, N_TIV, D) and TV (B, groups, N_TV, D)."""
+    def forward(
+        self, video: Tensor, *, group: ProcessGroup | DeviceMesh | None = None, first_group: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """video (B, 3, F, H, W), multiples of the patch -> TIV (B, N_TIV, D) and TV (B, groups, N_TV, D).
+
+        Args:
+            group: processes over which the frame groups of a chunk that is too large for one device are spread, as in
+                `sif_attention`. Each passes the frames that it has, gets their TV tokens and, like all, the TIV tokens;
+                gradients are shares, whose sum over the processes is that of one process.
+            first_group: which frame group of the chunk its frames begin with.
+        """
         config = self.config
         batch, _, frames, height, width = video.shape
         grid = patch_grid(frames, height, width, config.patch)
@@ -44,9 +55,9 @@ class Encoder(nn.Module):
         tv = self.tv.expand(batch, groups, -1, -1)
         x = torch.cat([tiv, torch.cat([tv, patches], dim=2).flatten(1, 2)], dim=1)  # (B, rows, width)
         layout = self._layout(batch, groups, config.num_tv + num_patches)
-        rotary = self._rotary(grid, video)
+        rotary = self._rotary(grid, first_group, video)
         for block in self.blocks:
-            x, _ = block(x, partial(sif_attention, layout=layout), rotary)
+            x, _ = block(x, partial(sif_attention, layout=layout, group=group), rotary)
 
         latents = torch.cat(
             [
@@ -61,12 +72,13 @@ class Encoder(nn.Module):
     def _layout(self, batch: int, groups: int, frame_tokens: int) -> SifLayout:
         return SifLayout.uniform(batch, self.config.num_tiv, groups, frame_tokens)
 
-    def _rotary(self, grid: tuple[int, int, int], like: Tensor) -> Rotary:
+    def _rotary(self, grid: tuple[int, int, int], first_group: int, like: Tensor) -> Rotary:
         config = self.config
-        return rotary_table(
+        groups, rows, columns = grid
+        tables = rotary_table(
             config.head_dim,
             config.num_tv,
-            grid,
+            (first_group + groups, rows, columns),
             config.rope_theta,
             config.num_tiv,
             config.latent_grid,
@@ -74,3 +86,8 @@ class Encoder(nn.Module):
             placed=config.latent_positions == "grid",
             timed=config.encoder_time == "rotary",
         )
+        if first_group == 0:
+            return tables
+        here = config.num_tiv + first_group * (config.num_tv + rows * columns)
+        cos, sin = (torch.cat([table[: config.num_tiv], table[here:]]) for table in tables)
+        return cos, sin

@@ -1,23 +1,25 @@
-"""Tokens of many videos: safetensors shards and an index, written by ``tivtok encode-dir`` and read as a Dataset.
+"""Tokens of many videos: shards and an index, written by ``tivtok encode-dir`` and read as a Dataset.
 
-Version 1 of the format. A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... and ``index.json``
-(and ``plan.json``, which is for ``encode-dir`` alone).
+A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... or the same as ``.parquet``, and
+``index.json`` (and ``plan.json``, which is for ``encode-dir`` alone).
 
-- A shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D), float16 or
-  float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64. Its string
-  metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos, so that
-  the index can be made again from the shards.
-- The index: ``{"format", "version", "shards", "videos": [...], "failed": [...], "left_out": [...]}``. A video is
-  ``{"path", "shard", "key"}`` and the scalar fields of `Tokens`; a failed one is ``{"path", "error"}``; what was never
-  tried is ``{"path", "reason"}``. Paths are relative to the folder that was encoded; bytes in them that are not UTF-8
-  are written as Python's "surrogateescape" does it.
+- A safetensors shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D),
+  float16 or float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64. Its
+  string metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos,
+  so that the index can be made again from the shards.
+- A Parquet shard: `tivtok.tokens.parquet`.
+- The index, version 1: ``{"format", "version", "shards", "videos": [...], "failed": [...], "left_out": [...]}``. A
+  video is ``{"path", "shard", "key"}``, what a list says of it, and the scalar fields of `Tokens`; a failed one is
+  ``{"path", "error"}``; what was never tried is ``{"path", "reason"}``. Paths are relative to the folder that was
+  encoded; bytes in them that are not UTF-8 are written as Python's "surrogateescape" does it.
+- Version 2, of Parquet shards: in place of "videos" it has "rows", how many each shard has; the shards say the rest.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tivtok.checkpoints import write_tensors
-from tivtok.files import replacing, utf8_path
+from tivtok.files import open_in, replacing, utf8_path
 from tivtok.tokens.format import FIELDS, to_stored
+from tivtok.tokens.rows import COLUMNS, from_row, to_row
 from tivtok.tokens.tokens import Tokens, TokensError
 
 FORMAT = "tivtok.dataset"
-FORMAT_VERSION = 1
+SAFETENSORS, PARQUET = "safetensors", "parquet"
+VERSIONS = {SAFETENSORS: 1, PARQUET: 2}  # of index and shards
 INDEX_FILE = "index.json"
 
 _PARTS = ("tiv", "tv", "tiv_index")
@@ -44,23 +48,29 @@ class TokenDataset(Dataset[Tokens]):
     Only the tokens asked for are read, by each worker of a DataLoader for itself. Videos differ in length: give the
     DataLoader `tivtok.tokens.batches.collate` as its ``collate_fn``, or ``batch_size=None``.
 
+    Args:
+        folder: the folder, or where the shards are Parquet its address as fsspec takes it ("s3://bucket/tokens").
+
     Attributes:
-        videos: the records of the index, in its order.
+        videos: the records of the index, in its order; of Parquet the rows, each read when it is asked for.
 
     Raises:
         OSError: there is no index, or it cannot be read.
         TokensError: it is none, or of another version.
+        ModuleNotFoundError: the shards are Parquet, and pyarrow is not installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        path = self.folder / INDEX_FILE
+        self.folder = os.fspath(folder)
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-            _check_format(index)
-            self.videos: list[dict[str, Any]] = index["videos"]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise TokensError(f"{path} is not an index of token shards: {error}") from None
+            with open_in(self.folder, INDEX_FILE) as file:
+                index = json.loads(file.read())
+            storage = _check_format(index)
+            self.videos: Sequence[dict[str, Any]] = (
+                index["videos"] if storage == SAFETENSORS else _rows(self.folder, index["rows"])
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TokensError(f"{self.folder}/{INDEX_FILE} is not an index of token shards: {error}") from None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -72,42 +82,80 @@ class TokenDataset(Dataset[Tokens]):
             TokensError: the shard or its record is damaged.
         """
         record = self.videos[index]
-        try:
-            path = self.folder / Path(record["shard"]).name
-            with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
-                tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
-                cut = f"{record['key']}.chunk_frames"
-                chunk_frames = tuple(file.get_tensor(cut).tolist()) if cut in file.keys() else None  # noqa: SIM118
-            return Tokens(**tensors, **{name: record[name] for name in FIELDS}, chunk_frames=chunk_frames)
-        except (safetensors.SafetensorError, KeyError, TypeError) as error:
-            raise TokensError(f"video {index} of {self.folder} cannot be read: {error}") from None
+        if isinstance(self.videos, list):
+            return _stored_tokens(Path(self.folder) / Path(record["shard"]).name, record)
+        return from_row(record)
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:05}.safetensors"
+def shard_name(number: int, storage: str = SAFETENSORS) -> str:
+    return f"shard-{number:05}.{storage}"
 
 
 def write_shard(
-    path: Path, videos: Sequence[tuple[str, Tokens]], failed: Sequence[tuple[str, str]], dtype: str
+    path: Path, videos: Sequence[tuple[Mapping[str, Any], Tokens]], failed: Sequence[Mapping[str, Any]], dtype: str
 ) -> None:
-    """Write the shard ``path`` of (path, tokens) and, for the index, (path, error)."""
+    """Write the shard ``path``, of what its suffix says.
+
+    Args:
+        videos: what is known of each ("path" and more), and its tokens.
+        failed: what is known of those that could not be encoded, with "error".
+    """
+    if path.suffix == f".{PARQUET}":
+        from tivtok.tokens import parquet
+
+        metadata = {"format": FORMAT, "version": str(VERSIONS[PARQUET]), "failed": json.dumps(failed)}
+        parquet.write_rows(path, [{**about, **to_row(tokens, dtype)} for about, tokens in videos], metadata)
+        return
     tensors: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
-    for key, (name, tokens) in enumerate(videos):
+    for key, (about, tokens) in enumerate(videos):
         tensors[f"{key}.tiv"] = to_stored("tiv", tokens.tiv, dtype)
         tensors[f"{key}.tv"] = to_stored("tv", tokens.tv, dtype)
         tensors[f"{key}.tiv_index"] = tokens.tiv_index.to(torch.int64)
         if tokens.chunk_frames is not None:
             tensors[f"{key}.chunk_frames"] = torch.tensor(tokens.chunk_frames)
         fields = {field: getattr(tokens, field) for field in FIELDS}
-        records.append({"path": name, "shard": path.name, "key": str(key)} | fields)
-    lost = [{"path": name, "error": error} for name, error in failed]
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "records": json.dumps(records)}
-    write_tensors(path, tensors, metadata | {"failed": json.dumps(lost)})
+        records.append({**about, "shard": path.name, "key": str(key)} | fields)
+    metadata = {"format": FORMAT, "version": str(VERSIONS[SAFETENSORS]), "records": json.dumps(records)}
+    write_tensors(path, tensors, metadata | {"failed": json.dumps(failed)})
+
+
+def read_shard(path: Path) -> list[tuple[dict[str, Any], Tokens]]:
+    """Read what `write_shard` has written: what is known of each video, and its tokens.
+
+    Raises:
+        TokensError: it is no shard, or damaged.
+    """
+    if path.suffix == f".{PARQUET}":
+        from tivtok.tokens import parquet
+
+        return [(_without(row, COLUMNS), from_row(row)) for row in parquet.read_rows(path)]
+    records, _ = read_records(path)
+    return [(_without(record, ("shard", "key", *FIELDS)), _stored_tokens(path, record)) for record in records]
+
+
+def read_failed(path: Path) -> list[dict[str, Any]]:
+    """A shard's entries for the videos that could not be encoded.
+
+    Raises:
+        TokensError: it is no shard, or damaged.
+    """
+    return (_rows_and_failed(path) if path.suffix == f".{PARQUET}" else read_records(path))[1]
+
+
+def _rows_and_failed(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    from tivtok.tokens import parquet
+
+    count, metadata = parquet.read_metadata(path)
+    try:
+        _check_format(metadata)
+        return count, json.loads(metadata["failed"])
+    except (ValueError, KeyError) as error:
+        raise TokensError(f"{path} is not a shard of tokens: {error}") from None
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read a shard's entries for its videos and for those that failed.
+    """Read a safetensors shard's entries for its videos and for those that failed.
 
     Raises:
         TokensError: it is no shard, or damaged.
@@ -121,28 +169,62 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         raise TokensError(f"{path} is not a shard of tokens: {error}") from None
 
 
-def write_index(folder: Path, shards: int, left_out: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
-    """Write ``index.json`` from the first ``shards`` shards of a folder, and return it.
+def write_index(
+    folder: Path, shards: int, left_out: Sequence[dict[str, str]] = (), storage: str = SAFETENSORS
+) -> tuple[int, list[dict[str, Any]]]:
+    """Write ``index.json`` from the first ``shards`` shards of a folder.
 
     Args:
         left_out: ``{"path", "reason"}`` of what was not taken for a video.
+
+    Returns:
+        How many videos there are, and the entries of those that failed.
     """
-    both = [read_records(folder / shard_name(number)) for number in range(shards)]
-    index = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "shards": shards,
-        "videos": [record for records, _ in both for record in records],
-        "failed": [record for _, failed in both for record in failed],
-        "left_out": list(left_out),
-    }
+    paths = [folder / shard_name(number, storage) for number in range(shards)]
+    videos: dict[str, Any]
+    if storage == PARQUET:
+        rows = [_rows_and_failed(path) for path in paths]
+        videos, count = {"rows": [n for n, _ in rows]}, sum(n for n, _ in rows)
+        failed = [record for _, lost in rows for record in lost]
+    else:
+        both = [read_records(path) for path in paths]
+        videos = {"videos": [record for records, _ in both for record in records]}
+        count, failed = len(videos["videos"]), [record for _, lost in both for record in lost]
+    index = {"format": FORMAT, "version": VERSIONS[storage], "shards": shards}
+    index |= videos | {"failed": failed, "left_out": list(left_out)}
     with replacing(folder / INDEX_FILE) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return index
+    return count, failed
 
 
-def _check_format(stated: dict[str, Any]) -> None:
+def _stored_tokens(path: Path, record: dict[str, Any]) -> Tokens:
+    """The tokens of a video in a safetensors shard, mapped."""
+    try:
+        with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
+            tensors = {name: file.get_tensor(f"{record['key']}.{name}") for name in _PARTS}
+            cut = f"{record['key']}.chunk_frames"
+            chunk_frames = tuple(file.get_tensor(cut).tolist()) if cut in file.keys() else None  # noqa: SIM118
+        return Tokens(**tensors, **{name: record[name] for name in FIELDS}, chunk_frames=chunk_frames)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise TokensError(f"{record.get('path')} in {path} cannot be read: {error}") from None
+
+
+def _rows(folder: str, counts: list[int]) -> Sequence[dict[str, Any]]:
+    from tivtok.tokens import parquet
+
+    return parquet.Rows(folder, [shard_name(number, PARQUET) for number in range(len(counts))], counts)
+
+
+def _without(record: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
+
+
+def _check_format(stated: dict[str, Any]) -> str:
+    """The storage that the version is of."""
     if stated.get("format") != FORMAT:
         raise TokensError(f'it must say format "{FORMAT}"')
-    if str(stated.get("version")) != str(FORMAT_VERSION):
-        raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {FORMAT_VERSION}")
+    for storage, version in VERSIONS.items():
+        if str(stated.get("version")) == str(version):
+            return storage
+    known = " and ".join(map(str, VERSIONS.values()))
+    raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {known}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from tivtok.model.config import TivTokConfig
+from tivtok.training.settings import check_types, override
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class TrainConfig:
             memory for the same gradient (SoftVQ's entropy and the adversarial term's balance are each part's own).
         start_from: the ``output`` of another run, whose averaged weights and discriminator this one begins with (the
             long-video stage begins with the first one's), or a checkpoint as `TivTok.from_pretrained` takes it.
+        frozen: names of weights that stay as they are, or beginnings of names up to a dot: "encoder" is all of the
+            encoder, "decoder.blocks.0" one block.
         held_out: name patterns (fnmatch) of the videos in ``data`` that are never trained on, only measured on.
         excluded: of those in ``data`` that the run leaves alone: neither trained nor measured on, so not chosen on.
         validation: videos to measure on from elsewhere, in any of the forms of ``data``.
@@ -112,6 +116,8 @@ class TrainConfig:
         compile: torch.compile the model.
         max_bad_steps: a step whose loss or gradient is not finite changes nothing; this many in a row end the run.
         log_every, evaluate_every, save_every: in steps.
+        trackers: where the log goes beside ``log.jsonl``, by accelerate's names: "tensorboard", "wandb", "trackio", ...
+        push_to_hub: the Hugging Face repository, "owner/name", that the last checkpoint is uploaded to.
     """
 
     output: Path
@@ -121,6 +127,7 @@ class TrainConfig:
     batch_size: int = 16
     accumulate: int = 1
     start_from: str | Path | None = None
+    frozen: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     validation: Path | None = None
@@ -155,6 +162,8 @@ class TrainConfig:
     log_every: int = 50
     evaluate_every: int = 500
     save_every: int = 500
+    trackers: tuple[str, ...] = ("tensorboard",)
+    push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulate", "held_out_clips", "max_bad_steps")
@@ -202,15 +211,20 @@ class TrainConfig:
         return max(1, self.batch_size * min(self.chunk_choices) // chunks)
 
     @classmethod
-    def load(cls, path: str | Path) -> TrainConfig:
+    def load(cls, path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
         """Read a TOML file. Relative paths in it are relative to the working directory.
+
+        Args:
+            settings: changes to it, as `tivtok.training.settings.override` takes them.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it is not TOML, or a key or value does not belong; the message names it.
         """
         try:
-            return cls._from_dict(tomllib.loads(Path(path).read_text()))
+            values = tomllib.loads(Path(path).read_text())
+            override(values, settings)
+            return cls._from_dict(values)
         except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -218,7 +232,10 @@ class TrainConfig:
     def _from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         values = _checked(cls, values, {"output", "data", "model", "steps"})
         model = dict(values.pop("model"))
+        if "preset" not in model:
+            raise ValueError("missing keys: model.preset")
         base = TivTokConfig.preset(model.pop("preset"), model.pop("size", "base"))
+        check_types(TivTokConfig, model, "model.")
         values["model"] = TivTokConfig.from_dict(base.to_dict() | model)
         if "perceptual" in values:
             values["perceptual"] = PerceptualConfig(**_checked(PerceptualConfig, values["perceptual"], set()))
@@ -244,6 +261,7 @@ def _checked(cls: type, values: dict[str, Any], required: set[str]) -> dict[str,
     missing = required - set(values)
     if missing:
         raise ValueError(f"missing keys: {', '.join(sorted(missing))}")
+    check_types(cls, values, "" if cls is TrainConfig else f"{cls.__name__.removesuffix('Config').lower()}.")
     return {
         name: Path(value) if name in _PATHS else tuple(value) if isinstance(value, list) else value
         for name, value in values.items()

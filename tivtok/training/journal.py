@@ -1,4 +1,4 @@
-"""Logging of a run: a progress bar, a JSON log, and TensorBoard's files."""
+"""Logging of a run: a progress bar, a JSON log, and accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from tivtok.files import printable, replacing
 from tivtok.video.find import LeftOut, summary
@@ -27,9 +28,12 @@ class Journal:
         folder: of the run. What earlier attempts logged after ``first_step`` is dropped, since those steps run again.
         first_step, steps: how many steps are done, and how many there are.
         writing: False on all processes but the main one, which write nothing.
+        trackers: get the same records; TensorBoard gets pictures, too.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, writing: bool) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, steps: int, writing: bool, trackers: Sequence[GeneralTracker] = ()
+    ) -> None:
         self.writing = writing
         self._folder = folder
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
@@ -39,7 +43,7 @@ class Journal:
             path = folder / LOG_FILE
             _truncate(path, first_step)
             self._log = path.open("a")
-            self._board = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=first_step + 1)
+        self._trackers = trackers if writing else ()
 
     def __enter__(self) -> Journal:
         self._progress.start()
@@ -51,7 +55,8 @@ class Journal:
         self._progress.stop()
         if self.writing:
             self._log.close()
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
 
     def list_left_out(self, left_out: Sequence[LeftOut]) -> None:
         """Say in short which data are not used and why; the full list goes into a file."""
@@ -72,18 +77,39 @@ class Journal:
             line = json.dumps({"step": step} | {name: float(f"{value:.6g}") for name, value in values.items()})
             self._log.write(line + "\n")
             self._log.flush()
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            for tracker in self._trackers:
+                tracker.log(values, step)
             self._print(line)
 
     def show(self, step: int, clips: list[Tensor]) -> None:
         """Log four frames of each clip, uint8 (F, H, W, 3), one clip below the other."""
-        if self.writing:
-            rows = [torch.cat([clip[len(clip) * i // 4] for i in range(4)], dim=1) for clip in clips]
-            self._board.add_image("held_out", torch.cat(rows), step, dataformats="HWC")
+        rows = [torch.cat([clip[len(clip) * i // 4] for i in range(4)], dim=1) for clip in clips]
+        for tracker in self._trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"held_out": torch.cat(rows)[None].numpy()}, step, dataformats="NHWC")
 
     def _print(self, line: str) -> None:
         self._progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def check_trackers(names: Sequence[str]) -> list[str]:
+    """The names of trackers, if there are such and their packages are installed: accelerate would leave them out.
+
+    Raises:
+        ValueError: one of them cannot be used.
+    """
+    known, here = sorted(map(str, LOGGER_TYPE_TO_CLASS)), {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise ValueError(f'trackers must be of {", ".join(known)}, got "{name}"')
+        if name not in here:
+            raise ValueError(f'the tracker "{name}" needs its package: pip install {name}')
+    return list(names)
+
+
+def begin_tracking(accelerator: Accelerator, project: str, first_step: int) -> None:
+    """Start the trackers of a run that goes on after ``first_step`` steps, under the name ``project``."""
+    accelerator.init_trackers(project, init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -11,14 +11,22 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
-from tivtok.checkpoints import CheckpointError, bundled_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from tivtok.checkpoints import (
+    CheckpointError,
+    bundled_checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    push_checkpoint,
+    save_checkpoint,
+)
 from tivtok.identity import new_model_id
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
 from tivtok.training.evaluation import Evaluation
-from tivtok.training.journal import Journal
+from tivtok.training.journal import TENSORBOARD_FOLDER, Journal, begin_tracking, check_trackers
 from tivtok.training.split import split_sources
 from tivtok.training.state import load_state, part, save_state
 from tivtok.training.trainer import Trainer
@@ -44,12 +52,19 @@ def train(config: TrainConfig) -> Path:
         The folder of the final checkpoint, with the averaged weights.
 
     Raises:
-        ValueError: the data, the state found or the processes do not fit the config, or weights are missing.
+        ValueError: the data, the state found or the processes do not fit the config, or weights or the package of a
+            tracker are missing.
+        CheckpointError: the last checkpoint is there, but could not be uploaded.
         TrainingError: too many steps in a row had a loss or gradient that is not finite.
         TrainingStopped: one of the processes got SIGTERM.
     """
     # Precision is the config's; "no" also overrides what accelerate's own configuration might say.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        log_with=check_trackers(config.trackers),
+        project_config=ProjectConfiguration(str(config.output), str(config.output / TENSORBOARD_FOLDER)),
+    )
     config.output.mkdir(parents=True, exist_ok=True)
     training, held_out, left_out = split_sources(config)
     trainer = Trainer(config, accelerator)
@@ -59,7 +74,9 @@ def train(config: TrainConfig) -> Path:
 
     means, bad_in_a_row, started = _Means(), 0, time.monotonic()
     main = accelerator.is_main_process
-    with Journal(config.output, first_step, config.steps, main) as journal, _sigterm_as_trigger(accelerator):
+    begin_tracking(accelerator, config.output.resolve().name, first_step)
+    trackers = accelerator.trackers
+    with Journal(config.output, first_step, config.steps, main, trackers) as journal, _sigterm_as_trigger(accelerator):
         journal.list_left_out(left_out)
         for done, video in enumerate(batches, first_step + 1):
             stats = trainer.step(video.to(accelerator.device, non_blocking=True), done - 1)
@@ -84,6 +101,8 @@ def train(config: TrainConfig) -> Path:
             if stopping and not last:
                 raise TrainingStopped(f"SIGTERM after step {done}: the state is saved, the same command goes on")
     accelerator.wait_for_everyone()
+    if config.push_to_hub is not None and main:
+        push_checkpoint(config.output / CHECKPOINT_FOLDER, config.push_to_hub)
     return config.output / CHECKPOINT_FOLDER
 
 

@@ -64,7 +64,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     use_muon = config.optimizer == "muon"
     hidden = [p for name, p in named if use_muon and ".blocks." in name and p.ndim == 2]
     chosen = set(hidden)

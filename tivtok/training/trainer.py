@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 
 from tivtok.model.blocks import Block
 from tivtok.model.quantizer import SoftVQ
@@ -46,13 +47,15 @@ class Trainer:
     def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
         """
         Raises:
-            ValueError: weights of LPIPS or DINOv2 are missing, or the run cannot be made with this kind of FSDP.
+            ValueError: weights of LPIPS or DINOv2 are missing, ``config.frozen`` names none or leaves none, or the run
+                cannot be made with this kind of FSDP.
         """
         check_sharding(config, accelerator)
         torch.manual_seed(config.seed)
         self.config = config
         self.accelerator = accelerator
         model = TivTok(config.model).to(accelerator.device)
+        freeze(model, config.frozen)
         self.last_layer = LastLayer(model)
         softvq = model.quantizer if isinstance(model.quantizer, SoftVQ) else None
         self.entropy = EntropyPenalty(softvq) if softvq is not None and config.entropy else None
@@ -206,6 +209,27 @@ class Trainer:
         """`adaptive_weight` for these clips of all processes."""
         at_weights = torch.stack([self.last_layer.gradient(x) for x in (gradient, push)])
         return adaptive_weight(*self.accelerator.reduce(at_weights, "mean"))
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Leave weights out of training.
+
+    Args:
+        names: of weights, or beginnings of their names up to a dot.
+
+    Raises:
+        ValueError: a name is of no weight, or no weight is left.
+    """
+    weights = dict(model.named_parameters())
+    for name in names:
+        meant = [x for whole, x in weights.items() if f"{whole}.".startswith(f"{name}.")]
+        if not meant:
+            parts = sorted({whole.split(".")[0] for whole in weights})
+            raise ValueError(f'frozen must name weights of {", ".join(parts)}, got "{name}"')
+        for x in meant:
+            x.requires_grad_(False)
+    if not any(x.requires_grad for x in weights.values()):
+        raise ValueError(f"frozen must leave something to train, got {list(names)}")
 
 
 def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:

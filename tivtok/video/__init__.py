@@ -12,12 +12,16 @@ What comes back, by rule:
   audio track of a file, from the first picture to the end of the last, to within a packet of it.
 """
 
-from tivtok.video.audio import AudioCopy
-from tivtok.video.errors import AudioError, VideoError
-from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, find_videos, search_folder
-from tivtok.video.frames import fit, frames_to_video, resize, to_float, video_to_frames
-from tivtok.video.reader import VideoReader
-from tivtok.video.writer import MAX_FPS, MIN_FPS, VideoWriter
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tivtok.video.audio import AudioCopy
+    from tivtok.video.errors import AudioError, VideoError
+    from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, find_videos, search_folder
+    from tivtok.video.frames import fit, frames_to_video, resize, to_float, video_to_frames
+    from tivtok.video.reader import VideoReader
+    from tivtok.video.writer import MAX_FPS, MIN_FPS, VideoWriter
 
 __all__ = [
     "MAX_FPS",
@@ -37,3 +41,20 @@ __all__ = [
     "to_float",
     "video_to_frames",
 ]
+
+_MODULES = {
+    "tivtok.video.audio": ("AudioCopy",),
+    "tivtok.video.errors": ("AudioError", "VideoError"),
+    "tivtok.video.find": ("VIDEO_SUFFIXES", "LeftOut", "find_videos", "search_folder"),
+    "tivtok.video.frames": ("fit", "frames_to_video", "resize", "to_float", "video_to_frames"),
+    "tivtok.video.reader": ("VideoReader",),
+    "tivtok.video.writer": ("MAX_FPS", "MIN_FPS", "VideoWriter"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imported on first use: who only names files or tensors needs no FFmpeg."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
@@ -52,13 +52,21 @@ def wins(problem: Problem) -> bool:
     return not by_tiles or (problem.head_dim or 0) <= _WIDEST_AGAINST_TILES
 
 
+def plan_call(call: Call, direction: Direction) -> Plan:
+    heads, key_heads = call.q.shape[1], call.k.shape[1]
+    if direction == "backward" and isinstance(call.layout, RangeLayout):
+        return plan_gradients(call.layout, heads // key_heads)
+    most_rows = _FORWARD_ROWS if direction == "forward" else _BACKWARD_ROWS
+    return make_plan(call.layout, call.scope, max(96, most_rows * key_heads // heads))
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = call.q, call.k, call.v
-    heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    plan = make_plan(call.layout, call.scope, max(96, _FORWARD_ROWS * key_heads // heads))
+    heads, columns = q.shape[1], _padded(q.shape[2])
+    plan = plan_call(call, "forward")
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = _scratch(q, *q.shape[:2])
-    part = _scratch(q, plan.q_slots * heads * (columns + 2))
+    part = _workspace(q, plan.q_slots, heads * (columns + 2))
     fields = (*_plan_and_shape(plan, call), *_strided(q, k, v, *call.tiv_or_own), *_addresses(out, lse, part))
     _run("tivtok_cpu_forward", fields, call.scale)
     return out, lse
@@ -68,14 +76,11 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     q, k, v = call.q, call.k, call.v
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    if isinstance(call.layout, RangeLayout):
-        plan = plan_gradients(call.layout, heads // key_heads)
-    else:
-        plan = make_plan(call.layout, call.scope, max(96, _BACKWARD_ROWS * key_heads // heads))
+    plan = plan_call(call, "backward")
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
-    part_q = _scratch(q, plan.q_slots * heads * columns)
-    part_k = _scratch(q, plan.k_slots * key_heads * 2 * columns)
-    part_frame = _scratch(q, plan.frame_slots * key_heads * 2 * columns)
+    part_q = _workspace(q, plan.q_slots, heads * columns)
+    part_k = _workspace(q, plan.k_slots, key_heads * 2 * columns)
+    part_frame = _workspace(q, plan.frame_slots, key_heads * 2 * columns)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
     fields = (
@@ -117,6 +122,11 @@ def _use(library: ctypes.CDLL, name: str, source: str) -> None:
 def _scratch(like: Tensor, *shape: int) -> Tensor:
     """float32 whatever torch's default dtype and device are: the kernels are given its address alone."""
     return like.new_empty(shape, dtype=torch.float32)
+
+
+def _workspace(like: Tensor, rows: int, floats: int) -> Tensor | None:
+    """`_scratch` for so many rows; most plans need none, and an allocation is a good part of a small call."""
+    return _scratch(like, rows * floats) if rows else None
 
 
 def _padded(head_dim: int) -> int:

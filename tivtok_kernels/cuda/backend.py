@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cuda import configs
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.tensors import gpu_limit
 
 wins = configs.wins
@@ -30,6 +30,10 @@ def why_not(problem: Problem) -> str | None:
     if head_dim is not None and (head_dim % 8 or head_dim > configs.MAX_HEAD_DIM):
         return f"head_dim must be a multiple of 8 up to {configs.MAX_HEAD_DIM}, got {head_dim}"
     return _load_error() or gpu_limit(device)
+
+
+def plan_call(call: Call, direction: Direction) -> None:
+    _launch("launch" if direction == "forward" else "launch_backward").plan_call(call)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

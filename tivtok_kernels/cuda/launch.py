@@ -47,8 +47,12 @@ class ForwardPlan(NamedTuple):
     part_shape: tuple[int, int, int]
 
 
+def plan_call(call: Call) -> ForwardPlan:
+    return _forward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    plan = _forward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
+    plan = plan_call(call)
     keep_if_captured(plan, call.q.device)
     q, k, v, k_tiv, v_tiv = map(addressable, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -31,10 +31,14 @@ class BackwardPlan(NamedTuple):
     key_parts: tuple[int, int, int]
 
 
+def plan_call(call: Call) -> BackwardPlan:
+    return _backward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
+
+
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     """dq, dk, dv and, with the TIV keys apart, dk_tiv, dv_tiv."""
     rows, heads, head_dim = call.q.shape
-    plan = _backward_plan(call.layout, call.scope, Heads.of(call), call.q.dtype, call.q.device)
+    plan = plan_call(call)
     keep_if_captured(plan, call.q.device)
     q, dout, k, v, k_tiv, v_tiv = map(addressable, (call.q, dout, call.k, call.v, *call.tiv_or_own))
     dlse = None if dlse is None else dlse.contiguous()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tivtok_kernels.problem import Call, Problem
+from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.tensors import gpu_limit
 
 
@@ -34,6 +34,11 @@ def why_not(problem: Problem) -> str | None:
     if device.type == "cpu":
         return "CPU tensors need triton's interpreter: set TRITON_INTERPRET=1 before triton is imported"
     return gpu_limit(device)
+
+
+def plan_call(call: Call, direction: Direction) -> None:
+    with torch.cuda.device_of(call.q):
+        _module("launch").plan_call(call, direction)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.problem import Call
+from tivtok_kernels.problem import Call, Direction
 from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
 from tivtok_kernels.tensors import STRIDE_UNIT, aligned
@@ -64,6 +64,14 @@ def constants(kernel: Pass, shape: Shape, config: Config) -> dict[str, object]:
 def merge_constants(shape: Shape, block: int) -> dict[str, object]:
     """The compile-time arguments of both merge kernels."""
     return {"D": shape.head_dim, "BLOCK_D": configs.padded(shape.head_dim), "BLOCK": block, "ROWS": MERGE_ROWS}
+
+
+def plan_call(call: Call, direction: Direction) -> None:
+    if direction == "forward":
+        _plan("forward", call, call.q.shape[1])
+    else:
+        _plan("dq", call, call.q.shape[1])
+        _plan("dkdv", call, call.k.shape[1])
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
