@@ -113,7 +113,7 @@ def encode(codec: str, clip: Tensor, crf: int) -> tuple[bytes, int]:
     """The clip in a container, and the bytes of its packets alone: a container is no part of the comparison."""
     file, size = io.BytesIO(), 0
     with av.open(file, "w", format="matroska") as container:
-        stream = container.add_stream(codec, rate=Fraction(25), options=VIDEO_CODECS[codec][0] | {"crf": str(crf)})
+        stream: Any = container.add_stream(codec, rate=Fraction(25), options=VIDEO_CODECS[codec][0] | {"crf": str(crf)})
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
         frames = [av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24") for frame in clip]
         for frame in [*frames, None]:
@@ -131,7 +131,7 @@ def _remarks(packet: bytes, codec: str) -> int:
 
 def decode(data: bytes) -> Iterator[np.ndarray]:
     """The frames, uint8 (H, W, 3)."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
 

@@ -176,16 +176,15 @@ def test_vmap_is_one_call_of_more_clips(backend, transform):
     function, _ = sif(backend)
     x = draw(2, 3, ROWS, 2, 8)
     each = {"vmap of grad": torch.func.grad(loss(function))}.get(transform, function)
-    expected = torch.stack([torch.stack([each(sample) for sample in row]) for row in x])
     if transform == "grad of vmap":
-        leaf = x.clone().requires_grad_()
         got = torch.func.grad(lambda x: torch.func.vmap(function)(x.flatten(0, 1)).sin().sum())(x)
+        leaf = x.clone().requires_grad_()
         samples = torch.stack([function(sample) for sample in leaf.flatten(0, 1)])
         expected = torch.autograd.grad(samples.sin().sum(), leaf)[0]
-    elif transform == "nested vmap":
-        got = torch.func.vmap(torch.func.vmap(each), in_dims=1, out_dims=1)(x)
     else:
-        got = torch.func.vmap(each)(x.flatten(0, 1)).unflatten(0, (2, 3))
+        nested = torch.func.vmap(torch.func.vmap(each), in_dims=1, out_dims=1)
+        got = nested(x) if transform == "nested vmap" else torch.func.vmap(each)(x.flatten(0, 1)).unflatten(0, (2, 3))
+        expected = torch.stack([torch.stack([each(sample) for sample in row]) for row in x])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -201,7 +201,9 @@ def test_block_is_a_residual(model):
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("model", ["shared", "per_frame, grid", "shared, tiv-grid"], indirect=True)
 def test_the_model_compiles_in_one_graph(model):
+    """Each decoder and each kind of positions once."""
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = video(frames=8, height=16, width=16)
     out, expected = compiled(x), model(x)

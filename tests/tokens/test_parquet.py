@@ -130,6 +130,15 @@ def test_what_failed_is_tried_again(listed: Path, model: str, tmp_path: Path, ca
         (videos / "broken.mp4").write_bytes(b"no video")
 
 
+def test_lists_and_machines_that_do_not_do(listed: Path, model: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    (listed.parent / "list.csv").write_text("path,fps\na.mp4,25\n")
+    command = ["encode-dir", str(listed.parent / "list.csv"), str(tmp_path / "out"), "--model", model]
+    assert main(command) == 1 and "must name its columns otherwise: fps are" in capsys.readouterr().err
+    monkeypatch.setattr("tivtok.cli.encode_dir.find_spec", lambda name: None)
+    assert main([*command, "--format", "parquet"]) == 1
+    assert "--format parquet needs pyarrow: pip install 'tivtok[parquet]'" in capsys.readouterr().err
+
+
 def test_damaged_shards(shards: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "index.json").write_bytes((shards["parquet"] / "index.json").read_bytes())
     (tmp_path / "shard-00000.parquet").write_bytes(b"PAR1" * 10)

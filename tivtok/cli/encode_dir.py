@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -40,6 +41,7 @@ from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
 from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.dataset import INDEX_FILE, read_failed, read_shard, shard_name, write_index, write_shard
+from tivtok.tokens.rows import COLUMNS
 from tivtok.video.sources import VideoRef, find_sources
 
 PLAN_FILE = "plan.json"
@@ -75,10 +77,12 @@ class Done(NamedTuple):
     """What has become of a `Job`.
 
     Attributes:
-        videos, failed, frames, tokens: how many.
+        listed: how many videos the shard is of.
+        videos, failed, frames, tokens: how many were encoded now, or could not be.
         damage: a line on each video whose damage a decoder has made up for.
     """
 
+    listed: int
     videos: int
     failed: int
     frames: int
@@ -124,9 +128,13 @@ def encode_dir(
     sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
     if refine and batch > 1:
         raise CommandError("--batch does not go with --refine, which takes one video at a time")
-    if storage == Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
+    if storage is Storage.PARQUET and find_spec("pyarrow") is None:
+        raise CommandError("--format parquet needs pyarrow: pip install 'tivtok[parquet]'")
+    if storage is Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
         raise CommandError(f"--format parquet stores float16 or float32, got --dtype {dtype}")
     found = find_sources(data)
+    if taken := {name for ref in found.videos for name in ref.columns} & {"shard", "key", "error", *COLUMNS}:
+        raise CommandError(f"{data} must name its columns otherwise: {', '.join(sorted(taken))} are those of tokens")
     say_left_out(found.left_out)
     videos = [(ref, _about(ref, data)) for ref in found.videos]
     threads = 1 if workers > 1 else 0
@@ -145,8 +153,8 @@ def encode_dir(
         for number, at in enumerate(range(0, len(videos), per_shard))
     ]
     to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists() or (retry and read_failed(job.shard))]
-    total = sum(len(job.videos) for job in to_do)  # of those to be tried again the ones that are there count, too
-    done = list(track(_run(to_do, encoder, workers), "encoding", total, "videos", lambda one: one.videos + one.failed))
+    total = sum(len(job.videos) for job in to_do)
+    done = list(track(_run(to_do, encoder, workers), "encoding", total, "videos", lambda one: one.listed))
     for line in (line for one in done for line in one.damage):
         warn(line)
     left_out = [{"path": _name(path, data), "reason": reason} for path, reason in found.left_out]
@@ -204,7 +212,7 @@ def encode_shard(job: Job, encoder: Encoder) -> Done:
     write_shard(job.shard, videos, failed, job.dtype, job.calibration)
     new = [tokens for about, tokens in videos if _key(about) not in kept]
     frames, tokens = (sum(getattr(x, name) for x in new) for name in ("num_frames", "num_tokens"))
-    return Done(len(new), len(failed), frames, tokens, damage)
+    return Done(len(job.videos), len(new), len(failed), frames, tokens, damage)
 
 
 def _key(about: dict[str, Any]) -> tuple[Any, ...]:

@@ -12,16 +12,9 @@ from decimal import Context, Decimal
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-import constriction
 import numpy as np
 
 from tivtok.tokens.format import TokensError
-
-# The package's submodules cannot be imported by name, for they are inside its one binary.
-RangeEncoder: Any = constriction.stream.queue.RangeEncoder
-RangeDecoder: Any = constriction.stream.queue.RangeDecoder
-Categorical: Any = constriction.stream.model.Categorical
-Uniform: Any = constriction.stream.model.Uniform
 
 # Standard deviations that a table exists for, in steps: 2 ** (index / 4 - 2), from 1/4 to 861.
 NUM_SCALES = 48
@@ -110,7 +103,7 @@ class Coded:
         q = np.rint(x.astype(np.float64) / self.step - self._offsets()).reshape(-1, x.shape[-1])
         if np.abs(q).max(initial=0) > _LARGEST:
             raise TokensError(f"a value is beyond {_LARGEST} steps of {self.step:g}")
-        coder = RangeEncoder()
+        coder = _stream().queue.RangeEncoder()
         for scale, channels in self._channels():
             _encode(coder, q[:, channels].astype(np.int64).ravel(), scale)
         return coder.get_compressed().astype("<u4").tobytes()
@@ -119,7 +112,7 @@ class Coded:
         rows = math.prod(shape[:-1])
         if shape[-1] != len(self.centres) or len(data) % 4:
             raise TokensError(f"{len(data)} bytes for {shape} coded values of {len(self.centres)} channels")
-        coder = RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        coder = _stream().queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
         q = np.empty((rows, shape[-1]))
         for scale, channels in self._channels():
             q[:, channels] = _decode(coder, rows * len(channels), scale).reshape(rows, -1)
@@ -149,21 +142,23 @@ class Codes:
 
     def encode(self, x: np.ndarray) -> bytes:
         """float32 (B, n, N, D) -> what the range coder makes of it, channel after channel of a code."""
-        coder = RangeEncoder()
+        coder = _stream().queue.RangeEncoder()
         for place, number in enumerate(self.levels):
             half = number // 2
             q = np.rint(x[..., place :: len(self.levels)].astype(np.float64) * half + half).clip(0, number - 1)
-            coder.encode(q.astype(np.int32).ravel(), Uniform(number))
+            coder.encode(q.astype(np.int32).ravel(), _stream().model.Uniform(number))
         return coder.get_compressed().astype("<u4").tobytes()
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         if shape[-1] % len(self.levels) or len(data) % 4:
             raise TokensError(f"{len(data)} bytes for {shape} values of codes of {len(self.levels)} channels")
-        coder = RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        coder = _stream().queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
         x = np.empty(shape, np.float32)
         for place, number in enumerate(self.levels):
             part = x[..., place :: len(self.levels)]
-            part[:] = (coder.decode(Uniform(number), part.size).reshape(part.shape) - number // 2) / (number // 2)
+            part[:] = (coder.decode(_stream().model.Uniform(number), part.size).reshape(part.shape) - number // 2) / (
+                number // 2
+            )
         return x
 
     def parameters(self) -> dict[str, Any]:
@@ -201,7 +196,7 @@ def _encode(coder: Any, q: np.ndarray, scale: int) -> None:
     coder.encode(np.where(escaped, 2 * radius + 1, q + radius).astype(np.int32), _table(scale))
     if escaped.any():
         words = np.stack(np.divmod(q[escaped] + 2**31, _WORD), axis=1).ravel()
-        coder.encode(words.astype(np.int32), Uniform(_WORD))
+        coder.encode(words.astype(np.int32), _stream().model.Uniform(_WORD))
 
 
 def _decode(coder: Any, count: int, scale: int) -> np.ndarray:
@@ -209,7 +204,7 @@ def _decode(coder: Any, count: int, scale: int) -> np.ndarray:
     q = coder.decode(_table(scale), count).astype(np.int64) - radius
     escaped = q == radius + 1
     if escaped.any():
-        words = coder.decode(Uniform(_WORD), 2 * int(escaped.sum())).astype(np.int64).reshape(-1, 2)
+        words = coder.decode(_stream().model.Uniform(_WORD), 2 * int(escaped.sum())).astype(np.int64).reshape(-1, 2)
         q[escaped] = words[:, 0] * _WORD + words[:, 1] - 2**31
     return q
 
@@ -231,4 +226,16 @@ def _table(scale: int) -> Any:
     radius = _radius(scale)
     half = [context.exp(context.divide(-(k * k), 2 * sigma * sigma)) for k in range(radius + 1)]
     frequencies = [1 + int(weight * 2**20) for weight in half]
-    return Categorical(np.array([*frequencies[:0:-1], *frequencies, 1], dtype=np.float64), perfect=False)
+    return _stream().model.Categorical(
+        np.array([*frequencies[:0:-1], *frequencies, 1], dtype=np.float64), perfect=False
+    )
+
+
+@cache
+def _stream() -> Any:
+    """Its stream codes. What has no coded tokens does without the library."""
+    try:
+        import constriction
+    except ModuleNotFoundError:
+        raise TokensError("coded tokens and integer codes need constriction: pip install 'tivtok[coded]'") from None
+    return constriction.stream
