@@ -86,7 +86,7 @@ def test_written_as_they_come_files_are_the_same(tmp_path: Path, dtype: str) -> 
 def test_shards_hold_them_too(tmp_path: Path) -> None:
     tokens = replace(make(), chunk_frames=(12, 7))
     for number, dtype in enumerate(("int8", "coded", "float16")):
-        write_shard(tmp_path / shard_name(number), [("a.mp4", tokens)], [], dtype, calibration(tokens))  # type: ignore[arg-type]
+        write_shard(tmp_path / shard_name(number), [({"path": "a.mp4"}, tokens)], [], dtype, calibration(tokens))
     write_index(tmp_path, 3)
     for video in TokenDataset(tmp_path):
         assert video.chunk_frames == (12, 7)

@@ -32,6 +32,7 @@ class Chunk(NamedTuple):
     tv: Tensor
 
 
+@torch.no_grad()
 def calibrate(
     data: Annotated[Path, typer.Argument(help="Folder of videos that the model was trained on.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Checkpoint folder; the calibration is written into it.")],
@@ -45,7 +46,6 @@ def calibrate(
 
     Example: tivtok calibrate clips/ --model runs/mine
     """
-    torch.set_grad_enabled(False)
     tokenizer = load_model(str(model), "cpu")
     files = find_videos(data)
     if not files:

@@ -168,7 +168,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     try:
         with utf8_path(path) as name, safetensors.safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
-        _check_format(metadata)
+        _check_format(metadata, shard=True)
         return json.loads(metadata["records"]), json.loads(metadata["failed"])
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise TokensError(f"{path} is not a shard of tokens: {error}") from None
@@ -229,12 +229,14 @@ def _without(record: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in names}
 
 
-def _check_format(stated: dict[str, Any]) -> str:
+def _check_format(stated: dict[str, Any], *, shard: bool = False) -> str:
     """The storage that the version is of."""
     if stated.get("format") != FORMAT:
         raise TokensError(f'it must say format "{FORMAT}"')
-    storages = {str(version): storage for storage, version in VERSIONS.items()} | {str(PACKED_VERSION): SAFETENSORS}
+    storages = {str(version): storage for storage, version in VERSIONS.items()}
+    if shard:
+        storages[str(PACKED_VERSION)] = SAFETENSORS
     if (storage := storages.get(str(stated.get("version")))) is not None:
         return storage
-    known = ", ".join(storages)
+    known = " and ".join(storages)
     raise TokensError(f"version {stated.get('version')!r} of the format, this program reads {known}")
