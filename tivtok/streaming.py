@@ -87,7 +87,8 @@ def encode_to_file(
         tiv_sets: as in ``TivTok.encode``.
         fps: as in ``TivTok.encode``.
         refine: as in ``TivTok.encode``.
-        dtype, calibration: as in ``Tokens.save``.
+        dtype: as in ``Tokens.save``.
+        calibration: as in ``Tokens.save``.
         on_step: as in `tivtok.refinement.refine`.
 
     Raises:
