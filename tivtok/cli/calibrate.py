@@ -13,12 +13,13 @@ from torch import Tensor
 from tivtok.checkpoints import CALIBRATION_FILE
 from tivtok.cli.options import StrictOption
 from tivtok.cli.output import CommandError, say, track, warn
+from tivtok.cli.source import Source
 from tivtok.loading import load_model
 from tivtok.metrics import psnr
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.codecs import Codec
-from tivtok.video import VideoReader, find_videos, fit, frames_to_video, video_to_frames
+from tivtok.video import find_videos, frames_to_video, video_to_frames
 
 STEPS_TRIED = 24  # each finer than the one before by the square root of 2
 CHUNKS_TRIED = 64  # that steps are tried on, one a video
@@ -93,12 +94,11 @@ def coarsest(
 
 
 def _chunks(model: TivTok, path: Path, strict: bool) -> Iterator[Chunk]:
-    reader = VideoReader(path, allow_truncated=True, strict=strict)
-    for chunk in reader.chunks(model.config.chunk_frames):
-        frames = fit(chunk, *model.config.native_size)
+    source = Source(path, "native", model, allow_truncated=True, strict=strict)
+    for frames in source.chunks():
         tiv, tv = model.encode_chunks(frames_to_video(frames)[None])
         yield Chunk(frames, tiv[0], tv[0])
-    warn(reader.damage())
+    warn(source.damage())
 
 
 def _coded(calibration: Calibration, chunk: Chunk) -> tuple[Chunk, int]:

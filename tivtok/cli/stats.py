@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from tivtok.cli.options import StrictOption
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
+from tivtok.cli.source import Source
 from tivtok.loading import load_model
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.statistics import STATS_FILE, LatentStats
-from tivtok.video import LeftOut, VideoError, VideoReader, fit, frames_to_video, search_folder
+from tivtok.video import LeftOut, VideoError, frames_to_video, search_folder
 
 
 def stats(
@@ -60,12 +60,8 @@ def _tokens(model: TivTok, path: Path, strict: bool) -> list[tuple[Tensor, Tenso
     Raises:
         VideoError: the video cannot be read, or all of it with ``strict``: nothing of it is counted then.
     """
-    reader = VideoReader(path, allow_truncated=True, strict=strict)
-    fitted = partial(fit, height=model.config.native_size[0], width=model.config.native_size[1])
+    source = Source(path, "native", model, allow_truncated=True, strict=strict)
     with torch.no_grad():
-        pairs = [
-            model.encode_chunks(frames_to_video(chunk)[None])
-            for chunk in reader.chunks(model.config.chunk_frames, change=fitted)
-        ]
-    warn(reader.damage())
+        pairs = [model.encode_chunks(frames_to_video(chunk)[None]) for chunk in source.chunks()]
+    warn(source.damage())
     return pairs
