@@ -264,11 +264,11 @@ void write_keys(const BackwardParams& params, const KeyRows& keys, int64_t key_h
     }
 }
 
-class BackwardUnit {
-  public:
-    BackwardUnit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
+// What one thread has while it differentiates for one key head.
+class GradientUnit {
+  protected:
+    GradientUnit(const BackwardParams& params, int64_t key_head, float scale, float* scratch)
         : params_(params),
-          unit_(unit),
           key_head_(key_head),
           scratch_(scratch),
           columns_(round_up(params.shape.head_dim, PANEL)),
@@ -278,6 +278,33 @@ class BackwardUnit {
         weights_ = take(BLOCK_SCRATCH);
         dscores_ = take(BLOCK_SCRATCH);
     }
+
+    float* take(int64_t floats) {
+        float* const p = scratch_;
+        scratch_ += floats;
+        return p;
+    }
+    void pack_keys(const Tensor& k, const Tensor& v, int64_t first, int64_t count, const KeyRows& to) const {
+        pack_rows(params_.shape, k, key_head_, first, count, to.k, 0);
+        pack_rows(params_.shape, v, key_head_, first, count, to.v, 0);
+    }
+    void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end, Wanted wanted = Wanted::all) {
+        rows.attend_all(keys, first, end, c_, ahead_, weights_, dscores_, wanted);
+    }
+
+    const BackwardParams& params_;
+    int64_t key_head_;
+    float* scratch_;
+    int64_t columns_;
+    float scale_, c_;
+    float *weights_, *dscores_;
+    Ahead ahead_;
+};
+
+class BackwardUnit : GradientUnit {
+  public:
+    BackwardUnit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch)
+        : GradientUnit(params, key_head, scale, scratch), unit_(unit) {}
 
     void run() {
         const KeyRows tiv_keys = keys(params_.k_tiv, params_.v_tiv, unit_.tiv_key, unit_.num_tiv,
@@ -302,11 +329,6 @@ class BackwardUnit {
     }
 
   private:
-    float* take(int64_t floats) {
-        float* const p = scratch_;
-        scratch_ += floats;
-        return p;
-    }
     // Partial dK and dV of this head's keys in a workspace, or null where the unit has them to itself.
     float* slot(float* part, int64_t row, int64_t rows) const {
         const int64_t key_heads = params_.shape.heads / params_.shape.group;
@@ -318,14 +340,9 @@ class BackwardUnit {
         result.k = {take(size), count}, result.v = {take(size), count};
         if (!sums) sums = take(2 * size);
         result.dk = {sums, count}, result.dv = {sums + size, count};
-        pack_rows(params_.shape, k, key_head_, first, count, result.k, 0);
-        pack_rows(params_.shape, v, key_head_, first, count, result.v, 0);
+        pack_keys(k, v, first, count, result);
         clear_floats(sums, 2 * size);
         return result;
-    }
-
-    void attend(const RowBlock& rows, const KeyRows& keys, int64_t first, int64_t end) {
-        rows.attend_all(keys, first, end, c_, ahead_, weights_, dscores_);
     }
 
     // Calls body(block, head, first row of the block among the TIV rows).
@@ -403,14 +420,8 @@ class BackwardUnit {
             });
     }
 
-    const BackwardParams& params_;
     const Unit& unit_;
-    int64_t key_head_;
-    float* scratch_;
-    int64_t columns_;
-    float scale_, c_;
-    float *weights_, *dscores_, *tiv_rows_ = nullptr;
-    Ahead ahead_;
+    float* tiv_rows_ = nullptr;
 };
 
 void backward_unit(const BackwardParams& params, const Unit& unit, int64_t key_head, float scale, float* scratch) {

@@ -5,20 +5,10 @@
 // Keys that are packed at a time beside the rows of a run.
 constexpr int64_t RUN_KEYS = 4 * BACKWARD_KEYS;
 
-class RunUnit {
+class RunUnit : GradientUnit {
   public:
     RunUnit(const BackwardParams& params, const Run& run, int64_t key_head, float scale, float* scratch)
-        : params_(params),
-          run_(run),
-          key_head_(key_head),
-          scratch_(scratch),
-          columns_(round_up(params.shape.head_dim, PANEL)),
-          scale_(scale),
-          c_(scale * 1.4426950408889634f),
-          ahead_(params.shape) {
-        weights_ = take(BLOCK_SCRATCH);
-        dscores_ = take(BLOCK_SCRATCH);
-    }
+        : GradientUnit(params, key_head, scale, scratch), run_(run) {}
 
     static int64_t scratch(const BackwardParams& params, const Run& run) {
         const int64_t columns = round_up(params.shape.head_dim, PANEL);
@@ -37,9 +27,9 @@ class RunUnit {
                 const int64_t count = length - key < RUN_KEYS ? length - key : RUN_KEYS;
                 KeyRows keys;
                 keys.k = {panels, count}, keys.v = {panels + count * columns_, count};
-                pack(keys, first + key, count);
+                pack_keys(params_.k, params_.v, first + key, count, keys);
                 for_blocks(run_.start, run_.length, rows, true,
-                           [&](RowBlock& block, int64_t, int64_t) { attend(block, keys, count, Wanted::rows); });
+                           [&](RowBlock& block, int64_t, int64_t) { attend(block, keys, 0, count, Wanted::rows); });
             }
         });
         for_blocks(run_.start, run_.length, rows, true,
@@ -50,31 +40,18 @@ class RunUnit {
         const int64_t count = run_.length, size = count * columns_;
         float* const p = take(KeyRows::scratch(count, columns_));
         const KeyRows keys = {{p, count}, {p + size, count}, {p + 2 * size, count}, {p + 3 * size, count}};
-        pack(keys, run_.start, count);
+        pack_keys(params_.k, params_.v, run_.start, count, keys);
         clear_floats(p + 2 * size, 2 * size);
         for_ranges([&](int64_t first, int64_t length) {
             for_blocks(first, length, scratch_, false, [&](RowBlock& block, int64_t head, int64_t row) {
                 block.pack(params_, head, row);
-                attend(block, keys, count, Wanted::keys);
+                attend(block, keys, 0, count, Wanted::keys);
             });
         });
         write_keys(params_, keys, key_head_, count, run_.start, params_.dk, params_.dv, scale_);
     }
 
   private:
-    float* take(int64_t floats) {
-        float* const p = scratch_;
-        scratch_ += floats;
-        return p;
-    }
-    void pack(const KeyRows& keys, int64_t first, int64_t count) const {
-        pack_rows(params_.shape, params_.k, key_head_, first, count, keys.k, 0);
-        pack_rows(params_.shape, params_.v, key_head_, first, count, keys.v, 0);
-    }
-    void attend(const RowBlock& rows, const KeyRows& keys, int64_t count, Wanted wanted) {
-        rows.attend_all(keys, 0, count, c_, ahead_, weights_, dscores_, wanted);
-    }
-
     // Calls body(first, length) for both ranges.
     template <class Body>
     void for_ranges(const Body& body) const {
@@ -95,14 +72,7 @@ class RunUnit {
             }
     }
 
-    const BackwardParams& params_;
     const Run& run_;
-    int64_t key_head_;
-    float* scratch_;
-    int64_t columns_;
-    float scale_, c_;
-    float *weights_, *dscores_;
-    Ahead ahead_;
 };
 
 int64_t run_scratch(const BackwardParams& params, const Run& run) { return RunUnit::scratch(params, run); }
