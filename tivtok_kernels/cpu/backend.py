@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
+from tivtok_kernels.cpu.sources import STRUCTURES, stamp
 from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
+OTHER_SOURCES = "its library was built from other sources than these, run pip install -e . again"
 MAX_HEAD_DIM = 256
 
+SOURCES = Path(__file__).parents[2] / "csrc" / "cpu"  # there in a checkout, not where a wheel is installed
 LIBRARY = Path(__file__).with_name("engine" + sysconfig.get_config_var("EXT_SUFFIX"))
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ElementType of csrc/cpu/params.h
@@ -160,12 +163,19 @@ def _load_error() -> str | None:
         _library()
     except OSError as error:
         return f"its library cannot be loaded: {error}"
+    except ImportError as error:
+        return str(error)
     return None
 
 
 @cache
 def _library() -> ctypes.CDLL:
+    """Raises:
+    ImportError: what it computes may not be what is asked of it, for it was built from other sources.
+    """
     library = ctypes.CDLL(str(LIBRARY))
+    if not _is_current(library):
+        raise ImportError(OTHER_SOURCES)
     for name in ("tivtok_cpu_forward", "tivtok_cpu_backward"):
         arguments = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int64, ctypes.c_void_p]
         getattr(library, name).argtypes = arguments
@@ -176,6 +186,15 @@ def _library() -> ctypes.CDLL:
     if forced := os.environ.get("TIVTOK_CPU_VARIANT"):
         _use(library, forced, "TIVTOK_CPU_VARIANT")
     return library
+
+
+def _is_current(library: ctypes.CDLL) -> bool:
+    built_from = getattr(library, "tivtok_cpu_sources", None)
+    if built_from is None:
+        return False
+    built_from.restype = ctypes.c_char_p
+    built = built_from().decode()
+    return built == stamp(SOURCES) if SOURCES.is_dir() else built.partition(" ")[2] == STRUCTURES
 
 
 @cache
