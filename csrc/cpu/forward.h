@@ -111,7 +111,7 @@ void finish(const ForwardParams& params, const State& state, int64_t row, int64_
         auto* out = static_cast<decltype(type)>(params.out) + (row * shape.heads + head) * shape.head_dim;
         transpose_out(state.sums, inverse, count, shape.head_dim, out, shape.heads * shape.head_dim);
     });
-    for (int64_t i = 0; i < count; i++) params.lse[(row + i) * shape.heads + head] = lse[i];
+    for (int64_t i = 0; params.lse && i < count; i++) params.lse[(row + i) * shape.heads + head] = lse[i];
 }
 
 // Query rows of some heads, transposed group by group, and their states.

@@ -36,9 +36,15 @@ def small_units(monkeypatch):
     monkeypatch.setattr(plan, "PAIRS_PER_UNIT", 300)
     monkeypatch.setattr(backend, "_FORWARD_ROWS", 96)
     monkeypatch.setattr(backend, "_BACKWARD_ROWS", 96)
-    plan.make_plan.cache_clear()
+    forget_plans()
     yield
+    forget_plans()
+
+
+def forget_plans():
     plan.make_plan.cache_clear()
+    for layout in (RAGGED, BLOCKS, PIECES):
+        layout.calls.clear()
 
 
 def check_variants(case: Case, dtype: torch.dtype) -> None:
