@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -93,8 +93,9 @@ def sif_attention(
     as `torch.nn.functional.scaled_dot_product_attention` casts them.
     """
     signature = None if group is not None else _signature((q, k, v), tiv_scope, scale, backend, deterministic)
-    if known := _recall(layout, SifLayout, signature):
-        return _attend_again((q, k, v, None, None), layout, known, return_lse)
+    again = _attend_again((q, k, v, None, None), layout, SifLayout, signature, return_lse)
+    if again is not None:
+        return again
     _check_options(layout, SifLayout, backend, scale)
     if tiv_scope not in ("clip", "tiv"):
         raise ValueError(f'tiv_scope must be "clip" or "tiv", got {tiv_scope!r}')
@@ -106,7 +107,7 @@ def sif_attention(
         _check_batch(layout, q)
     options = _options(tiv_scope, scale, q, backend, deterministic)
     if group is not None and tiv_scope == "clip":  # with scope "tiv" each process has the keys that its rows see
-        packed = (x.flatten(0, -3) for x in (q, k, v))
+        packed = _packed((q, k, v, None, None))[:3]
         return _shaped(q, *parallel.attend(*packed, layout, options, group), return_lse)
     return _attend((q, k, v, None, None), layout, options, signature, return_lse)
 
@@ -165,8 +166,9 @@ def range_attention(
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
     signature = _signature((q, k, v), "ranges", scale, backend, deterministic)
-    if known := _recall(layout, RangeLayout, signature):
-        return _attend_again((q, k, v, None, None), layout, known, return_lse)
+    again = _attend_again((q, k, v, None, None), layout, RangeLayout, signature, return_lse)
+    if again is not None:
+        return again
     _check_options(layout, RangeLayout, backend, scale)
     q, k, v = _check_tensors(q=q, k=k, v=v)
     if q.ndim != 3 or k.ndim != 3:
@@ -243,8 +245,9 @@ def broadcast_attention(
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
     signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic)
-    if known := _recall(layout, SifLayout, signature):
-        return _attend_again((q, k, v, k_tiv, v_tiv), layout, known, return_lse)
+    again = _attend_again((q, k, v, k_tiv, v_tiv), layout, SifLayout, signature, return_lse)
+    if again is not None:
+        return again
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
@@ -361,14 +364,19 @@ def _signature(tensors: tuple[Tensor, ...], *options: object) -> tuple[object, .
     return (*shapes, *options, _must_be_deterministic())
 
 
-def _recall(layout: object, kind: type, signature: tuple[object, ...] | None) -> ops.Known | None:
-    """A call that passed its checks before."""
+def _attend_again(
+    tensors: ops.Tensors, layout: Any, kind: type, signature: tuple[object, ...] | None, return_lse: bool
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """A call like one that passed its checks before; None if there was none with this layout."""
     if signature is None or type(layout) is not kind:
         return None
     try:
-        return layout.calls.get(signature)  # type: ignore[attr-defined]
+        known = layout.calls.get(signature)
     except TypeError:  # an option that cannot be looked up: the checks will name it
         return None
+    if known is None:
+        return None
+    return _shaped(tensors[0], *ops.attend_plainly(_packed(tensors), layout, known, return_lse), return_lse)
 
 
 def _attend(
@@ -389,20 +397,11 @@ def _attend(
     return _shaped(tensors[0], *ops.attend_plainly(packed, layout, known, return_lse), return_lse)
 
 
-def _attend_again(
-    tensors: ops.Tensors, layout: ops.Layout, known: ops.Known, return_lse: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    return _shaped(
-        tensors[0], *ops.attend_plainly(_packed(tensors), layout, known, return_lse), return_lse
-    )
-
-
 def _packed(tensors: ops.Tensors) -> ops.Tensors:
     """Rows of all clips behind one another."""
     if tensors[0].ndim == 3:
         return tensors
-    q, k, v, *tiv = (x if x is None else x.flatten(0, -3) for x in tensors)
-    return q, k, v, tiv[0], tiv[1]
+    return cast(ops.Tensors, tuple(x if x is None else x.flatten(0, -3) for x in tensors))
 
 
 def _shaped(q: Tensor, out: Tensor, lse: Tensor, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from operator import itemgetter, methodcaller
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -298,7 +298,7 @@ class _Transformable(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """B samples are B times the clips, in one call."""
-        tensors = tuple(_flat(info, in_dims[:5], inputs[:5]))
+        tensors = cast(Tensors, tuple(_flat(info, in_dims[:5], inputs[:5])))
         results = attend(tensors, _repeat(info, *inputs[5:7]), Options(*inputs[6:]))
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in results), (0, 0)
 

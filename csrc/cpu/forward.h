@@ -169,9 +169,12 @@ class QueryRows {
         for (int64_t g = 0; g < groups_.count; g++) {
             const int64_t start = groups_.first_row(g) - first, end = start + size(g);  // among the few
             const int64_t from = start > 0 ? start : 0, to = end < few.rows_ ? end : few.rows_;
-            for (int64_t h = 0; h < heads_; h++)
+            for (int64_t h = 0; h < heads_; h++) {
+                float* const lanes = state(h, g).peak - start;
+                const float* const others = few.state(h, 0).peak;
                 for (int64_t c = 0; c < State::size(columns_); c += WIDTH)
-                    for (int64_t r = from; r < to; r++) state(h, g).peak[c + r - start] = few.state(h, 0).peak[c + r];
+                    for (int64_t r = from; r < to; r++) lanes[c + r] = others[c + r];
+            }
         }
         fresh_ = false;
     }
@@ -227,8 +230,8 @@ TIVTOK_INLINE int64_t most_rows(const Plan& plan, const Unit& unit) {
     return most;
 }
 
-// Neighbouring frames of a unit that go over the shared keys together, and rows of all of them; 0: the first goes alone,
-// as all rows but few do, so that no row's result depends on its neighbours.
+// Neighbouring frames of a unit that go over the shared keys together, and rows of all of them; 0: the first goes
+// alone, as all rows but few do, so that no row's result depends on its neighbours.
 struct Together {
     int64_t frames, rows;
 };

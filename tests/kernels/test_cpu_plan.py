@@ -21,7 +21,8 @@ def check(layout, scope, most_rows, pairs_per_unit):
         made = plan.make_plan.__wrapped__(layout, scope, most_rows)
     loops = Loops(layout, scope, most_rows, pairs_per_unit)
     found = (made.units, made.frames, made.q_merges, made.k_merges, made.frame_merges)
-    for table, rows, width in zip(found, (loops.units, loops.frames, *loops.merges.values()), (13, 4, 4, 4, 4), strict=True):
+    expected = (loops.units, loops.frames, *loops.merges.values())
+    for table, rows, width in zip(found, expected, (13, 4, 4, 4, 4), strict=True):
         assert table.dtype == torch.int64 and table.is_contiguous() and table.shape == (len(rows), width)
         assert table.tolist() == [list(row) for row in rows]
     assert (made.q_slots, made.k_slots, made.frame_slots) == tuple(loops.slots.values())
