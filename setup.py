@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -162,11 +163,14 @@ def build_cpu(library: Path) -> None:
         raise SystemExit("tivtok_kernels.cpu.engine needs a C++17 compiler: none found")
     target = run([*cxx, "-dumpmachine"]).strip()
     x86 = target.startswith(("x86_64", "amd64"))
-    folder = ROOT / "build" / "cpu" / target
+    stamp = runpy.run_path(str(ROOT / "tivtok_kernels" / "cpu" / "sources.py"))["stamp"](CSRC / "cpu")
+    folder = ROOT / "build" / "cpu" / target / stamp.replace(" ", "-")
+    if not folder.exists():  # objects of other sources
+        shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = []
     for source, flags in {**CPU_SOURCES, **(X86_SOURCES if x86 else {})}.items():
-        command = [*cxx, *CPU_FLAGS, *flags, f"-DTIVTOK_X86={int(x86)}"]
+        command = [*cxx, *CPU_FLAGS, *flags, f"-DTIVTOK_X86={int(x86)}", f'-DTIVTOK_SOURCES="{stamp}"']
         jobs.append((command, source, folder / f"{Path(source).stem}.o"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for work in [pool.submit(compile_object, *job) for job in jobs if is_stale(job[-1])]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
-from tivtok_kernels import backends, ops, parallel
+from tivtok_kernels import backends, derivatives, operators, ops, parallel
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.tensors import check_dtype
+
+# Kinds of calls that a layout remembers.
+_MOST_CALLS = 64
 
 
 @overload
@@ -89,6 +92,10 @@ def sif_attention(
     torch.func.vmap packs its samples as so many times the clips, in one call. Under torch.autocast, q, k and v are cast
     as `torch.nn.functional.scaled_dot_product_attention` casts them.
     """
+    signature = None if group is not None else _signature((q, k, v), tiv_scope, scale, backend, deterministic)
+    again = _attend_again((q, k, v, None, None), layout, SifLayout, signature, return_lse)
+    if again is not None:
+        return again
     _check_options(layout, SifLayout, backend, scale)
     if tiv_scope not in ("clip", "tiv"):
         raise ValueError(f'tiv_scope must be "clip" or "tiv", got {tiv_scope!r}')
@@ -98,15 +105,11 @@ def sif_attention(
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-    packed = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)) if q.ndim == 4 else (q, k, v)
     options = _options(tiv_scope, scale, q, backend, deterministic)
     if group is not None and tiv_scope == "clip":  # with scope "tiv" each process has the keys that its rows see
-        out, lse = parallel.attend(packed[0], packed[1], packed[2], layout, options, group)
-    else:
-        out, lse = ops.attend([*packed, None, None], layout.encoded, options)
-    if q.ndim == 4:
-        out, lse = out.view(q.shape), lse.view(q.shape[:-1])
-    return (out, lse) if return_lse else out
+        packed = _packed((q, k, v, None, None))[:3]
+        return _shaped(q, *parallel.attend(*packed, layout, options, group), return_lse)
+    return _attend((q, k, v, None, None), layout, options, signature, return_lse)
 
 
 @overload
@@ -162,6 +165,10 @@ def range_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
+    signature = _signature((q, k, v), "ranges", scale, backend, deterministic)
+    again = _attend_again((q, k, v, None, None), layout, RangeLayout, signature, return_lse)
+    if again is not None:
+        return again
     _check_options(layout, RangeLayout, backend, scale)
     q, k, v = _check_tensors(q=q, k=k, v=v)
     if q.ndim != 3 or k.ndim != 3:
@@ -170,8 +177,7 @@ def range_attention(
         raise ValueError("layout must count both ranges in the rows of k, but range A is of another tensor")
     _check_shapes(q, k, v, same_rows=False)
     options = _options("ranges", scale, q, backend, deterministic)
-    out, lse = ops.attend([q, k, v, None, None], layout.encoded, options)
-    return (out, lse) if return_lse else out
+    return _attend((q, k, v, None, None), layout, options, signature, return_lse)
 
 
 @overload
@@ -238,6 +244,10 @@ def broadcast_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
+    signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic)
+    again = _attend_again((q, k, v, k_tiv, v_tiv), layout, SifLayout, signature, return_lse)
+    if again is not None:
+        return again
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
@@ -247,7 +257,7 @@ def broadcast_attention(
                 "with a layout, q must be packed as (frame tokens, H, D) and k_tiv as (TIV tokens, Hk, D), "
                 f"got shapes {tuple(q.shape)} and {tuple(k_tiv.shape)}"
             )
-        encoded = layout.encoded
+        lengths: SifLayout | Tensor = layout
     else:
         if q.ndim != 5 or k_tiv.ndim != 4 or q.shape[0] != k_tiv.shape[0]:
             raise ValueError(
@@ -256,18 +266,16 @@ def broadcast_attention(
             )
         batch, frames, tokens = q.shape[:3]
         if torch.compiler.is_compiling():
-            encoded = ops.uniform_layout(batch, k_tiv.shape[1], frames, tokens)
+            lengths = ops.uniform_layout(batch, k_tiv.shape[1], frames, tokens)
         else:
-            encoded = SifLayout.uniform(batch, k_tiv.shape[1], frames, tokens).encoded
+            lengths = SifLayout.uniform(batch, k_tiv.shape[1], frames, tokens)
     if k_tiv.shape != v_tiv.shape or k_tiv.shape[-2:] != k.shape[-2:]:
         raise ValueError(
             "k_tiv and v_tiv must have one shape, and the heads and head_dim of k, "
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
-    packed = [x.flatten(0, -3) for x in (q, k, v, k_tiv, v_tiv)]
-    out, lse = ops.attend(packed, encoded, _options("broadcast", scale, q, backend, deterministic))
-    out, lse = out.view(q.shape), lse.view(q.shape[:-1])
-    return (out, lse) if return_lse else out
+    options = _options("broadcast", scale, q, backend, deterministic)
+    return _attend((q, k, v, k_tiv, v_tiv), lengths, options, signature, return_lse)
 
 
 def plan_attention(
@@ -318,9 +326,9 @@ def plan_attention(
     )
     check_dtype("q", q)
     _check_shapes(q, k, k, same_rows=False)
-    tiv = (k_tiv, k_tiv) if scope == "broadcast" else (None, None)
+    tensors = (q, k, k, k_tiv, k_tiv) if scope == "broadcast" else (q, k, k, None, None)
     directions: tuple[Direction, ...] = ("forward", "backward") if backward else ("forward",)
-    ops.plan([q, k, k, *tiv], layout.encoded, _options(scope, None, q, backend, deterministic), directions)
+    ops.plan(tensors, layout, _options(scope, None, q, backend, deterministic), directions)
 
 
 def available_backends(
@@ -337,6 +345,71 @@ def available_backends(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     problem = Problem(torch.device(device), dtype, head_dim)
     return {name: backends.why_not(name, problem) or "ok" for name in backends.NAMES["attention"]}
+
+
+def _signature(tensors: tuple[Tensor, ...], *options: object) -> tuple[object, ...] | None:
+    """What checks and plans of a call depend on beside the layout; None where every call is checked and passed to the
+    operators: in compiled programs, under modes, tracers, transforms and autocast, for tensors of other types."""
+    if (
+        torch.compiler.is_compiling()
+        or operators.are_watched(tensors)
+        or derivatives.transforms_active()
+        or torch._C._is_any_autocast_enabled()
+    ):
+        return None
+    try:
+        shapes = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+    except AttributeError:  # None in the place of a tensor
+        return None
+    return (*shapes, *options, _must_be_deterministic())
+
+
+def _attend_again(
+    tensors: ops.Tensors, layout: Any, kind: type, signature: tuple[object, ...] | None, return_lse: bool
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """A call like one that passed its checks before; None if there was none with this layout."""
+    if signature is None or type(layout) is not kind:
+        return None
+    try:
+        known = layout.calls.get(signature)
+    except TypeError:  # an option that cannot be looked up: the checks will name it
+        return None
+    if known is None:
+        return None
+    return _shaped(tensors[0], *ops.attend_plainly(_packed(tensors), layout, known, return_lse), return_lse)
+
+
+def _attend(
+    tensors: ops.Tensors,
+    layout: ops.Layout | Tensor,
+    options: ops.Options,
+    signature: tuple[object, ...] | None,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """A call that passed its checks; what is found out of it is kept with the layout where it has a signature."""
+    packed = _packed(tensors)
+    if signature is None or isinstance(layout, Tensor):
+        return _shaped(tensors[0], *ops.attend(packed, layout, options), return_lse)
+    if (known := layout.calls.get(signature)) is None:
+        if len(layout.calls) >= _MOST_CALLS:
+            layout.calls.clear()
+        known = layout.calls[signature] = ops.Known(packed, layout, options)
+    return _shaped(tensors[0], *ops.attend_plainly(packed, layout, known, return_lse), return_lse)
+
+
+def _packed(tensors: ops.Tensors) -> ops.Tensors:
+    """Rows of all clips behind one another."""
+    if tensors[0].ndim == 3:
+        return tensors
+    return cast(ops.Tensors, tuple(x if x is None else x.flatten(0, -3) for x in tensors))
+
+
+def _shaped(q: Tensor, out: Tensor, lse: Tensor, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """Results with the leading dimensions of q."""
+    if q.ndim > 3:
+        out = out.view(q.shape)
+        lse = lse.view(q.shape[:-1]) if return_lse else lse
+    return (out, lse) if return_lse else out
 
 
 def _check_options(layout: object, kind: type, backend: str, scale: float | None) -> None:
@@ -396,6 +469,8 @@ def _check_batch(layout: SifLayout, q: Tensor) -> None:
 
 def _options(scope: Scope, scale: float | None, q: Tensor, backend: str, deterministic: bool) -> ops.Options:
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
-        deterministic = True
-    return ops.Options(scope, scale, backend, deterministic)
+    return ops.Options(scope, scale, backend, deterministic or _must_be_deterministic())
+
+
+def _must_be_deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()

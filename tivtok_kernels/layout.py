@@ -24,7 +24,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -86,6 +86,11 @@ class SifLayout:
     def _hash(self) -> int:
         """Looked up several times per call. Not made with the layout: torch 2.12 cannot trace it in compiled models."""
         return hash((self.num_tiv, self.frame_tokens))
+
+    @cached_property
+    def calls(self) -> dict[Any, Any]:
+        """What the public functions found out of calls with this layout."""
+        return {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return SifLayout, (self.num_tiv, self.frame_tokens)

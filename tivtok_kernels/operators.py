@@ -66,15 +66,6 @@ def below_autograd(operator: Callable[..., Any], *inputs: Any) -> Any:
         return operator(*inputs)
 
 
-def run(operator: Callable[..., Any], implementation: Callable[..., Any], inputs: Sequence[Any], tensors: int) -> Any:
-    """The operator past its derivatives; the ``implementation`` itself, without a dispatcher, where nobody can tell.
-
-    Args:
-        tensors: how many of the first inputs are tensors that come from outside.
-    """
-    return below_autograd(operator if are_watched(inputs[:tensors]) else implementation, *inputs)
-
-
 def are_watched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether somebody has to see operators as such: a mode, a tracer, a profiler, or a tensor of a type of its own."""
     for x in tensors:

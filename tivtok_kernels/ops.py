@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from operator import itemgetter
-from typing import Any, NamedTuple
+from operator import itemgetter, methodcaller
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ from tivtok_kernels.tensors import accumulation_dtype
 
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
+Layout = SifLayout | RangeLayout
+
+# q, k, v, and k_tiv and v_tiv or None twice; packed.
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
 
 class Options(NamedTuple):
     """The last arguments of both operators."""
@@ -36,22 +41,50 @@ class Options(NamedTuple):
     deterministic: bool
 
 
-def attend(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+class Known:
+    """What all calls have in common that have one layout and options, and tensors of the same shapes, strides, dtype
+    and device: found out once.
+
+    Raises:
+        ValueError: the packed tensors do not have as many rows as the layout.
+    """
+
+    __slots__ = ("is_empty", "memo", "options", "problems")
+
+    def __init__(self, tensors: Tensors, layout: Layout, options: Options) -> None:
+        _check_rows(tensors, layout.ranges(options.scope))
+        q = tensors[0]
+        self.options = options
+        self.is_empty = q.numel() == 0
+        self.problems: dict[Direction, Problem] = {
+            direction: Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction)
+            for direction in ("forward", "backward")
+        }
+        self.memo: dict[Direction, dict[str, Any]] = {"forward": {}, "backward": {}}
+
+    def call(self, tensors: Tensors, layout: Layout, direction: Direction, wants_lse: bool = True) -> Call:
+        q, k, v, k_tiv, v_tiv = tensors
+        tiv = None if k_tiv is None or v_tiv is None else (k_tiv, v_tiv)
+        return Call(q, k, v, tiv, layout, self.options.scope, self.options.scale, wants_lse, self.memo[direction])
+
+
+def attend(tensors: Tensors, layout: Layout | Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Call the operator or, for derivatives that no operator has, the reference backend itself, which is plain torch.
 
     Args:
         tensors: q, k, v, and k_tiv and v_tiv or None twice.
+        layout: or its ``encoded`` tensor.
 
     Raises:
         ValueError: the packed tensors do not have as many rows as the layout.
         NotImplementedError: now or when it is differentiated: a derivative that the backend cannot give.
     """
+    encoded = layout if isinstance(layout, Tensor) else layout.encoded
     inputs: tuple[Any, ...] = (*tensors, encoded, *options)
     if not torch.compiler.is_compiling():
         if not derivatives.transforms_active() and not operators.are_watched(tensors):
-            if derivatives.need_grad(tensors):
-                return _SifAttention.apply(*inputs)
-            return operators.below_autograd(_forward, *inputs)
+            layout = decode(layout, options.scope)
+            return attend_plainly(tensors, layout, Known(tensors, layout, options))
         if operators.num_dispatch_modes() and "torch.utils.flop_counter" in sys.modules:
             import_module("tivtok_kernels.flops").tell_counters()
         if derivatives.transforms_active():
@@ -62,14 +95,29 @@ def attend(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options) 
     return sif_attention(*inputs)
 
 
+def attend_plainly(tensors: Tensors, layout: Layout, known: Known, wants_lse: bool = True) -> tuple[Tensor, Tensor]:
+    """`attend` past torch's dispatcher, where nobody can tell: nothing watches operators or transforms derivatives.
+
+    Args:
+        wants_lse: whether the LSE is read; if not, it may be anything unless gradients are wanted.
+    """
+    if derivatives.need_grad(tensors):
+        return _PlainAttention.apply(*tensors, layout, known)
+    return _run_forward(tensors, layout, known, wants_lse)
+
+
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor | None, v_tiv: Tensor | None, encoded: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    call, problem, backend = _describe(q, k, v, k_tiv, v_tiv, encoded, Options(*options), "forward")
-    check_rows(call)
-    if q.numel() == 0:
-        return _empty_results(q)
-    return backends.run("attention", backend, problem, lambda module: module.forward(call))
+    tensors, layout = (q, k, v, k_tiv, v_tiv), decode(encoded, options[0])
+    return _run_forward(tensors, layout, Known(tensors, layout, Options(*options)), True)
+
+
+def _run_forward(tensors: Tensors, layout: Layout, known: Known, wants_lse: bool) -> tuple[Tensor, Tensor]:
+    if known.is_empty:
+        return _empty_results(tensors[0])
+    call = known.call(tensors, layout, "forward", wants_lse)
+    return backends.run("attention", known.options.backend, known.problems["forward"], methodcaller("forward", call))
 
 
 def _backward(
@@ -85,63 +133,52 @@ def _backward(
     encoded: Tensor,
     *options: Any,
 ) -> list[Tensor]:
-    if q.numel() == 0:
-        return operators.zero_gradients(q, k, v, k_tiv, v_tiv)
-    call, problem, backend = _describe(q, k, v, k_tiv, v_tiv, encoded, Options(*options), "backward")
+    tensors, layout = (q, k, v, k_tiv, v_tiv), decode(encoded, options[0])
+    return _run_backward(dout, dlse, tensors, out, lse, layout, Known(tensors, layout, Options(*options)))
+
+
+def _run_backward(
+    dout: Tensor, dlse: Tensor | None, tensors: Tensors, out: Tensor, lse: Tensor, layout: Layout, known: Known
+) -> list[Tensor]:
+    if known.is_empty:
+        return operators.zero_gradients(*tensors)
     out, lse = out.contiguous(), lse.contiguous()  # hooks on saved tensors may have replaced them
-    return backends.run("attention", backend, problem, lambda module: module.backward(call, out, lse, dout, dlse))
+    run = methodcaller("backward", known.call(tensors, layout, "backward"), out, lse, dout, dlse)
+    return backends.run("attention", known.options.backend, known.problems["backward"], run)
 
 
-def _describe(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_tiv: Tensor | None,
-    v_tiv: Tensor | None,
-    encoded: Tensor,
-    options: Options,
-    direction: Direction,
-) -> tuple[Call, Problem, str]:
-    tiv = None if k_tiv is None or v_tiv is None else (k_tiv, v_tiv)
-    call = Call(q, k, v, tiv, decode(encoded, options.scope), options.scope, options.scale)
-    return call, Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction), options.backend
-
-
-def plan(tensors: Sequence[Tensor | None], encoded: Tensor, options: Options, directions: Sequence[Direction]) -> None:
+def plan(tensors: Tensors, layout: Layout, options: Options, directions: Sequence[Direction]) -> None:
     """What `attend` of such tensors would plan; their elements are not read.
 
     Raises:
         BackendUnavailable: the named backend cannot run this, with the reason.
     """
-    q, k, v, k_tiv, v_tiv = tensors
-    assert q is not None and k is not None and v is not None
+    known = Known(tensors, layout, options)
     for direction in directions:
-        call, problem, backend = _describe(q, k, v, k_tiv, v_tiv, encoded, options, direction)
-        if q.numel():
-            backends.load(backends.choose("attention", backend, problem)).plan_call(call, direction)
+        if not known.is_empty:
+            chosen = backends.choose("attention", options.backend, known.problems[direction])
+            backends.load(chosen).plan_call(known.call(tensors, layout, direction), direction)
 
 
-def decode(encoded: Tensor, scope: Scope) -> SifLayout | RangeLayout:
+def decode(layout: Layout | Tensor, scope: Scope) -> Layout:
+    """The layout itself, or the one whose ``encoded`` tensor this is."""
+    if not isinstance(layout, Tensor):
+        return layout
     decode = RangeLayout.from_tensor if scope == "ranges" else SifLayout.from_tensor
     if torch._C._are_functorch_transforms_active():
         with torch._C._DisableFuncTorch():  # under which no numbers can be read from a tensor, not even from this one
-            return decode(encoded)
-    return decode(encoded)
+            return decode(layout)
+    return decode(layout)
 
 
-def check_rows(call: Call) -> None:
-    """Check that the packed tensors have as many rows as the layout.
-
-    Raises:
-        ValueError: one of them does not.
-    """
-    ranges = call.ranges
-    if call.q.shape[0] != ranges.q_rows:
-        raise ValueError(f"q must have the layout's {ranges.q_rows} rows, got {call.q.shape[0]}")
-    if call.k.shape[0] != ranges.k_rows:
-        raise ValueError(f"k and v must have the layout's {ranges.k_rows} rows, got {call.k.shape[0]}")
-    if call.tiv is not None and call.tiv[0].shape[0] != ranges.a_rows:
-        raise ValueError(f"k_tiv and v_tiv must have the layout's {ranges.a_rows} TIV rows, got {call.tiv[0].shape[0]}")
+def _check_rows(tensors: Tensors, ranges: RangeLayout) -> None:
+    q, k, _, k_tiv, _ = tensors
+    if q.shape[0] != ranges.q_rows:
+        raise ValueError(f"q must have the layout's {ranges.q_rows} rows, got {q.shape[0]}")
+    if k.shape[0] != ranges.k_rows:
+        raise ValueError(f"k and v must have the layout's {ranges.k_rows} rows, got {k.shape[0]}")
+    if k_tiv is not None and k_tiv.shape[0] != ranges.a_rows:
+        raise ValueError(f"k_tiv and v_tiv must have the layout's {ranges.a_rows} TIV rows, got {k_tiv.shape[0]}")
 
 
 def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,6 +231,31 @@ uniform_layout = operators.define(
 )
 
 
+class _PlainAttention(torch.autograd.Function):
+    """The derivative of `attend_plainly`."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _run_forward(inputs[:5], *inputs[5:], True)
+        ctx.save_for_backward(*inputs[:5], *output)
+        ctx.layout, ctx.known = inputs[5:]
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, out, lse = ctx.saved_tensors
+        if dout is None and dlse is None:
+            return (None,) * 7
+        dout = torch.zeros_like(out) if dout is None else dout
+        # create_graph=True is the operator's to refuse
+        if torch.is_grad_enabled() or derivatives.transforms_active() or operators.are_watched((dout, dlse, *tensors)):
+            grads = _gradients(dout, dlse, *tensors, out, lse, ctx.layout.encoded, *ctx.known.options)
+        else:
+            grads = _run_backward(dout, dlse, tuple(tensors), out, lse, ctx.layout, ctx.known)
+        return (*grads, *(None,) * (7 - len(grads)))
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:5], *output, inputs[5])
     ctx.options = Options(*inputs[6:])
@@ -201,9 +263,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 class _SifAttention(torch.autograd.Function):
+    """The derivative of the operator."""
+
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = operators.run(sif_attention, _forward, inputs, 5)
+        output = operators.below_autograd(sif_attention, *inputs)
         _keep(ctx, inputs, output)
         return output
 
@@ -234,7 +298,8 @@ class _Transformable(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """B samples are B times the clips, in one call."""
-        results = attend(_flat(info, in_dims[:5], inputs[:5]), _repeat(info, *inputs[5:7]), Options(*inputs[6:]))
+        tensors = cast(Tensors, tuple(_flat(info, in_dims[:5], inputs[:5])))
+        results = attend(tensors, _repeat(info, *inputs[5:7]), Options(*inputs[6:]))
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in results), (0, 0)
 
 
@@ -243,7 +308,7 @@ def _gradients(*inputs: Any) -> list[Tensor]:
         return _gradients_once(*inputs)
     if torch.is_grad_enabled():  # create_graph=True: the operator's own derivative refuses
         return sif_attention_backward(*inputs)
-    return operators.run(sif_attention_backward, _backward, inputs, 9)
+    return operators.below_autograd(sif_attention_backward, *inputs)
 
 
 def _gradients_once(*inputs: Any) -> list[Tensor]:

@@ -44,9 +44,9 @@ def attend(
     rows = _rows(layout, dist.get_rank(processes) == 0, q.device)
     ranges = options._replace(scope="ranges")
     if rows.asking is None:
-        out, lse = ops.attend([q, k, v, None, None], rows.ranges.encoded, ranges)
+        out, lse = ops.attend((q, k, v, None, None), rows.ranges, ranges)
     else:
-        asked, asked_lse = ops.attend([q[rows.asking], k, v, None, None], rows.ranges.encoded, ranges)
+        asked, asked_lse = ops.attend((q[rows.asking], k, v, None, None), rows.ranges, ranges)
         out = q.new_zeros(q.shape).index_copy(0, rows.asking, asked)
         lse = asked_lse.new_full(q.shape[:-1], -torch.inf).index_copy(0, rows.asking, asked_lse)
     merged, merged_lse = _Merge.apply(out[rows.tiv], lse[rows.tiv], processes)

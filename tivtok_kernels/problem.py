@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ class Call(NamedTuple):
         q: (N, H, D). k, v: (M, Hk, D), H a multiple of Hk.
         tiv: None or, with scope "broadcast", (k_tiv, v_tiv), each (TIV rows, Hk, D); N and M count frame rows then.
         scope: of a `SifLayout`; "ranges" with a `RangeLayout`.
+        wants_lse: whether anybody reads the LSE; a backend may return anything for it where nobody does.
+        memo: what a backend keeps, by a name of its own, for calls with this layout, scope and scale and with q, k, v
+            and tiv of these shapes, strides, dtype and device.
     """
 
     q: Tensor
@@ -39,6 +42,8 @@ class Call(NamedTuple):
     layout: SifLayout | RangeLayout
     scope: Scope
     scale: float
+    wants_lse: bool = True
+    memo: dict[str, Any] | None = None
 
     @property
     def ranges(self) -> RangeLayout:

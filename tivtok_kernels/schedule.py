@@ -84,20 +84,21 @@ def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int
     tiles = cut(runs, block)
     steps = -(-(tiles[:, 3] + tiles[:, 5]) // step)
     longest_first = np.argsort(-steps, kind="stable")
-    tiles, steps = tiles[longest_first], steps[longest_first]
+    steps = steps[longest_first]
     share = -(-heads * int(steps.sum()) // workers)
     pieces = np.maximum(1, -(-steps // max(share, MIN_STEPS_TO_SPLIT - 1)))
 
     slots = np.where(pieces > 1, pieces, 0)
     first_slot = np.cumsum(slots) - slots
     merges = np.zeros((int((pieces > 1).sum()), 8), dtype=np.int32)
-    split = tiles[pieces > 1]
+    split = np.take(tiles, longest_first[pieces > 1], axis=0)
     merges[:, 0], merges[:, 1], merges[:, 4] = split[:, 0], split[:, 0] + split[:, 1], split[:, 6]
     merges[:, 2], merges[:, 3] = first_slot[pieces > 1], pieces[pieces > 1]
 
     tile = np.repeat(np.arange(len(tiles)), pieces)
     piece = np.arange(len(tile)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    tiles, steps, pieces = tiles[tile], steps[tile], pieces[tile]
+    tiles = np.take(tiles, longest_first[tile], axis=0)  # of whole rows, several times as fast as an index
+    steps, pieces = steps[tile], pieces[tile]
     rows = np.empty((len(tile), 8), dtype=np.int32)
     rows[:, 0], rows[:, 1], rows[:, 7] = tiles[:, 0], tiles[:, 0] + tiles[:, 1], tiles[:, 6]
     for end in (0, 1):

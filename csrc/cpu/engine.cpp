@@ -140,6 +140,12 @@ using namespace tivtok;
 TIVTOK_EXPORT int64_t tivtok_cpu_forward_fields() { return sizeof(ForwardParams) / sizeof(int64_t); }
 TIVTOK_EXPORT int64_t tivtok_cpu_backward_fields() { return sizeof(BackwardParams) / sizeof(int64_t); }
 
+// The stamp of the sources that this was built from, as tivtok_kernels/cpu/sources.py has it.
+#ifndef TIVTOK_SOURCES
+#define TIVTOK_SOURCES ""
+#endif
+TIVTOK_EXPORT const char* tivtok_cpu_sources() { return TIVTOK_SOURCES; }
+
 // Names of all variants, each followed by a space if this machine runs it, by an exclamation mark if not.
 TIVTOK_EXPORT void tivtok_cpu_variants(char* text, int64_t size) {
     text[0] = 0;

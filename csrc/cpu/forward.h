@@ -3,6 +3,11 @@
 // Keys of a block. Its scores and values stay in the first two cache levels while all groups of rows pass over it.
 constexpr int64_t BLOCK_KEYS = 128;
 
+// Frames of up to so many rows leave lanes empty. They go over their own keys one by one, then over the shared keys
+// together with neighbours, up to so many rows of them at a time.
+constexpr int64_t FEW_ROWS = WIDTH / 2;
+constexpr int64_t ROWS_TOGETHER = 8 * WIDTH;
+
 // Streaming softmax of a group of rows: maximum and sum in base 2, and sums of values (columns, WIDTH). What it holds
 // before its first keys is never read.
 struct State {
@@ -106,7 +111,7 @@ void finish(const ForwardParams& params, const State& state, int64_t row, int64_
         auto* out = static_cast<decltype(type)>(params.out) + (row * shape.heads + head) * shape.head_dim;
         transpose_out(state.sums, inverse, count, shape.head_dim, out, shape.heads * shape.head_dim);
     });
-    for (int64_t i = 0; i < count; i++) params.lse[(row + i) * shape.heads + head] = lse[i];
+    for (int64_t i = 0; params.lse && i < count; i++) params.lse[(row + i) * shape.heads + head] = lse[i];
 }
 
 // Query rows of some heads, transposed group by group, and their states.
@@ -156,6 +161,21 @@ class QueryRows {
     // States of rows that have seen no key.
     void clear_unseen() {
         if (fresh_) for_groups([&](int64_t h, int64_t g, auto) { state(h, g).clear(columns_); });
+        fresh_ = false;
+    }
+
+    // Takes over the states of `few` rows of one group each, which are these from row `first` on.
+    void take_states(const QueryRows& few, int64_t first) {
+        for (int64_t g = 0; g < groups_.count; g++) {
+            const int64_t start = groups_.first_row(g) - first, end = start + size(g);  // among the few
+            const int64_t from = start > 0 ? start : 0, to = end < few.rows_ ? end : few.rows_;
+            for (int64_t h = 0; h < heads_; h++) {
+                float* const lanes = state(h, g).peak - start;
+                const float* const others = few.state(h, 0).peak;
+                for (int64_t c = 0; c < State::size(columns_); c += WIDTH)
+                    for (int64_t r = from; r < to; r++) lanes[c + r] = others[c + r];
+            }
+        }
         fresh_ = false;
     }
 
@@ -210,10 +230,38 @@ TIVTOK_INLINE int64_t most_rows(const Plan& plan, const Unit& unit) {
     return most;
 }
 
+// Neighbouring frames of a unit that go over the shared keys together, and rows of all of them; 0: the first goes
+// alone, as all rows but few do, so that no row's result depends on its neighbours.
+struct Together {
+    int64_t frames, rows;
+};
+
+TIVTOK_INLINE Together together(const Plan& plan, const Unit& unit, int64_t first) {
+    Together found = {0, 0};
+    if (unit.num_tiv < BLOCK_KEYS) return found;
+    for (int64_t f = first; f < unit.frames; f++) {
+        const int64_t rows = unit.frames == 1 ? unit.row_end - unit.row : plan.frames[unit.frame + f].tokens;
+        if (rows > FEW_ROWS || found.rows + rows > ROWS_TOGETHER) break;
+        found.frames++, found.rows += rows;
+    }
+    return found;
+}
+
+TIVTOK_INLINE int64_t most_rows_together(const Plan& plan, const Unit& unit) {
+    int64_t most = 0;
+    for (int64_t f = 0; f < unit.frames;) {
+        const Together found = together(plan, unit, f);
+        most = found.rows > most ? found.rows : most;
+        f += found.frames ? found.frames : 1;
+    }
+    return most;
+}
+
 int64_t forward_scratch(const ForwardParams& params, const Unit& unit) {
     const int64_t columns = round_up(params.shape.head_dim, PANEL), group = params.shape.group;
     const int64_t keys = UnitKeys(unit.num_tiv).blocks() * BLOCK_KEYS * columns * 2;
-    const int64_t frame_rows = QueryRows::scratch(most_rows(params.plan, unit), group, columns, true);
+    const int64_t frame_rows = QueryRows::scratch(most_rows(params.plan, unit), group, columns, true) +
+                               QueryRows::scratch(most_rows_together(params.plan, unit), group, columns, true);
     const int64_t tiv_rows = has_tiv_rows(unit) ? QueryRows::scratch(unit.num_tiv, group, columns, true) : 0;
     return keys + frame_rows + tiv_rows + BLOCK_KEYS * WIDTH;
 }
@@ -256,8 +304,14 @@ class ForwardUnit {
             }
         }
         float* const frame_scratch = scratch_;
-        for (int64_t f = 0; f < unit_.frames; f++, scratch_ = frame_scratch)
-            run_frame(params_.plan.frames[unit_.frame + f], f + 1 < unit_.frames, tiv);
+        for (int64_t f = 0; f < unit_.frames; scratch_ = frame_scratch) {
+            const Together few = together(params_.plan, unit_, f);
+            if (few.frames)
+                run_together(f, few, tiv);
+            else
+                run_frame(f, tiv);
+            f += few.frames ? few.frames : 1;
+        }
         if (with_tiv_rows && unit_.q_slot < 0)
             tiv.finish_all(params_, first_head(), unit_.tiv_row);
         else if (with_tiv_rows)
@@ -271,6 +325,9 @@ class ForwardUnit {
         return p;
     }
     int64_t first_head() const { return key_head_ * group_; }
+    const Frame& frame(int64_t f) const { return params_.plan.frames[unit_.frame + f]; }
+    int64_t first_row(int64_t f) const { return frame(f).row + (unit_.frames == 1 ? unit_.row : 0); }
+    int64_t num_rows(int64_t f) const { return unit_.frames == 1 ? unit_.row_end - unit_.row : frame(f).tokens; }
     KeyBlock block(int64_t b) const {
         float* const keys = blocks_ + b * BLOCK_KEYS * columns_ * 2;
         return {{keys, BLOCK_KEYS}, {keys + BLOCK_KEYS * columns_, BLOCK_KEYS}};
@@ -284,6 +341,11 @@ class ForwardUnit {
         }
         return result;
     }
+    QueryRows packed_rows(int64_t row, int64_t rows) {
+        QueryRows result = query_rows(rows, true);
+        result.pack(params_.shape, params_.q, first_head(), row, sign_);
+        return result;
+    }
     void pack_keys(const Tensor& k, const Tensor& v, int64_t first, int64_t count, const KeyBlock& to, int64_t row) {
         pack_rows(params_.shape, k, key_head_, first, count, to.keys, row);
         pack_rows(params_.shape, v, key_head_, first, count, to.values, row);
@@ -295,17 +357,37 @@ class ForwardUnit {
         }
     }
 
-    void run_frame(const Frame& frame, bool another, QueryRows& tiv) {
-        const int64_t first = unit_.frames == 1 ? unit_.row : 0;
-        const int64_t end = unit_.frames == 1 ? unit_.row_end : frame.tokens;
-        QueryRows own = query_rows(end - first, true);
-        own.pack(params_.shape, params_.q, first_head(), frame.row + first, sign_);
+    void run_frame(int64_t f, QueryRows& tiv) {
+        QueryRows own = packed_rows(first_row(f), num_rows(f));
         for (int64_t b = 0; b < keys_.full_blocks; b++) own.attend_all(block(b), 0, BLOCK_KEYS, c_, ahead_, scores_);
+        attend_to_frame(f, keys_.tail, own, tiv);
+        own.finish_all(params_, first_head(), first_row(f));
+    }
 
-        // The block that the TIV keys left unfinished, then blocks of this frame's keys alone.
-        int64_t held = keys_.tail, key = 0;
+    void run_together(int64_t first, const Together& few, QueryRows& tiv) {
+        const int64_t row = first_row(first);
+        QueryRows all = packed_rows(row, few.rows);
+        all.clear_unseen();
+        float* const frame_scratch = scratch_;
+        for (int64_t f = first; f < first + few.frames; f++, scratch_ = frame_scratch) {
+            QueryRows own = packed_rows(first_row(f), num_rows(f));
+            attend_to_frame(f, 0, own, tiv);
+            own.clear_unseen();
+            all.take_states(own, first_row(f) - row);
+        }
+        for (int64_t b = 0; b <= keys_.full_blocks; b++)
+            all.attend_all(block(b), 0, b < keys_.full_blocks ? BLOCK_KEYS : keys_.tail, c_, ahead_, scores_);
+        all.finish_all(params_, first_head(), row);
+    }
+
+    // A frame's rows over its keys, after the `held` TIV keys of a block that they fill up, and TIV rows over what they
+    // see of them.
+    void attend_to_frame(int64_t f, int64_t held, QueryRows& own, QueryRows& tiv) {
+        const Frame& frame = this->frame(f);
+        const int64_t first = first_row(f) - frame.row, end = first + num_rows(f);
+        int64_t key = 0;
         do {
-            const KeyBlock here = block(key == 0 ? keys_.full_blocks : keys_.full_blocks + 1);
+            const KeyBlock here = block(keys_.full_blocks + (held == 0));
             const int64_t left = frame.keys - key, count = left < BLOCK_KEYS - held ? left : BLOCK_KEYS - held;
             pack_keys(params_.k, params_.v, frame.key + key, count, here, held);
             ahead_.start(own.tiles(held + count) - 5 * BLOCK_KEYS / 4);
@@ -314,7 +396,7 @@ class ForwardUnit {
                 look_ahead(key_head_, frame.key + key + count, keys, frame.row, 0);
             } else {
                 ahead_.add(out_, first_head(), frame.row + first, end - first);
-                if (another)
+                if (f + 1 < unit_.frames)
                     look_ahead(key_head_, (&frame)[1].key, (&frame)[1].keys, (&frame)[1].row, (&frame)[1].tokens);
                 else if (next_.unit)
                     look_ahead_to_next();
@@ -327,7 +409,6 @@ class ForwardUnit {
             }
             key += count, held = 0;
         } while (key < frame.keys);
-        own.finish_all(params_, first_head(), frame.row + first);
     }
 
     // Keys and queries that are packed next.

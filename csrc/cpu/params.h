@@ -72,7 +72,7 @@ struct ForwardParams {
     Tensor k, v;          // (M, Hk, D): keys of the frames
     Tensor k_tiv, v_tiv;  // (M', Hk, D)
     void* out;            // (N, H, D) contiguous
-    float* lse;           // (N, H) contiguous, natural logarithm
+    float* lse;           // (N, H) contiguous, natural logarithm; null: not wanted
     float* part;          // (slot rows, H, padded D + 2): states of TIV rows
 };
 

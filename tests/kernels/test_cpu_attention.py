@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, assert_within_budget, budgets, make_case, run
 
-from tivtok_kernels import SifLayout, backends, sif_attention
+from tivtok_kernels import SifLayout, backends, broadcast_attention, sif_attention
 from tivtok_kernels.cpu import backend, plan
 from tivtok_kernels.problem import Problem
 
@@ -36,9 +36,15 @@ def small_units(monkeypatch):
     monkeypatch.setattr(plan, "PAIRS_PER_UNIT", 300)
     monkeypatch.setattr(backend, "_FORWARD_ROWS", 96)
     monkeypatch.setattr(backend, "_BACKWARD_ROWS", 96)
-    plan.make_plan.cache_clear()
+    forget_plans()
     yield
+    forget_plans()
+
+
+def forget_plans():
     plan.make_plan.cache_clear()
+    for layout in (RAGGED, BLOCKS, PIECES):
+        layout.calls.clear()
 
 
 def check_variants(case: Case, dtype: torch.dtype) -> None:
@@ -73,6 +79,19 @@ def test_head_dims(head_dim, scope):
 def test_cut_into_units_and_merged(scope, small_units):
     assert len(plan.make_plan(PIECES, scope, 96).frame_merges) == 2
     check_variants(make_case(PIECES, scope, heads=2, kv_heads=1, head_dim=32), torch.float32)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_small_frames_beside_many_tiv_keys(scope):
+    """Rows too few for a vector go over the TIV keys together: none notices whether and with whom."""
+    layouts = [SifLayout.from_lengths([150], [frames]) for frames in ([3, 0, 12, 5, 40, 1], [3])]
+    for layout in layouts:
+        check_variants(make_case(layout, scope, heads=4, head_dim=32), torch.float32)
+    case = make_case(layouts[0], "broadcast", head_dim=32)
+    q, k, v, *tiv = case.inputs.values()
+    many = broadcast_attention(q, k, v, *tiv, layout=layouts[0], backend="cpu")
+    alone = broadcast_attention(q[:3], k[:3], v[:3], *tiv, layout=layouts[1], backend="cpu")
+    assert torch.equal(many[:3], alone)
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from test_ranges import check, dense, two_ranges
+from test_ranges import check, dense, prefixes, two_ranges
 
 from tivtok_kernels import RangeLayout, SifLayout, range_attention
 from tivtok_kernels.cpu import backend, plan
@@ -38,6 +38,15 @@ def check_variants(*case, **shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_ranges_longer_than_blocks_and_units(dtype):
     check_variants(*LONG, heads=4, kv_heads=2, head_dim=24, dtype=dtype)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1)])
+def test_rows_too_few_for_a_vector_go_over_shared_keys_together(heads):
+    """Continuations of a few rows of prefixes of a block of keys and more, more of them than go together."""
+    few = [1, 3, 12, 24, 25, 6, 7, 0, 40, 2] + [11] * 40
+    for prefix, queries in (([128, 3], True), ([300, 130], False)):
+        layout = RangeLayout.shared_prefix(prefix, [few, [5, 5]], prefix_queries=queries)
+        check_variants(layout, prefixes(prefix, [few, [5, 5]], queries), heads=heads[0], kv_heads=heads[1], head_dim=24)
 
 
 @given(two_ranges())

@@ -8,19 +8,25 @@ from __future__ import annotations
 import ctypes
 import os
 import sysconfig
+from array import array
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
+from tivtok_kernels.cpu.sources import STRUCTURES, stamp
 from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
+OTHER_SOURCES = "its library was built from other sources than these, run pip install -e . again"
 MAX_HEAD_DIM = 256
 
+SOURCES = Path(__file__).parents[2] / "csrc" / "cpu"  # there in a checkout, not where a wheel is installed
 LIBRARY = Path(__file__).with_name("engine" + sysconfig.get_config_var("EXT_SUFFIX"))
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ElementType of csrc/cpu/params.h
@@ -60,14 +66,42 @@ def plan_call(call: Call, direction: Direction) -> Plan:
     return make_plan(call.layout, call.scope, max(96, most_rows * key_heads // heads))
 
 
-def forward(call: Call) -> tuple[Tensor, Tensor]:
-    q, k, v = call.q, call.k, call.v
-    heads, columns = q.shape[1], _padded(q.shape[2])
+class _Prepared(NamedTuple):
+    """What calls of one kind have in common.
+
+    Attributes:
+        plan: keeps its tables alive.
+        fields: the argument of the forward; at `_FORWARD_ADDRESSES` it lacks what differs from call to call.
+        slots: floats of the workspace.
+    """
+
+    plan: Plan
+    fields: array[int]
+    slots: int
+
+
+# Places of q, k, v, k_tiv, v_tiv, out, lse and the workspace among the fields of ForwardParams.
+_FORWARD_ADDRESSES = (17, 20, 23, 26, 29, 32, 33, 34)
+
+
+def _prepare_forward(call: Call) -> _Prepared:
     plan = plan_call(call, "forward")
+    tensors = _strided(call.q, call.k, call.v, *call.tiv_or_own)
+    slots = plan.q_slots * call.q.shape[1] * (_padded(call.q.shape[2]) + 2)
+    return _Prepared(plan, array("q", (*_plan_and_shape(plan, call), *tensors, 0, 0, 0)), slots)
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor | None]:
+    q, k, v = call.q, call.k, call.v
+    memo = {} if call.memo is None else call.memo
+    if (prepared := memo.get("cpu")) is None:
+        prepared = memo["cpu"] = _prepare_forward(call)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = _scratch(q, *q.shape[:2])
-    part = _workspace(q, plan.q_slots, heads * (columns + 2))
-    fields = (*_plan_and_shape(plan, call), *_strided(q, k, v, *call.tiv_or_own), *_addresses(out, lse, part))
+    lse = _scratch(q, *q.shape[:2]) if call.wants_lse else None
+    part = _workspace(q, prepared.slots)
+    fields = prepared.fields[:]
+    for place, address in zip(_FORWARD_ADDRESSES, _addresses(q, k, v, *call.tiv_or_own, out, lse, part), strict=True):
+        fields[place] = address
     _run("tivtok_cpu_forward", fields, call.scale)
     return out, lse
 
@@ -76,11 +110,13 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     q, k, v = call.q, call.k, call.v
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    plan = plan_call(call, "backward")
+    memo = {} if call.memo is None else call.memo
+    if (plan := memo.get("cpu")) is None:
+        plan = memo["cpu"] = plan_call(call, "backward")
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
-    part_q = _workspace(q, plan.q_slots, heads * columns)
-    part_k = _workspace(q, plan.k_slots, key_heads * 2 * columns)
-    part_frame = _workspace(q, plan.frame_slots, key_heads * 2 * columns)
+    part_q = _workspace(q, plan.q_slots * heads * columns)
+    part_k = _workspace(q, plan.k_slots * key_heads * 2 * columns)
+    part_frame = _workspace(q, plan.frame_slots * key_heads * 2 * columns)
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
     fields = (
@@ -88,7 +124,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
         *_strided(q, dout, k, v, k_tiv, v_tiv),
         *_addresses(out, lse, dlse, *grads[:3], *(grads[3:] or grads[1:3]), part_q, part_k, part_frame),
     )
-    _run("tivtok_cpu_backward", fields, call.scale)
+    _run("tivtok_cpu_backward", array("q", fields), call.scale)
     return grads
 
 
@@ -124,9 +160,9 @@ def _scratch(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-def _workspace(like: Tensor, rows: int, floats: int) -> Tensor | None:
-    """`_scratch` for so many rows; most plans need none, and an allocation is a good part of a small call."""
-    return _scratch(like, rows * floats) if rows else None
+def _workspace(like: Tensor, floats: int) -> Tensor | None:
+    """`_scratch`; most plans need none, and an allocation is a good part of a small call."""
+    return _scratch(like, floats) if floats else None
 
 
 def _padded(head_dim: int) -> int:
@@ -146,10 +182,15 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def _run(name: str, fields: tuple[int, ...], scale: float) -> None:
-    array = (ctypes.c_int64 * len(fields))(*fields)
-    if getattr(_library(), name)(array, scale, torch.get_num_threads(), _parallel()):
+def _run(name: str, fields: array[int], scale: float) -> None:
+    address, _ = fields.buffer_info()
+    if _function(name)(address, scale, torch.get_num_threads(), _parallel()):
         raise MemoryError("the CPU attention kernels found no memory for their scratch space")
+
+
+@cache
+def _function(name: str) -> Callable[..., int]:
+    return getattr(_library(), name)
 
 
 @cache
@@ -160,12 +201,19 @@ def _load_error() -> str | None:
         _library()
     except OSError as error:
         return f"its library cannot be loaded: {error}"
+    except ImportError as error:
+        return str(error)
     return None
 
 
 @cache
 def _library() -> ctypes.CDLL:
+    """Raises:
+    ImportError: what it computes may not be what is asked of it, for it was built from other sources.
+    """
     library = ctypes.CDLL(str(LIBRARY))
+    if not _is_current(library):
+        raise ImportError(OTHER_SOURCES)
     for name in ("tivtok_cpu_forward", "tivtok_cpu_backward"):
         arguments = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int64, ctypes.c_void_p]
         getattr(library, name).argtypes = arguments
@@ -176,6 +224,15 @@ def _library() -> ctypes.CDLL:
     if forced := os.environ.get("TIVTOK_CPU_VARIANT"):
         _use(library, forced, "TIVTOK_CPU_VARIANT")
     return library
+
+
+def _is_current(library: ctypes.CDLL) -> bool:
+    built_from = getattr(library, "tivtok_cpu_sources", None)
+    if built_from is None:
+        return False
+    built_from.restype = ctypes.c_char_p
+    built = built_from().decode()
+    return built == stamp(SOURCES) if SOURCES.is_dir() else built.partition(" ")[2] == STRUCTURES
 
 
 @cache

@@ -9,14 +9,13 @@ that shares range A with no other goes through the longer range and packs the sh
 units, since runs may share keys of range B: each dQ is made whole by one thread, and so are each dK and dV.
 
 Units depend on lengths alone, never on the number of threads: results are the same bit for bit for any number.
+They are made by arithmetic on whole arrays, with a step of Python per unit and none per frame.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.layout import Scope, SifLayout
-from tivtok_kernels.ranges import RangeLayout, Segment
+from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.schedule import cut
 
 # Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
@@ -37,6 +36,10 @@ SLOT_ROWS = 48
 # second-level cache while what they see, or what sees them, passes by.
 _RUN_ROWS = 384
 _RUN_KEYS = 240
+
+
+_NO_UNITS = np.empty((0, 13), dtype=np.int64)
+_NO_RUNS = np.empty((0, 6), dtype=np.int64)
 
 
 class Plan(NamedTuple):
@@ -62,158 +65,174 @@ class Plan(NamedTuple):
     fields: tuple[int, ...]
 
 
-class _Span(NamedTuple):
-    """Frames of a clip that one unit takes, and the rows of them."""
+class _Clips(NamedTuple):
+    """What is cut into units: clips, or neighbouring runs of rows that share range A.
 
-    frame: int
-    frames: int
-    row: int
-    row_end: int
+    Attributes:
+        tiv_row, key, num_keys: (clips,) first TIV row; first of the TIV keys (of range A), and how many.
+        frames: (frames, 4) row, tokens, key, keys; without empty ones.
+        clip: (frames,) the clip of each, ascending.
+        pairs: (frames,) the (query, key) pairs of one query head that each costs.
+    """
+
+    tiv_row: np.ndarray
+    key: np.ndarray
+    num_keys: np.ndarray
+    frames: np.ndarray
+    clip: np.ndarray
+    pairs: np.ndarray
+
+
+class _Spans(NamedTuple):
+    """Frames of a clip that one unit takes, or one of several pieces of a large one; (spans,) each, clip after clip."""
+
+    clip: np.ndarray
+    frame: np.ndarray
+    frames: np.ndarray
+    row: np.ndarray
+    row_end: np.ndarray
+    piece: np.ndarray
+    pieces: np.ndarray
 
 
 @lru_cache(maxsize=1024)
 def make_plan(layout: SifLayout | RangeLayout, scope: Scope, most_rows: int) -> Plan:
     """The plan of a layout, with at most about ``most_rows`` query rows of a frame per unit."""
-    builder = _Builder()
-    if isinstance(layout, RangeLayout):
-        for _, runs in groupby(layout.segments, key=lambda run: (run.a_start, run.a_len)):
-            builder.add_runs(list(runs), most_rows)
-        return builder.plan()
-    row = tiv_row = 0
-    for num_tiv, frames in zip(layout.num_tiv, layout.frame_tokens, strict=True):
-        if scope != "broadcast":
-            tiv_row = row
-        row = builder.add_clip(num_tiv, frames, row + num_tiv * (scope != "broadcast"), tiv_row, scope, most_rows)
-        tiv_row += num_tiv
-    return builder.plan()
+    clips = _runs(layout) if isinstance(layout, RangeLayout) else _clips(layout, scope)
+    spans = _cut(clips, most_rows)
+    clip, piece = spans.clip, spans.piece
+    count = np.bincount(clip, minlength=len(clips.key))
+    number = np.arange(len(clip)) - (np.cumsum(count) - count)[clip]  # of each unit in its clip
+    tiv, alone = clips.num_keys, np.ones_like(count)
+    sees_rows = (tiv > 0) & (scope == "clip")
+    shared = np.where(sees_rows, count, alone)  # units that TIV rows are in
+    k_count = np.where(tiv > 0, count, alone) if scope != "ranges" else alone
+    q_rows = -(-tiv // SLOT_ROWS) * SLOT_ROWS
+    q_merges, q_slot, q_slots = _slots(clips.tiv_row, tiv, q_rows, shared, clip, number)
+    k_merges, k_slot, k_slots = _slots(clips.tiv_row, tiv, tiv, k_count, clip, number)
+    row, tokens, _, keys = np.pad(clips.frames, ((0, 1), (0, 0)))[spans.frame].T
+    first = np.where((piece == 0) & (scope != "ranges"), spans.pieces, 1)
+    frame_merges, frame_slot, frame_slots = _slots(row, tokens, tokens, first, np.arange(len(clip)) - piece, piece)
+
+    here = (number < shared[clip]) & (scope in ("clip", "tiv"))
+    own, own_end = ((tiv[clip] * (number + end) // shared[clip]) * here for end in (0, 1))
+    unit = [clips.tiv_row[clip], clips.key[clip], tiv[clip], *spans[1:5], own, own_end, sees_rows[clip]]
+    units = np.stack([*unit, np.where(here, q_slot, -1), k_slot, frame_slot], 1, dtype=np.int64)
+
+    _, all_rows, _, all_keys = clips.frames.T
+    rows, products = (_over(x, spans) for x in (all_rows, all_rows * all_keys))
+    pieces = spans.frames == 1
+    rows[pieces] = (spans.row_end - spans.row)[pieces]
+    products[pieces] = (rows * keys)[pieces]
+    pairs = products + tiv[clip] * (rows + own_end - own + rows * sees_rows[clip])
+    # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
+    units = units[np.argsort(-pairs, kind="stable")]
+    tables = units, clips.frames, q_merges, k_merges, frame_merges, _NO_RUNS, _NO_RUNS
+    return _plan(tables, q_slots, k_slots, frame_slots)
 
 
 @lru_cache(maxsize=1024)
 def plan_gradients(layout: RangeLayout, group: int) -> Plan:
     """The plan of a backward under two ranges, with ``group`` query heads to a key head."""
     rows = _run_table(layout.query_runs, max(SLOT_ROWS, _RUN_ROWS // group))
-    return _Builder().plan(rows, _run_table(layout.key_runs, _RUN_KEYS))
+    nothing = np.empty((0, 4), dtype=np.int64)
+    return _plan((_NO_UNITS, *(nothing,) * 4, rows, _run_table(layout.key_runs, _RUN_KEYS)), 0, 0, 0)
 
 
-class _Builder:
-    def __init__(self) -> None:
-        self.units: list[tuple[int, ...]] = []
-        self.frames: list[tuple[int, ...]] = []
-        self.merges: dict[str, list[tuple[int, ...]]] = {"q": [], "k": [], "frame": []}
-        self.slots = {"q": 0, "k": 0, "frame": 0}
-
-    def add_clip(
-        self, num_tiv: int, lengths: tuple[int, ...], row: int, tiv_row: int, scope: Scope, most_rows: int
-    ) -> int:
-        """Add a clip whose frames start at ``row``; returns the row behind it."""
-        first_frame = len(self.frames)
-        for tokens in lengths:
-            if tokens:
-                self.frames.append((row, tokens, row, tokens))
-            row += tokens
-        frames = self.frames[first_frame:]
-        rows = [tokens for _, tokens, *_ in frames]
-        spans = _spans(rows, [n * (2 * num_tiv + n) for n in rows], most_rows)
-        if not spans and num_tiv:
-            spans = [_Span(0, 0, 0, 0)]
-
-        pieces = Counter(span.frame for span in spans)
-        shared = len(spans) if scope == "clip" and num_tiv else 1  # units that TIV rows are in
-        q_slots = self._take("q", tiv_row, num_tiv, -(-num_tiv // SLOT_ROWS) * SLOT_ROWS, shared)
-        k_slots = self._take("k", tiv_row, num_tiv, num_tiv, len(spans)) if num_tiv else [-1] * len(spans)
-        for i, span in enumerate(spans):
-            frame_slot = -1
-            if span.frames == 1 and span.row_end - span.row < (tokens := frames[span.frame][1]):
-                if span.row == 0:
-                    frame_slots = iter(self._take("frame", frames[span.frame][0], tokens, tokens, pieces[span.frame]))
-                frame_slot = next(frame_slots)
-            here = i < shared and scope != "broadcast"
-            unit = [tiv_row, tiv_row, num_tiv, first_frame + span.frame, span.frames, span.row, span.row_end]
-            unit += [num_tiv * i // shared * here, num_tiv * (i + 1) // shared * here]
-            unit += [int(scope == "clip" and num_tiv > 0), q_slots[i] if here else -1, k_slots[i], frame_slot]
-            self.units.append(tuple(unit))
-        return row
-
-    def add_runs(self, runs: list[Segment], most_rows: int) -> None:
-        """Add runs of rows that share range A."""
-        if len(runs) == 1 and runs[0].a_len > runs[0].b_len:
-            run = runs[0]
-            runs = [Segment(run.q_start, run.q_len, run.b_start, run.b_len, run.a_start, run.a_len)]
-        first_frame, key, num_keys = len(self.frames), runs[0].a_start, runs[0].a_len
-        self.frames += [(run.q_start, run.q_len, run.b_start, run.b_len) for run in runs]
-        rows = [run.q_len for run in runs]
-        for span in _spans(rows, [run.q_len * (num_keys + run.b_len) for run in runs], most_rows):
-            place = (first_frame + span.frame, span.frames, span.row, span.row_end)
-            self.units.append((0, key, num_keys, *place, 0, 0, 0, -1, -1, -1))
-
-    def _take(self, kind: str, row: int, length: int, slot_rows: int, count: int) -> list[int]:
-        """Slots for ``count`` units' results of these rows, -1 where there is but one unit; the merge is noted."""
-        if count < 2:
-            return [-1] * count
-        first = self.slots[kind]
-        self.merges[kind].append((row, length, first, count))
-        self.slots[kind] = first + slot_rows * count
-        return [first + slot_rows * i for i in range(count)]
-
-    def plan(self, row_runs: Tensor | None = None, key_runs: Tensor | None = None) -> Plan:
-        # The longest units first: what is left to do at the end is then short. A unit's results do not depend on it.
-        self.units.sort(key=self._pairs, reverse=True)
-        units, frames = _table(self.units, 13), _table(self.frames, 4)
-        q, k, frame = (_table(self.merges[kind], 4) for kind in ("q", "k", "frame"))
-        rows, keys = (_table((), 6) if table is None else table for table in (row_runs, key_runs))
-        pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
-        fields = (*pointers, len(q), len(k), len(frame), rows.data_ptr(), keys.data_ptr(), len(rows), len(keys))
-        slots = self.slots
-        return Plan(units, frames, q, k, frame, rows, keys, slots["q"], slots["k"], slots["frame"], fields)
-
-    def _pairs(self, unit: tuple[int, ...]) -> int:
-        num_tiv, frame, frames, row, row_end, first, end, sees_rows = unit[2:10]
-        tokens = [(n, keys) for _, n, _, keys in self.frames[frame : frame + frames]]
-        if frames == 1:
-            tokens = [(row_end - row, tokens[0][1])]
-        own = sum(n * (num_tiv + keys) for n, keys in tokens)
-        return own + num_tiv * (end - first + sum(n for n, _ in tokens) * sees_rows)
+def _clips(layout: SifLayout, scope: Scope) -> _Clips:
+    num_tiv = np.array(layout.num_tiv, dtype=np.int64)
+    count = np.array([len(frames) for frames in layout.frame_tokens], dtype=np.int64)
+    tokens = np.fromiter(chain.from_iterable(layout.frame_tokens), dtype=np.int64)
+    clip = np.repeat(np.arange(len(count)), count)
+    row = np.cumsum(tokens) - tokens
+    tiv_row = np.cumsum(num_tiv) - num_tiv
+    if scope != "broadcast":  # where TIV keys are in the same tensor
+        row += np.cumsum(num_tiv)[clip]
+        tiv_row += np.append(0, np.cumsum(tokens))[np.cumsum(count) - count]
+    kept = tokens > 0
+    row, tokens, clip = row[kept], tokens[kept], clip[kept]
+    pairs = tokens * (2 * num_tiv[clip] + tokens)
+    return _Clips(tiv_row, tiv_row, num_tiv, np.stack([row, tokens, row, tokens], 1), clip, pairs)
 
 
-def _spans(tokens: list[int], pairs_of: list[int], most_rows: int) -> list[_Span]:
-    """Cut a clip: large frames into pieces of about equally many rows, small ones put together.
+def _runs(layout: RangeLayout) -> _Clips:
+    table = layout.table.copy()
+    begins = np.ones(len(table), dtype=bool)
+    begins[1:] = (table[1:, 2:4] != table[:-1, 2:4]).any(1)
+    single = begins & np.append(begins[1:], True)
+    swapped = single & (table[:, 3] > table[:, 5])
+    table[swapped] = table[swapped][:, [0, 1, 4, 5, 2, 3]]
+    pairs = table[:, 1] * (table[:, 3] + table[:, 5])
+    key, num_keys = table[begins, 2], table[begins, 3]
+    return _Clips(np.zeros_like(key), key, num_keys, table[:, [0, 1, 4, 5]], np.cumsum(begins) - 1, pairs)
+
+
+def _cut(clips: _Clips, most_rows: int) -> _Spans:
+    """Cut each clip: large frames into pieces of about equally many rows, small ones put together. A clip that has TIV
+    keys and no frames is one span of none."""
+    tokens, clip = clips.frames[:, 1], clips.clip
+    frame, num_frames = np.arange(len(tokens)), len(tokens)
+    pieces = -(-tokens // most_rows)
+    clip_end = np.cumsum(np.bincount(clip, minlength=len(clips.key)))
+    next_large = np.minimum.accumulate(np.where(pieces > 1, frame, num_frames)[::-1])[::-1]
+    total = np.append(0, np.cumsum(clips.pairs))
+    filled = np.searchsorted(total, total[:-1] + PAIRS_PER_UNIT)
+    end = np.where(pieces > 1, frame + 1, np.minimum(np.minimum(filled, next_large), clip_end[clip]))
+
+    ends, starts, at = end.tolist(), [], 0
+    while at < num_frames:
+        starts.append(at)
+        at = ends[at]
+    first = np.array(starts, dtype=np.int64)
+    span = np.repeat(np.arange(len(first)), pieces[first])
+    first, frames = first[span], (end[first] - first)[span]
+    piece = np.arange(len(span)) - np.searchsorted(span, span)
+    row, row_end = (tokens[first] * (piece + i) // pieces[first] * (frames == 1) for i in (0, 1))
+
+    empty = np.flatnonzero((np.diff(clip_end, prepend=0) == 0) & (clips.num_keys > 0))
+    nothing = np.zeros_like(empty)
+    spans = _Spans(clip[first], first, frames, row, row_end, piece, pieces[first])
+    more = _Spans(empty, clip_end[empty], nothing, nothing, nothing, nothing, nothing + 1)
+    both = [np.concatenate(pair) for pair in zip(spans, more, strict=True)]
+    order = np.argsort(both[0], kind="stable")
+    return _Spans(*(x[order] for x in both))
+
+
+def _slots(
+    row: np.ndarray, length: np.ndarray, slot_rows: np.ndarray, count: np.ndarray, owner: np.ndarray, number: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where ``count`` units each leave what they have of the same rows.
 
     Args:
-        tokens: rows of each frame.
-        pairs_of: how many (query, key) pairs of one query head each frame costs.
+        row, length, slot_rows, count: (owners,) the rows, how many a slot takes, and how many units have any.
+        owner, number: (units,) whose rows a unit has, and the how-manieth of its units it is.
+
+    Returns:
+        The merges, (merges, 4); (units,) each unit's slot, -1 where it is the only one; and the rows of all slots.
     """
-    spans: list[_Span] = []
-    first = pairs = 0
-    for i, n in enumerate(tokens):
-        pieces = -(-n // most_rows)
-        if pieces > 1:
-            if first < i:
-                spans.append(_whole(first, i, tokens))
-            cuts = [n * piece // pieces for piece in range(pieces + 1)]
-            spans += [_Span(i, 1, start, end) for start, end in pairwise(cuts)]
-            first, pairs = i + 1, 0
-            continue
-        pairs += pairs_of[i]
-        if pairs >= PAIRS_PER_UNIT:
-            spans.append(_whole(first, i + 1, tokens))
-            first, pairs = i + 1, 0
-    if first < len(tokens):
-        spans.append(_whole(first, len(tokens), tokens))
-    return spans
+    several = count > 1
+    rows = slot_rows * count * several
+    first = np.cumsum(rows) - rows
+    slot = np.where(several[owner], first[owner] + slot_rows[owner] * number, -1)
+    return np.stack([row, length, first, count], 1)[several], slot, int(rows.sum())
 
 
-def _whole(first: int, end: int, tokens: list[int]) -> _Span:
-    return _Span(first, end - first, 0, tokens[first] if end - first == 1 else 0)
+def _over(x: np.ndarray, spans: _Spans) -> np.ndarray:
+    """Sums of ``x`` (frames,) over the frames of each span."""
+    total = np.append(0, np.cumsum(x))
+    return total[spans.frame + spans.frames] - total[spans.frame]
 
 
-def _run_table(runs: np.ndarray, block: int) -> Tensor:
+def _plan(tables: tuple[np.ndarray, ...], q_slots: int, k_slots: int, frame_slots: int) -> Plan:
+    with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
+        units, frames, q, k, frame, rows, keys = (torch.from_numpy(np.ascontiguousarray(table)) for table in tables)
+    pointers = (units.data_ptr(), len(units), *(x.data_ptr() for x in (frames, q, k, frame)))
+    fields = (*pointers, len(q), len(k), len(frame), rows.data_ptr(), keys.data_ptr(), len(rows), len(keys))
+    return Plan(units, frames, q, k, frame, rows, keys, q_slots, k_slots, frame_slots, fields)
+
+
+def _run_table(runs: np.ndarray, block: int) -> np.ndarray:
     """Runs as `RangeLayout.key_runs` has them, in pieces of up to ``block`` rows or keys, the longest first."""
     pieces = cut(runs, block)
     order = np.argsort(-pieces[:, 1] * (pieces[:, 3] + pieces[:, 5]), kind="stable")
-    with torch.inference_mode(False):
-        return torch.from_numpy(np.ascontiguousarray(pieces[order, :6]))
-
-
-def _table(rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
-    with torch.inference_mode(False):  # a cached plan outlives the mode it was made in
-        return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, width)
+    return pieces[order, :6]
