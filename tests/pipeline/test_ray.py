@@ -86,7 +86,7 @@ def test_encode_dir(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_fails_in_an_actor_fails_here(clips: Path, tmp_path: Path) -> None:
     job = Job(str(tmp_path / "none" / shard_name(0)), [], "float16", None)
-    with pytest.raises(FileNotFoundError, match="the folder of .* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"the folder of .* does not exist"):
         list(on_ray([job], Encoder(), 1))
 
 
