@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import ray
+from pyarrow.dataset import dataset
 
 from tivtok.pipeline import Encoder
 from tivtok.video import find_videos
@@ -27,9 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     paths = {str(path.resolve()) for path in find_videos(arguments.videos)}
-    if arguments.result.exists():
-        done = ray.data.read_parquet(str(arguments.result)).select_columns(["path"])
-        paths -= {row["path"] for row in done.iter_rows()}
+    if any(arguments.result.glob("*.parquet")):
+        paths -= set(dataset(arguments.result, format="parquet").to_table(["path"])["path"].to_pylist())
     if not paths:
         print("nothing to do")
         return
@@ -39,6 +39,7 @@ def main() -> None:
         fn_constructor_kwargs={"model": arguments.model},
         batch_size=1,
         concurrency=arguments.workers,
+        num_cpus=0.5,  # so that writing, a task of its own, has its turn where all CPUs have a worker
         num_gpus=arguments.gpus,
         max_restarts=-1,
         max_task_retries=-1,

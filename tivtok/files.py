@@ -1,18 +1,25 @@
-"""File names of any kind, and writing files so that a reader finds the old file or the new one, never half a file."""
+"""File names of any kind, and writing files so that a reader finds the old file or the new one, never half a file.
+
+Where a function takes an address, that is a path, or what fsspec knows ("s3://bucket/tokens").
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import shutil
+import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 # Errors that only writing raises; Python does not say for which file.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_SENT_AT_A_TIME = 1 << 23  # bytes
 
 
 @contextmanager
@@ -48,17 +55,92 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_remote(address: str) -> bool:
+    """Whether ``address`` is none of a path: a scheme stands before it."""
+    return "://" in address
+
+
 def open_in(folder: str, name: str) -> IO[bytes]:
-    """A file of a folder, open to be read; the folder may be an address that fsspec knows ("s3://bucket/tokens").
+    """A file of the folder at an address, open to be read.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it cannot be read.
+        ValueError: fsspec cannot reach the address.
+    """
+    if not is_remote(folder):
+        return open(os.path.join(folder, name), "rb")
+    files, path = _remote(folder)
+    return files.open(f"{path}/{name}", "rb")
+
+
+def names_in(folder: str) -> set[str]:
+    """What the folder at an address holds; nothing where there is none.
 
     Raises:
         OSError: it cannot be read.
+        ValueError: fsspec cannot reach the address.
     """
-    if "://" not in folder:
-        return open(os.path.join(folder, name), "rb")
+    try:
+        if not is_remote(folder):
+            return set(os.listdir(folder))
+        files, path = _remote(folder)
+        files.invalidate_cache()  # other processes write there, too
+        return {found.rstrip("/").rpartition("/")[2] for found in files.ls(path, detail=False)}
+    except FileNotFoundError:
+        return set()
+
+
+def make_folder(folder: str) -> None:
+    """Make the folder at an address, and those that it is in, where they are missing.
+
+    Raises:
+        OSError: it cannot be made.
+        ValueError: fsspec cannot reach the address.
+    """
+    if not is_remote(folder):
+        os.makedirs(folder, exist_ok=True)
+        return
+    files, path = _remote(folder)
+    files.makedirs(path, exist_ok=True)
+
+
+@contextmanager
+def replacing_in(folder: str, name: str) -> Iterator[Path]:
+    """Do as `replacing` does for a file of the folder at an address.
+
+    A remote file is written here first and sent when the block ends well, in a transaction of its file system: under
+    another name, or in parts that become a file at the end, where the file system has such.
+
+    Raises:
+        OSError: as of `replacing`, or the file cannot be sent.
+        ValueError: fsspec cannot reach the address.
+    """
+    if not is_remote(folder):
+        with replacing(Path(folder) / name) as temporary:
+            yield temporary
+        return
+    files, path = _remote(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / name
+        yield made
+        with files.transaction, made.open("rb") as source, files.open(f"{path}/{name}", "wb") as target:
+            shutil.copyfileobj(source, target, _SENT_AT_A_TIME)
+
+
+def _remote(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path there.
+
+    Raises:
+        ValueError: fsspec does not know it, or lacks what it needs.
+    """
     import fsspec
 
-    return fsspec.open(f"{folder.rstrip('/')}/{name}", "rb").open()
+    try:
+        files, path = fsspec.url_to_fs(address.rstrip("/"))
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{address} cannot be reached: {error}") from None
+    return files, path
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.format import StoredDtype, check_finite
 from tivtok.tokens.writer import TokenWriter
 from tivtok.video import video_to_frames
+from tivtok.video.ahead import on_device
 
 KEPT_SETS = 8  # TIV sets whose keys and values a decoder holds on to
 
@@ -201,7 +202,7 @@ def _encoded(model: TivTok, batch: Sequence[_Piece]) -> Iterator[Tokens | Except
 def _videos(model: TivTok, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """uint8 (f, H, W, 3) -> uint8 (1, 3, f, H, W) on the model's device."""
     device = next(model.parameters()).device
-    return (chunk.to(device).permute(3, 0, 1, 2)[None] for chunk in _checked(chunks, model.config.chunk_frames))
+    return (chunk.permute(3, 0, 1, 2)[None] for chunk in on_device(_checked(chunks, model.config.chunk_frames), device))
 
 
 def _kept(chunks: Iterable[Tensor], shelf: IO[bytes]) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from benchmarks.studies.factorisation import factorisation
 from benchmarks.studies.memory import memory
 from benchmarks.studies.random_access import random_access
 from benchmarks.studies.synthetic_motion import synthetic_motion
+from benchmarks.studies.throughput import throughput
 from benchmarks.studies.tiv_sets import tiv_sets
 
 app = typer.Typer(help="Measurements behind decisions.", add_completion=False, pretty_exceptions_enable=False)
@@ -18,6 +19,7 @@ app.command("ablations")(ablations)
 app.command("factorisation")(factorisation)
 app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
+app.command("throughput")(throughput)
 
 
 @app.callback()

@@ -290,11 +290,23 @@ def imported_by(arguments: list[str]) -> set[str]:
 
 def test_commands_import_what_they_use(files: Files, tmp_path: Path) -> None:
     """The compiler and the metrics take as long to import as torch itself, which the list of commands does without."""
+    heavy = {"torch._dynamo", "sympy", "triton", "torchmetrics", "accelerate", "fsspec", "pyarrow", "ray", "pandas"}
     assert "torch" not in imported_by(["--help"])
     for command in (["info", files.tokens], ["decode", files.tokens, str(tmp_path / "o.mp4"), "--model", files.model]):
         modules = imported_by(command)
-        assert "torch" in modules and not modules & {"torch._dynamo", "sympy", "triton", "torchmetrics", "accelerate"}
+        assert "torch" in modules and not modules & heavy
         assert ("av" in modules) is (command[0] == "decode")
+
+
+def test_a_program_of_its_own_sets_its_imports_aside(files: Files) -> None:
+    """The garbage collector, which would look through them, goes on; of another program it leaves all alone."""
+    code = (
+        "import gc, sys; from tivtok.cli import main; main(sys.argv[1:]); print(gc.get_freeze_count()); main();"
+        "print(gc.isenabled(), gc.get_freeze_count() > 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "info", files.tokens], capture_output=True, text=True)
+    said = done.stdout.splitlines()
+    assert "0" in said and said[-1] == "True True", done
 
 
 def test_inputs_that_are_no_videos(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

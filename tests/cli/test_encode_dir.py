@@ -8,20 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from tivtok.cli import main
 from tivtok.model.config import TivTokConfig
+from tivtok.pipeline import Encoded, Encoder
+from tivtok.shards import Job, in_processes
 from tivtok.streaming import encode_stream
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import TokensError
-from tivtok.tokens.dataset import TokenDataset
+from tivtok.tokens.dataset import TokenDataset, read_failed, shard_name
 from tivtok.video import VideoReader, VideoWriter
+from tivtok.video.sources import VideoRef
 
 LENGTHS = {"a.mp4": 5, "b.mp4": 20, "deep/c.mp4": 1, "deep/d.mkv": 33, "e.mp4": 16}
 CONFIG = TivTokConfig.preset("tiny").replace(
@@ -47,6 +52,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     TivTok(CONFIG).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Here and in other processes: sums are rounded otherwise in other numbers of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 def encode(videos: Path, result: Path, model: str, *options: str) -> int:
@@ -134,6 +150,121 @@ def test_ctrl_c_with_workers_is_clean(videos: Path, model: str, tmp_path: Path) 
     assert process.returncode == 130 and err == "tivtok: interrupted\n", err
     left = os.listdir(tmp_path / "out")
     assert 2 <= len(left) <= 40 and all(name == "plan.json" or name.startswith("shard-") for name in left)
+
+
+# A command that kills itself while it writes the file of that name, before it renames it, or after.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tivtok.cli import main
+
+moment, name, *arguments = sys.argv[1:]
+replace, write_bytes = os.replace, Path.write_bytes
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def replacing(source, target):
+    if moment == "before" and Path(target).name == name: die()
+    replace(source, target)
+    if moment == "after" and Path(target).name == name: die()
+
+def writing(path, data):
+    if moment == "during" and path.name.endswith(name):
+        write_bytes(path, data[: len(data) // 2])
+        die()
+    write_bytes(path, data)
+
+os.replace, Path.write_bytes = replacing, writing
+main(arguments)
+"""
+
+
+def same_tokens(one: Path, other: Path) -> bool:
+    both = zip(TokenDataset(one), TokenDataset(other), strict=True)
+    return all(torch.equal(a.tiv, b.tiv) and torch.equal(a.tv, b.tv) for a, b in both)
+
+
+def test_killed_at_any_moment_it_loses_the_shard_in_work(
+    videos: Path, model: str, one_thread: None, tmp_path: Path
+) -> None:
+    result = tmp_path / "result"
+    times: dict[str, int] = {}
+    moments = [
+        ("during", "shard-00000.safetensors", 0),
+        ("before", "shard-00001.safetensors", 1),
+        ("after", "shard-00002.safetensors", 3),
+    ]
+    for moment, name, left in moments:
+        command = [sys.executable, "-c", KILLED, moment, name, "encode-dir", str(videos), str(result)]
+        assert subprocess.run([*command, "--model", model, "--per-shard", "2"]).returncode == -signal.SIGKILL
+        shards = sorted(result.glob("shard-*"))
+        assert len(shards) == left and not (result / "index.json").exists()
+        now = {path.name: path.stat().st_mtime_ns for path in shards}
+        assert times.items() <= now.items()  # what was there is not made again
+        times = now
+    assert encode(videos, result, model) == 0 and encode(videos, tmp_path / "whole", model) == 0
+    assert times == {path.name: path.stat().st_mtime_ns for path in result.glob("shard-*")}
+    assert same_tokens(result, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("victim", ["command", "worker"])
+def test_workers_are_killed_or_left_alone(
+    videos: Path, model: str, one_thread: None, tmp_path: Path, victim: str
+) -> None:
+    """Nobody waits for ever: a killed worker ends the command, a killed command its workers."""
+    clips, result, whole = tmp_path / "clips", tmp_path / "result", tmp_path / "whole"
+    clips.mkdir()
+    for number in range(24):
+        (clips / f"{number:02}.mp4").symlink_to(videos / "deep" / "d.mkv")
+    options = ["--model", model, "--per-shard", "1"]
+    command = [sys.executable, "-m", "tivtok", "encode-dir", str(clips), str(result), *options, "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not list(result.glob("shard-*")):
+        time.sleep(0.02)
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    (process if victim == "command" else workers[0]).kill()
+    _, said = process.communicate(timeout=100)
+    assert process.returncode != 0 and (victim == "command" or "a worker ended abruptly" in said), said
+    assert not psutil.wait_procs(workers, timeout=100)[1]
+    kept = {path.name: path.stat().st_mtime_ns for path in result.glob("shard-*")}
+    assert 0 < len(kept) < 24 and not (result / "index.json").exists()
+    assert main(command[3:-2]) == 0 and main(["encode-dir", str(clips), str(whole), *options]) == 0
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in result.glob("shard-*")}.items()
+    assert same_tokens(result, whole)
+
+
+class Telling(Encoder):
+    """Encodes nothing; says its device, once two workers are there."""
+
+    def encode(self, refs: Iterable[VideoRef]) -> Iterator[Encoded]:
+        for ref in refs:
+            (ref.path.parent / str(os.getpid())).touch()
+            while len(os.listdir(ref.path.parent)) < 2:
+                time.sleep(0.02)
+            yield Encoded(None, self.device)
+
+
+def test_workers_take_turns_at_the_devices(
+    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    ref = VideoRef("a", tmp_path / "here" / "a")
+    jobs = [Job(str(tmp_path / shard_name(n)), [(ref, {"path": "a"})], "float16", None) for n in range(2)]
+    assert [done.failed for done in in_processes(jobs, Telling(model), ["cuda:0", "cuda:1"], 2)] == [1, 1]
+    assert {read_failed(job.shard)[0]["error"] for job in jobs} == {"cuda:0", "cuda:1"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for wrong, message in {
+        "0,2": f'device "cuda:2" cannot be used here: PyTorch {torch.__version__} finds 2 NVIDIA GPUs',
+        "0,gpu": 'device "gpu" cannot be used here: ',
+        "0,": 'device "" cannot be used here: ',
+        "0,1 --workers 1": "--workers must be at least the 2 --devices, got 1",
+        "0 --engine ray": "--engine ray chooses devices itself",
+    }.items():
+        assert encode(videos, tmp_path / "out", model, "--devices", *wrong.split(" ")) == 1
+        assert f"tivtok: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_plan_is_not_mixed_in(

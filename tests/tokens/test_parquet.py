@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tivtok.cli import main
+from tivtok.files import names_in, replacing_in
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import TokensError
@@ -97,6 +98,52 @@ def test_from_an_address(shards: dict[str, Path]) -> None:
     assert len(remote) == 19 and torch.equal(remote[18].tv, local[18].tv)
     with pytest.raises(FileNotFoundError):
         TokenDataset("memory://nothing")
+
+
+def test_to_an_address(listed: Path, model: str, shards: dict[str, Path], capsys) -> None:
+    memory, address = fsspec.filesystem("memory"), "memory://written/tokens"
+    options = ["--model", model, "--per-shard", "18", "--batch", "8"]
+    command = ["encode-dir", str(listed), address, *options, "--format", "parquet"]
+    assert main([*command, "--part", "1/2"]) == 0 and main([*command, "--part", "2/2"]) == 0
+    assert f"wrote {address}: 19 videos in 2 shards" in capsys.readouterr().out
+    folder = "/written/tokens/"
+    names = {path.removeprefix(folder) for path in memory.ls(folder, detail=False)}
+    assert names == {"plan.json", "index.json", "shard-00000.parquet", "shard-00001.parquet"}
+    remote, local = TokenDataset(address), TokenDataset(shards["parquet"])
+    assert all(torch.equal(a.tiv, b.tiv) and torch.equal(a.tv, b.tv) for a, b in zip(remote, local, strict=True))
+    assert memory.cat(folder + "index.json") == (shards["parquet"] / "index.json").read_bytes()
+    memory.rm([folder + "index.json", folder + "shard-00001.parquet"])
+    kept = memory.modified(folder + "shard-00000.parquet")
+    assert main(command) == 0 and main([*command, "--retry"]) == 0  # broken.mp4 is in shard 1
+    assert memory.modified(folder + "shard-00000.parquet") == kept and len(TokenDataset(address)) == 19
+    capsys.readouterr()
+    for wrong, message in {
+        (address, "--format", "safetensors"): f"is for folders, whose files can be mapped; for {address} take parquet",
+        (address, "--format", "parquet", "--size", "8x8"): f"{address} was begun with other size",
+        ("nowhere://tokens", "--format", "parquet"): "nowhere://tokens cannot be reached: Protocol not known",
+    }.items():
+        assert main(["encode-dir", str(listed), *wrong, *options]) == 1
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
+def test_a_remote_file_is_the_old_or_the_new_one(monkeypatch) -> None:
+    memory, folder = fsspec.filesystem("memory"), "memory://replaced"
+    assert names_in(folder) == set()
+    with replacing_in(folder, "a.json") as path:
+        path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing_in(folder, "a.json") as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    def breaks_off(source, target, length) -> None:
+        target.write(b"half")
+        raise OSError("connection lost")
+
+    monkeypatch.setattr("shutil.copyfileobj", breaks_off)
+    with pytest.raises(OSError, match="connection lost"), replacing_in(folder, "a.json") as path:
+        path.write_text("new")
+    assert memory.cat("/replaced/a.json") == b"old" and names_in(folder) == {"a.json"}
 
 
 def test_others_read_it(shards: dict[str, Path]) -> None:

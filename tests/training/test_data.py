@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tivtok.training import TrainConfig
 from tivtok.training.data import MAX_UNREADABLE, TrainingClips, VideosInMemory, VideosOnDisk, training_batches
 from tivtok.training.split import split_sources
-from tivtok.video import VideoError
+from tivtok.video import VideoError, VideoReader
+from tivtok.video.decoding import Decoded
 from tivtok.video.sources import VideoRef, find_sources
 
 
@@ -25,6 +28,22 @@ def test_memory_and_disk_give_the_same_clips(config: TrainConfig, on_disk: Train
     in_memory = TrainingClips(VideosInMemory(on_disk.videos.refs, config.short_sides, config.model.native_size), config)
     for number in (0, 7, 3):
         assert torch.equal(on_disk[number], in_memory[number])
+
+
+def test_in_memory_full_size_frames_come_one_at_a_time(
+    config: TrainConfig, on_disk: TrainingClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, seen, alive = VideoReader._picture, [], []
+
+    def counted(self: VideoReader, number: int, decoded: Decoded) -> np.ndarray:
+        frame = picture(self, number, decoded)
+        seen.append(weakref.ref(frame))
+        alive.append(sum(one() is not None for one in seen))
+        return frame
+
+    monkeypatch.setattr(VideoReader, "_picture", counted)
+    videos = VideosInMemory(on_disk.videos.refs, (16, 12), (12, 12))
+    assert len(alive) == sum(len(levels[16]) for levels in videos.levels) > 20 and max(alive) <= 2
 
 
 def test_clips_are_a_function_of_seed_and_number(config: TrainConfig, on_disk: TrainingClips) -> None:

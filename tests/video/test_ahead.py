@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from tivtok.video.ahead import ahead
+from tivtok.video.ahead import ahead, on_device
 
 
 class Numbers:
@@ -64,3 +68,65 @@ def test_who_stops_early_closes_what_is_read(stop: type[BaseException]) -> None:
     with pytest.raises(stop):
         items.throw(stop())
     assert numbers.closed and numbers.given < 4
+
+
+class Streams:
+    """Stands in for torch.cuda: notes what is asked of it, in order, and computes nothing on a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[Any] = []
+        self.current = "main"
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "stream", self.within)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self)
+        monkeypatch.setattr(Tensor, "pin_memory", lambda chunk: self.say("pin", chunk) or chunk.clone())
+        monkeypatch.setattr(Tensor, "to", lambda chunk, device, non_blocking=False: self.copied(chunk, non_blocking))
+        monkeypatch.setattr(Tensor, "record_stream", lambda chunk, stream: self.say("keep", chunk))
+
+    def say(self, what: str, chunk: Tensor) -> None:
+        self.said.append((what, int(chunk[0]), self.current))
+
+    def within(self, stream: Any) -> Any:
+        assert stream is self
+        return self
+
+    def __enter__(self) -> None:
+        self.current = "side"
+
+    def __exit__(self, *_: object) -> None:
+        self.current = "main"
+
+    def copied(self, chunk: Tensor, non_blocking: bool) -> Tensor:
+        assert non_blocking
+        self.say("copy", chunk)
+        return chunk.clone()
+
+    def record_event(self) -> int:
+        return len(self.said)
+
+    def wait_event(self, event: int) -> None:
+        self.said.append(("wait", self.said[event - 1][1], self.current))
+
+
+def test_copies_to_a_gpu_go_ahead_of_their_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams(monkeypatch)
+    device: Any = SimpleNamespace(type="cuda")
+    for chunk in on_device((torch.full((2,), n) for n in range(3)), device):
+        streams.say("use", chunk)
+    for n in range(3):
+        of_it = [(what, where) for what, number, where in streams.said if number == n]
+        assert of_it == [("pin", "side"), ("copy", "side"), ("wait", "main"), ("keep", "main"), ("use", "main")]
+    assert streams.said.index(("copy", 1, "side")) < streams.said.index(("use", 0, "main"))
+    assert streams.said.index(("copy", 2, "side")) > streams.said.index(("use", 0, "main"))  # one ahead, no more
+
+
+def test_on_the_cpu_chunks_pass() -> None:
+    chunks = [torch.zeros(1), torch.ones(1)]
+    assert all(one is other for one, other in zip(on_device(chunks, torch.device("cpu")), chunks, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_they_are_equal() -> None:
+    chunks = [torch.full((16, 256, 256, 3), n, dtype=torch.uint8) for n in range(20)]
+    sums = [int(chunk.sum()) for chunk in on_device(chunks, torch.device("cuda"))]
+    assert sums == [int(chunk.sum()) for chunk in chunks]

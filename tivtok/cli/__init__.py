@@ -5,9 +5,11 @@ The module of a command is imported when the command is called, so that ``tivtok
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, cast
@@ -54,16 +56,29 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
         module, function, _ = COMMANDS[cast(str, name)]
-        alone = typer.Typer(add_completion=False)
-        alone.command(name)(getattr(import_module(f"tivtok.cli.{module}"), function))
-        return name, typer.main.get_command(alone), rest
+        with _nothing_collected() if ctx.obj.alone else nullcontext():
+            alone = typer.Typer(add_completion=False)
+            alone.command(name)(getattr(import_module(f"tivtok.cli.{module}"), function))
+            return name, typer.main.get_command(alone), rest
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Import without the garbage collector, which would look through all of torch's objects again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @dataclass
 class Options:
-    """Options of ``tivtok`` itself, before the command."""
+    """Options of ``tivtok`` itself, before the command; ``alone`` where it is a program, not called by another."""
 
     debug: bool = False
+    alone: bool = False
 
 
 app = typer.Typer(
@@ -93,11 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an error, 2 for a command line that does not parse, 130 for ctrl-C.
     """
+    alone = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    given = Options()
+    given = Options(alone=alone)
     try:
         code = app(arguments, prog_name="tivtok", standalone_mode=False, obj=given) or 0
         return _fail("interrupted", code) if code == 130 else code  # some versions of typer return, others raise

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
-import signal
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from tivtok.cli.options import (
     CompileOption,
-    DeviceOption,
     ModelOption,
     Precision,
     PrecisionOption,
@@ -35,19 +30,17 @@ from tivtok.cli.options import (
 )
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
 from tivtok.cli.summary import JsonOption, Summary
-from tivtok.files import replacing
-from tivtok.pipeline import Encoded, Encoder
+from tivtok.files import is_remote, make_folder, names_in, open_in, replacing_in
+from tivtok.loading import device_named
+from tivtok.pipeline import Encoder
 from tivtok.refinement import check_refinable
-from tivtok.tokens import Tokens
-from tivtok.tokens.calibration import Calibration
-from tivtok.tokens.dataset import INDEX_FILE, read_failed, read_shard, shard_name, write_index, write_shard
+from tivtok.shards import Done, Job, encode_shard, in_processes, on_ray
+from tivtok.tokens.dataset import INDEX_FILE, read_failed, shard_name, write_index
 from tivtok.tokens.rows import COLUMNS
 from tivtok.video.sources import VideoRef, find_sources
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
-
-_workers_encoder: Encoder
 
 # Values of plans that do not state them: earlier versions did not write them.
 NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors"}
@@ -58,50 +51,33 @@ class Storage(StrEnum):
     PARQUET = "parquet"
 
 
-class Job(NamedTuple):
-    """One shard to encode.
-
-    Attributes:
-        shard: its file.
-        videos: where each is, and what its record says of it.
-        dtype, calibration: as in ``Tokens.save``.
-    """
-
-    shard: Path
-    videos: list[tuple[VideoRef, dict[str, Any]]]
-    dtype: Literal["float32", "float16", "int8", "coded"]
-    calibration: Calibration | None
-
-
-class Done(NamedTuple):
-    """What has become of a `Job`.
-
-    Attributes:
-        listed: how many videos the shard is of.
-        videos, failed, frames, tokens: how many were encoded now, or could not be.
-        damage: a line on each video whose damage a decoder has made up for.
-    """
-
-    listed: int
-    videos: int
-    failed: int
-    frames: int
-    tokens: int
-    damage: list[str]
+class Engine(StrEnum):
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def encode_dir(
     data: Annotated[
         Path, typer.Argument(metavar="IN", help="A folder of videos and tars of videos, or a list: .csv or .parquet.")
     ],
-    result: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Shards and an index; made if it does not exist.")],
+    result: Annotated[
+        str, typer.Argument(metavar="OUT_DIR", help="Shards and an index: a folder, made if missing, or an address.")
+    ],
     model: ModelOption = "tiny",
     size: SizeOption = "native",
     tiv_sets: TivSetsOption = "1",
     dtype: StoredDtypeOption = StoredDtype.FLOAT16,
     storage: Annotated[Storage, typer.Option("--format", help="Of the shards.")] = Storage.SAFETENSORS,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
-    workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Shards encoded at a time, each in its own process; as many as devices.", show_default=False
+        ),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="What runs the workers: this machine, or a Ray cluster.")] = (
+        Engine.LOCAL
+    ),
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Do the I-th of N shares, beside N - 1 other processes on any machines.")
     ] = "1/1",
@@ -110,7 +86,9 @@ def encode_dir(
     ] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what could not be encoded.")] = False,
     refine: RefineOption = 0,
-    device: DeviceOption = "auto",
+    devices: Annotated[
+        str, typer.Option("--devices", "--device", help='As of `encode`, or several GPUs by their numbers: "0,1".')
+    ] = "auto",
     precision: PrecisionOption = Precision.AUTO,
     compile: CompileOption = False,
     strict: StrictOption = False,
@@ -128,39 +106,47 @@ def encode_dir(
     sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
     if refine and batch > 1:
         raise CommandError("--batch does not go with --refine, which takes one video at a time")
-    if storage is Storage.PARQUET and find_spec("pyarrow") is None:
-        raise CommandError("--format parquet needs pyarrow: pip install 'tivtok[parquet]'")
-    if storage is Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
-        raise CommandError(f"--format parquet stores float16 or float32, got --dtype {dtype}")
+    result = result.removeprefix("file://")
+    _check_storage(storage, dtype, result)
+    names, count = _parse_devices(devices, workers, engine)
     found = find_sources(data)
     if taken := {name for ref in found.videos for name in ref.columns} & {"shard", "key", "error", *COLUMNS}:
         raise CommandError(f"{data} must name its columns otherwise: {', '.join(sorted(taken))} are those of tokens")
     say_left_out(found.left_out)
     videos = [(ref, _about(ref, data)) for ref in found.videos]
-    threads = 1 if workers > 1 else 0
+    alone = engine is Engine.LOCAL and count == 1
+    threads = 0 if alone else 1
     encoder = Encoder(
-        model, device, precision, size, sets, refine, strict=strict, threads=threads, at_once=batch, compile=compile
+        model, names[0], precision, size, sets, refine, strict=strict, threads=threads, at_once=batch, compile=compile
     )
+    tokenizer = (encoder if alone else Encoder(model, "cpu")).tokenizer
     calibration = calibration_for(dtype, model)
     if refine:
-        check_refinable(encoder.tokenizer.config, refine)
+        check_refinable(tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
     options |= {"refine": refine, "precision": precision.value, "format": storage.value}
     listing = [about["path"] if len(about) == 1 else about for _, about in videos]
-    _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": listing})
+    _check_plan(result, options | {"model": tokenizer.model_id, "videos": listing})
+    shards = [shard_name(number, storage.value) for number in range(-(-len(videos) // per_shard))]
     jobs = [
-        Job(result / shard_name(number, storage.value), videos[at : at + per_shard], dtype.value, calibration)
-        for number, at in enumerate(range(0, len(videos), per_shard))
+        Job(os.path.join(result, name), videos[at * per_shard : (at + 1) * per_shard], dtype.value, calibration)
+        for at, name in enumerate(shards)
     ]
-    to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists() or (retry and read_failed(job.shard))]
+    there = names_in(result)
+    to_do = [
+        job
+        for name, job in list(zip(shards, jobs, strict=True))[share - 1 :: shares]
+        if name not in there or (retry and read_failed(job.shard))
+    ]
     total = sum(len(job.videos) for job in to_do)
-    done = list(track(_run(to_do, encoder, workers), "encoding", total, "videos", lambda one: one.listed))
+    running = _run(to_do, encoder, names, count, engine)
+    done = list(track(running, "encoding", total, "videos", lambda one: one.listed))
     for line in (line for one in done for line in one.damage):
         warn(line)
     left_out = [{"path": _name(path, data), "reason": reason} for path, reason in found.left_out]
-    _finish(result, jobs, storage, left_out, f"wrote {len(to_do)} shards of part {part}")
+    _finish(result, shards, storage, left_out, f"wrote {len(to_do)} shards of part {part}")
     counts = [sum(getattr(one, name) for one in done) for name in ("videos", "frames", "tokens", "failed")]
-    summary.write(encoder.tokenizer, result, *counts)
+    summary.write(tokenizer, result, *counts)
 
 
 def _about(ref: VideoRef, data: Path) -> dict[str, Any]:
@@ -177,94 +163,46 @@ def _name(path: Path, data: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
-def _finish(result: Path, jobs: list[Job], storage: Storage, left_out: list[dict[str, str]], partly: str) -> None:
+def _finish(result: str, shards: list[str], storage: Storage, left_out: list[dict[str, str]], partly: str) -> None:
     """Write the index where all shards are there, and say so."""
-    if missing := sum(not job.shard.exists() for job in jobs):
-        say(f"{partly}; {missing} of {len(jobs)} are missing before there is an index")
+    if missing := len(set(shards) - names_in(result)):
+        say(f"{partly}; {missing} of {len(shards)} are missing before there is an index")
         return
-    count, failed = write_index(result, len(jobs), left_out, storage.value)
+    count, failed = write_index(result, len(shards), left_out, storage.value)
     for lost in failed[:SHOWN_FAILURES]:
         say(f"left out {lost['path']}: {lost['error']}")
     more = f", {len(failed)} could not be encoded: {INDEX_FILE} says why" if failed else ""
-    say(f"wrote {result}: {count} videos in {len(jobs)} shards{more}")
+    say(f"wrote {result}: {count} videos in {len(shards)} shards{more}")
     if not count:
         raise CommandError(f"none of the {len(failed)} videos could be encoded")
 
 
-def encode_shard(job: Job, encoder: Encoder) -> Done:
-    """Encode the videos of one shard, and note in it those that cannot be read or have fewer chunks than TIV sets.
-
-    Where the shard is there, those in it are kept.
-    """
-    kept = {_key(about): tokens for about, tokens in (read_shard(job.shard) if job.shard.exists() else ())}
-    missing = [ref for ref, about in job.videos if _key(about) not in kept]
-    encoded = encoder.encode(missing)
-    videos: list[tuple[dict[str, Any], Tokens]] = []
-    failed: list[dict[str, Any]] = []
-    damage: list[str] = []
-    for _, about in job.videos:
-        one = Encoded(kept[_key(about)]) if _key(about) in kept else next(encoded)
-        if one.tokens is None:
-            failed.append(about | {"error": one.error})
-        else:
-            videos.append((about, one.tokens))
-        damage += filter(None, [one.warning])
-    write_shard(job.shard, videos, failed, job.dtype, job.calibration)
-    new = [tokens for about, tokens in videos if _key(about) not in kept]
-    frames, tokens = (sum(getattr(x, name) for x in new) for name in ("num_frames", "num_tokens"))
-    return Done(len(job.videos), len(new), len(failed), frames, tokens, damage)
-
-
-def _key(about: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(about.get(name) for name in ("path", "start", "end"))
-
-
-def _run(jobs: list[Job], encoder: Encoder, workers: int) -> Iterator[Done]:
+def _run(jobs: list[Job], encoder: Encoder, devices: list[str], workers: int, engine: Engine) -> Iterator[Done]:
     """Encode the shards; each comes when it is done."""
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield encode_shard(job, encoder)
-        return
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker, initargs=(encoder,)
-    ) as pool:
-        try:
-            for done in as_completed(_submitted(pool, jobs)):
-                yield done.result()
-        except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
-            raise KeyboardInterrupt from None
-        except BrokenProcessPool:
-            raise CommandError("a worker ended abruptly, out of memory perhaps: go on with fewer --workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    workers = min(workers, len(jobs))
+    if engine is Engine.RAY and jobs:
+        yield from on_ray(jobs, encoder, workers)
+    elif workers > 1:
+        yield from in_processes(jobs, encoder, devices, workers)
+    else:
+        yield from (encode_shard(job, encoder) for job in jobs)
 
 
-def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> list[Future[Done]]:
-    """Start the workers with ctrl-C held back: it would interrupt their imports, with a traceback."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return [pool.submit(_encode_in_worker, job) for job in jobs]
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def _parse_devices(text: str, workers: int | None, engine: Engine) -> tuple[list[str], int]:
+    """--devices and --workers -> torch's names of the devices, and how many workers there are.
 
-
-def _start_worker(encoder: Encoder) -> None:
-    """Keep one encoder per process: its model is loaded once, for all shards."""
-    global _workers_encoder
-    _quiet_ctrl_c()
-    _workers_encoder = encoder
-
-
-def _encode_in_worker(job: Job) -> Done:
-    return encode_shard(job, _workers_encoder)
-
-
-def _quiet_ctrl_c() -> None:
-    """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # held back until here, and nothing to clean up yet
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    Raises:
+        CommandError: there are more devices than workers, or Ray is to have some.
+        ValueError: one of the devices is not there.
+    """
+    if engine is Engine.RAY:
+        if text not in ("auto", "cpu"):
+            raise CommandError(f'--engine ray chooses devices itself: --devices must be auto or cpu, got "{text}"')
+        return [text], workers or 1
+    devices = [device_named(name.strip()) for name in text.split(",")]
+    if workers is not None and workers < len(devices):
+        raise CommandError(f"--workers must be at least the {len(devices)} --devices, got {workers}")
+    return devices, workers or len(devices)
 
 
 def _parse_part(text: str) -> tuple[int, int]:
@@ -279,18 +217,33 @@ def _parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _check_plan(result: Path, plan: dict[str, object]) -> None:
+def _check_storage(storage: Storage, dtype: StoredDtype, result: str) -> None:
+    """
+    Raises:
+        CommandError: the format is not for these values, that place, or what is installed.
+    """
+    if storage is Storage.PARQUET and find_spec("pyarrow") is None:
+        raise CommandError("--format parquet needs pyarrow: pip install 'tivtok[parquet]'")
+    if storage is Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
+        raise CommandError(f"--format parquet stores float16 or float32, got --dtype {dtype}")
+    if storage is Storage.SAFETENSORS and is_remote(result):
+        raise CommandError(f"--format safetensors is for folders, whose files can be mapped; for {result} take parquet")
+
+
+def _check_plan(result: str, plan: dict[str, object]) -> None:
     """Note what a folder of shards is made of, so that what was begun with one plan is not finished with another.
 
     Raises:
         CommandError: another plan was begun there.
     """
-    result.mkdir(parents=True, exist_ok=True)
-    path = result / PLAN_FILE
+    make_folder(result)
+    begun: Any = plan
     try:
-        begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else plan
+        with suppress(FileNotFoundError), open_in(result, PLAN_FILE) as file:
+            begun = json.loads(file.read())
     except ValueError:
-        raise CommandError(f"{path} is damaged: remove {result} and begin anew") from None
+        where = os.path.join(result, PLAN_FILE)
+        raise CommandError(f"{where} is damaged: remove {result} and begin anew") from None
     different = [
         name for name in plan if not isinstance(begun, dict) or begun.get(name, NOT_SAID.get(name)) != plan[name]
     ]
@@ -298,5 +251,5 @@ def _check_plan(result: Path, plan: dict[str, object]) -> None:
         raise CommandError(
             f"{result} was begun with other {' and '.join(different)}: name another folder, or remove it"
         )
-    with replacing(path) as temporary:
+    with replacing_in(result, PLAN_FILE) as temporary:
         temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")

@@ -27,7 +27,9 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", help="A bundled checkpoint's name, a checkpoint folder, or a Hugging Face repository."),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help='"auto" (the GPU where there is one), "cpu" or "cuda".')]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help='"auto" (the GPU where there is one), "cpu", or the number of a GPU.')
+]
 SizeOption = Annotated[
     str,
     typer.Option(

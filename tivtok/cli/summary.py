@@ -40,7 +40,7 @@ class Summary:
     def write(
         self,
         model: TivTok,
-        wrote: Path | None,
+        wrote: Path | str | None,
         videos: int,
         frames: int,
         tokens: int,

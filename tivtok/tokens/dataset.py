@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tivtok.checkpoints import write_tensors
-from tivtok.files import open_in, replacing, utf8_path
+from tivtok.files import open_in, replacing_in, utf8_path
 from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.format import FIELDS, PACKED, STORED_DTYPES, StoredDtype
 from tivtok.tokens.rows import COLUMNS, from_row, to_row
@@ -63,7 +63,7 @@ class TokenDataset(Dataset[Tokens]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = os.fspath(folder)
+        self.folder = os.fspath(folder).removeprefix("file://")
         try:
             with open_in(self.folder, INDEX_FILE) as file:
                 index = json.loads(file.read())
@@ -94,7 +94,7 @@ def shard_name(number: int, storage: str = SAFETENSORS) -> str:
 
 
 def write_shard(
-    path: Path,
+    path: str | os.PathLike[str],
     videos: Sequence[tuple[Mapping[str, Any], Tokens]],
     failed: Sequence[Mapping[str, Any]],
     dtype: StoredDtype,
@@ -103,11 +103,13 @@ def write_shard(
     """Write the shard ``path``, of what its suffix says.
 
     Args:
+        path: of the file; of a Parquet shard also its address as fsspec takes it.
         videos: what is known of each ("path" and more), and its tokens.
         failed: what is known of those that could not be encoded, with "error".
         dtype, calibration: as in ``Tokens.save``; a Parquet shard takes float16 and float32.
     """
-    if path.suffix == f".{PARQUET}":
+    path = os.fspath(path)
+    if _is_parquet(path):
         from tivtok.tokens import parquet
 
         metadata = {"format": FORMAT, "version": str(VERSIONS[PARQUET]), "failed": json.dumps(failed)}
@@ -119,19 +121,20 @@ def write_shard(
         stored, _ = tokens.stored(dtype, calibration)
         tensors |= {f"{key}.{part}": x for part, x in stored.items()}
         fields = {field: getattr(tokens, field) for field in FIELDS}
-        records.append({**about, "shard": path.name, "key": str(key)} | fields)
+        records.append({**about, "shard": os.path.basename(path), "key": str(key)} | fields)
     version = VERSIONS[SAFETENSORS] if dtype in STORED_DTYPES else PACKED_VERSION
     metadata = {"format": FORMAT, "version": str(version), "records": json.dumps(records)}
-    write_tensors(path, tensors, metadata | {"failed": json.dumps(failed)})
+    write_tensors(Path(path), tensors, metadata | {"failed": json.dumps(failed)})
 
 
-def read_shard(path: Path) -> list[tuple[dict[str, Any], Tokens]]:
+def read_shard(path: str) -> list[tuple[dict[str, Any], Tokens]]:
     """Read what `write_shard` has written: what is known of each video, and its tokens.
 
     Raises:
+        OSError: there is none, or it cannot be read.
         TokensError: it is no shard, or damaged.
     """
-    if path.suffix == f".{PARQUET}":
+    if _is_parquet(path):
         from tivtok.tokens import parquet
 
         return [(_without(row, COLUMNS), from_row(row)) for row in parquet.read_rows(path)]
@@ -139,16 +142,16 @@ def read_shard(path: Path) -> list[tuple[dict[str, Any], Tokens]]:
     return [(_without(record, ("shard", "key", *FIELDS)), _stored_tokens(path, record)) for record in records]
 
 
-def read_failed(path: Path) -> list[dict[str, Any]]:
+def read_failed(path: str) -> list[dict[str, Any]]:
     """A shard's entries for the videos that could not be encoded.
 
     Raises:
         TokensError: it is no shard, or damaged.
     """
-    return (_rows_and_failed(path) if path.suffix == f".{PARQUET}" else read_records(path))[1]
+    return (_rows_and_failed(path) if _is_parquet(path) else read_records(path))[1]
 
 
-def _rows_and_failed(path: Path) -> tuple[int, list[dict[str, Any]]]:
+def _rows_and_failed(path: str) -> tuple[int, list[dict[str, Any]]]:
     from tivtok.tokens import parquet
 
     count, metadata = parquet.read_metadata(path)
@@ -159,7 +162,7 @@ def _rows_and_failed(path: Path) -> tuple[int, list[dict[str, Any]]]:
         raise TokensError(f"{path} is not a shard of tokens: {error}") from None
 
 
-def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def read_records(path: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Read a safetensors shard's entries for its videos and for those that failed.
 
     Raises:
@@ -175,17 +178,19 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def write_index(
-    folder: Path, shards: int, left_out: Sequence[dict[str, str]] = (), storage: str = SAFETENSORS
+    folder: str | os.PathLike[str], shards: int, left_out: Sequence[dict[str, str]] = (), storage: str = SAFETENSORS
 ) -> tuple[int, list[dict[str, Any]]]:
     """Write ``index.json`` from the first ``shards`` shards of a folder.
 
     Args:
+        folder: with Parquet shards also its address as fsspec takes it.
         left_out: ``{"path", "reason"}`` of what was not taken for a video.
 
     Returns:
         How many videos there are, and the entries of those that failed.
     """
-    paths = [folder / shard_name(number, storage) for number in range(shards)]
+    folder = os.fspath(folder)
+    paths = [os.path.join(folder, shard_name(number, storage)) for number in range(shards)]
     videos: dict[str, Any]
     if storage == PARQUET:
         rows = [_rows_and_failed(path) for path in paths]
@@ -197,12 +202,12 @@ def write_index(
         count, failed = len(videos["videos"]), [record for _, lost in both for record in lost]
     index = {"format": FORMAT, "version": VERSIONS[storage], "shards": shards}
     index |= videos | {"failed": failed, "left_out": list(left_out)}
-    with replacing(folder / INDEX_FILE) as temporary:
+    with replacing_in(folder, INDEX_FILE) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return count, failed
 
 
-def _stored_tokens(path: Path, record: dict[str, Any]) -> Tokens:
+def _stored_tokens(path: str | Path, record: dict[str, Any]) -> Tokens:
     """The tokens of a video in a safetensors shard, mapped."""
     try:
         with utf8_path(path) as opened, safetensors.safe_open(opened, framework="pt") as file:
@@ -217,6 +222,10 @@ def _tokens_of(file: safetensors.safe_open, record: dict[str, Any]) -> Tokens:
     names = [name for name in (*_PARTS, "chunk_frames", PACKED) if f"{key}.{name}" in file.keys()]  # noqa: SIM118
     tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
     return Tokens.from_stored(tensors, {name: record[name] for name in FIELDS})
+
+
+def _is_parquet(path: str) -> bool:
+    return path.endswith(f".{PARQUET}")
 
 
 def _rows(folder: str, counts: list[int]) -> Sequence[dict[str, Any]]:

@@ -7,17 +7,17 @@ Columns: what is known of the video (``path``, and ``start``, ``end`` and others
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tivtok.files import open_in, replacing
+from tivtok.files import open_in, replacing_in
 from tivtok.tokens.format import TokensError
 
 ROWS_IN_GROUP = 16  # what is read for one video
@@ -26,7 +26,7 @@ KEPT_GROUPS = 8
 _SHAPED = ("tiv", "tv")
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], metadata: dict[str, str]) -> None:
+def write_rows(address: str, rows: Sequence[dict[str, Any]], metadata: dict[str, str]) -> None:
     """Write a file of rows that have the same columns, with ``metadata`` beside them."""
     columns: dict[str, list[Any]] = {name: [] for name in (rows[0] if rows else ())}
     for row in rows:
@@ -35,11 +35,11 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], metadata: dict[str, s
     for name in _SHAPED if rows else ():
         columns[f"{name}_shape"] = [np.array(row[name].shape, np.int32) for row in rows]
     table = pa.table(columns).replace_schema_metadata(metadata)
-    with replacing(path) as temporary:
+    with replacing_in(*os.path.split(address)) as temporary:
         pq.write_table(table, temporary, row_group_size=ROWS_IN_GROUP)
 
 
-def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
+def read_metadata(address: str) -> tuple[int, dict[str, str]]:
     """The number of rows of a file, and its metadata, without its rows.
 
     Raises:
@@ -47,17 +47,19 @@ def read_metadata(path: Path) -> tuple[int, dict[str, str]]:
         TokensError: it is no Parquet.
     """
     try:
-        stated = pq.read_metadata(path)
+        with open_in(*os.path.split(address)) as file:
+            stated = pq.read_metadata(file)
     except pa.ArrowInvalid as error:
-        raise TokensError(f"{path} is not Parquet: {error}") from None
+        raise TokensError(f"{address} is not Parquet: {error}") from None
     return stated.num_rows, {key.decode(): value.decode() for key, value in (stated.metadata or {}).items()}
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(address: str) -> Iterator[dict[str, Any]]:
     """All rows of a file."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+    with open_in(*os.path.split(address)) as file:
+        shard = pq.ParquetFile(file)
+        for group in range(shard.num_row_groups):
+            table = shard.read_row_group(group)
             for number in range(len(table)):
                 yield _row(table, number)
 

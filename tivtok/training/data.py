@@ -22,7 +22,7 @@ from tivtok.training.collage import MAX_PIECES, lay_over
 from tivtok.training.config import TrainConfig
 from tivtok.training.randomness import Purpose, generator
 from tivtok.video import VideoError, fit, frames_to_video, resize
-from tivtok.video.clips import frame_indices, read_clip, read_video
+from tivtok.video.clips import frame_indices, read_clip, read_levels
 from tivtok.video.sources import VideoRef
 
 log = logging.getLogger(__name__)
@@ -61,15 +61,13 @@ class VideosOnDisk:
 
 
 class VideosInMemory:
-    """Every video decoded once and kept at each short side."""
+    """Every video decoded once and kept at each short side; of full-size frames no more than one is held."""
 
     def __init__(
         self, refs: Iterable[VideoRef], short_sides: tuple[int, ...], min_size: tuple[int, int], strict: bool = False
     ) -> None:
-        self.levels = [
-            {side: _resize(frames, side, min_size) for side in short_sides}
-            for frames in (read_video(ref, strict=strict) for ref in refs)
-        ]
+        changes = [partial(_resize, short_side=side, min_size=min_size) for side in short_sides]
+        self.levels = [dict(zip(short_sides, read_levels(ref, changes, strict=strict), strict=True)) for ref in refs]
 
     def __len__(self) -> int:
         return len(self.levels)

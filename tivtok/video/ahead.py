@@ -1,11 +1,14 @@
-"""Work done in a thread, ahead of who needs it."""
+"""Work done ahead of who needs it: in a thread, or on a GPU in a stream of its own."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -28,3 +31,31 @@ def ahead(items: Generator[Item, None, None], count: int = 1) -> Iterator[Item]:
             for future in coming:
                 future.cancel()
             thread.submit(items.close).result()
+
+
+def on_device(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Copy ``chunks`` to ``device``, in order.
+
+    To an NVIDIA GPU each is copied from pinned memory, in a stream of their own, while the one before it is in use.
+    """
+    if device.type != "cuda":
+        yield from (chunk.to(device) for chunk in chunks)
+        return
+    copying, before = torch.cuda.Stream(device), None
+    for chunk in chunks:
+        with torch.cuda.stream(copying):
+            coming = chunk.pin_memory().to(device, non_blocking=True)
+            copied = copying.record_event()
+        if before is not None:
+            yield _in_use(*before)
+        before = coming, copied
+    if before is not None:
+        yield _in_use(*before)
+
+
+def _in_use(coming: Tensor, copied: torch.cuda.Event) -> Tensor:
+    """The copy, for what is computed from here on in the current stream."""
+    using = torch.cuda.current_stream(coming.device)
+    using.wait_event(copied)
+    coming.record_stream(using)  # its memory is not given away before that is done
+    return coming

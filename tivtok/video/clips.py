@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,7 +51,25 @@ def read_video(ref: VideoRef, *, strict: bool = False) -> Tensor:
     Raises:
         VideoError: the video cannot be read, or has no frames.
     """
-    return _read(*_part(ref), unchanged, strict)
+    return read_levels(ref, [unchanged], strict=strict)[0]
+
+
+def read_levels(ref: VideoRef, changes: Sequence[Change], *, strict: bool = False) -> list[Tensor]:
+    """All frames as each of ``changes`` makes them, uint8 (F, h, w, 3): decoded once, and made smaller as they come.
+
+    Raises:
+        VideoError: as `read_video`.
+    """
+    shapes: list[torch.Size] = []
+
+    def packed(frame: Tensor) -> Tensor:
+        levels = [change(frame)[0] for change in changes]
+        shapes[:] = [level.shape for level in levels]
+        return torch.cat([level.flatten() for level in levels])[None]
+
+    frames = _read(*_part(ref), packed, strict)
+    parts = frames.split([shape.numel() for shape in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def frame_indices(num_frames: int, count: int, stride: int, position: float) -> np.ndarray:
