@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -26,7 +26,6 @@ from tivtok.cli.options import (
     PrecisionOption,
     RefineOption,
     SizeOption,
-    StoredDtype,
     StoredDtypeOption,
     StrictOption,
     TivSetsOption,
@@ -41,6 +40,7 @@ from tivtok.refinement import check_refinable
 from tivtok.tokens import Tokens
 from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.dataset import INDEX_FILE, read_failed, read_shard, shard_name, write_index, write_shard
+from tivtok.tokens.format import STORED_DTYPES, StoredDtype
 from tivtok.tokens.rows import COLUMNS
 from tivtok.video.sources import VideoRef, find_sources
 
@@ -69,7 +69,7 @@ class Job(NamedTuple):
 
     shard: Path
     videos: list[tuple[VideoRef, dict[str, Any]]]
-    dtype: Literal["float32", "float16", "int8", "coded"]
+    dtype: StoredDtype
     calibration: Calibration | None
 
 
@@ -98,7 +98,7 @@ def encode_dir(
     model: ModelOption = "tiny",
     size: SizeOption = "native",
     tiv_sets: TivSetsOption = "1",
-    dtype: StoredDtypeOption = StoredDtype.FLOAT16,
+    dtype: StoredDtypeOption = "float16",
     storage: Annotated[Storage, typer.Option("--format", help="Of the shards.")] = Storage.SAFETENSORS,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Shards encoded at a time, each in its own process.")] = 1,
@@ -130,8 +130,8 @@ def encode_dir(
         raise CommandError("--batch does not go with --refine, which takes one video at a time")
     if storage is Storage.PARQUET and find_spec("pyarrow") is None:
         raise CommandError("--format parquet needs pyarrow: pip install 'tivtok[parquet]'")
-    if storage is Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
-        raise CommandError(f"--format parquet stores float16 or float32, got --dtype {dtype}")
+    if storage is Storage.PARQUET and dtype not in STORED_DTYPES:
+        raise CommandError(f"--format parquet stores {' or '.join(STORED_DTYPES)}, got --dtype {dtype}")
     found = find_sources(data)
     if taken := {name for ref in found.videos for name in ref.columns} & {"shard", "key", "error", *COLUMNS}:
         raise CommandError(f"{data} must name its columns otherwise: {', '.join(sorted(taken))} are those of tokens")
@@ -144,12 +144,12 @@ def encode_dir(
     calibration = calibration_for(dtype, model)
     if refine:
         check_refinable(encoder.tokenizer.config, refine)
-    options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
+    options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype, "per_shard": per_shard}
     options |= {"refine": refine, "precision": precision.value, "format": storage.value}
     listing = [about["path"] if len(about) == 1 else about for _, about in videos]
     _check_plan(result, options | {"model": encoder.tokenizer.model_id, "videos": listing})
     jobs = [
-        Job(result / shard_name(number, storage.value), videos[at : at + per_shard], dtype.value, calibration)
+        Job(result / shard_name(number, storage.value), videos[at : at + per_shard], dtype, calibration)
         for number, at in enumerate(range(0, len(videos), per_shard))
     ]
     to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists() or (retry and read_failed(job.shard))]

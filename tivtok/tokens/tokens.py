@@ -40,7 +40,7 @@ MAX_FRAMES_PER_GROUP = 64
 MAX_FPS = 100_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """The tokens of a batch of B equally long videos: frame group t is described by TIV set ``tiv_index[t]`` and tv[t].
 
@@ -77,6 +77,14 @@ class Tokens:
         check_fields(self.tv.shape[1], **{name: getattr(self, name) for name in (*FIELDS, "chunk_frames", "levels")})
         if self.levels is not None and (not self.levels or self.tv.shape[3] % len(self.levels)):
             raise TokensError(f"D must be a multiple of the {len(self.levels)} levels, got {self.tv.shape[3]}")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all of it is the same: every value, its dtype, and the other fields; on whatever device."""
+        if not isinstance(other, Tokens):
+            return NotImplemented
+        return all(_same(mine, getattr(other, name)) for name, mine in vars(self).items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def num_tokens(self) -> int:
@@ -305,6 +313,12 @@ def check_fields(
             f"chunk_frames must be at least 1 each and {num_frames} in all, "
             f"got {len(chunk_frames)} chunks of {sum(chunk_frames)} frames"
         )
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+    return a == b
 
 
 def _frame_counts(lengths: Tensor) -> tuple[int, ...]:
