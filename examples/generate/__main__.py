@@ -1,12 +1,13 @@
 """Train a tokenizer and two generators on moving shapes, and compare what they draw and what it costs.
 
-    python -m examples.generate runs/shapes              # about an hour of one core; run again, it goes on
-    python -m examples.generate runs/toy --size toy      # seconds, to see that it runs
+python -m examples.generate runs/shapes              # about an hour of one core; run again, it goes on
+python -m examples.generate runs/toy --size toy      # seconds, to see that it runs
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +15,22 @@ import torch
 
 from examples.generate.measuring import generated, measure, real
 from examples.generate.report import draw_pictures, write_report
-from examples.generate.settings import SETTINGS
+from examples.generate.settings import SETTINGS, Settings
 from examples.generate.training import encode, train_flow, train_tokenizer
+from tivtok.files import replacing
+
+
+def begin(folder: Path, settings: Settings) -> None:
+    """Note what a run is made of, so that none goes on with another's state.
+
+    Raises:
+        SystemExit: another one was begun there.
+    """
+    stated, path = json.dumps(asdict(settings), indent=1) + "\n", folder / "settings.json"
+    if path.exists() and path.read_text(encoding="utf-8") != stated:
+        raise SystemExit(f"{folder} has a run with other settings: name another folder")
+    with replacing(path) as temporary:
+        temporary.write_text(stated, encoding="utf-8")
 
 
 def main() -> None:
@@ -25,6 +40,7 @@ def main() -> None:
     chosen = parser.parse_args()
     folder, settings = chosen.folder, SETTINGS[chosen.size]
     folder.mkdir(parents=True, exist_ok=True)
+    begin(folder, settings)
 
     model, of_tokenizer = train_tokenizer(settings, folder)
     latents = encode(model, settings)

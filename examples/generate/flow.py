@@ -151,12 +151,9 @@ TRIVIAL_LOSS = math.pi / 2
 
 
 @torch.no_grad()
-def draw(
-    flow: Flow, labels: Tensor, rows: Rows, latent_dim: int, steps: int, generator: torch.Generator, known: Tensor | None
-) -> Tensor:
+def draw(flow: Flow, labels: Tensor, rows: Rows, known: Tensor, steps: int, generator: torch.Generator) -> Tensor:
     """Tokens (B, N, D) of the classes ``labels`` (B,), in Euler steps; ``known`` (B, n, D) are the first of them."""
-    known = torch.empty(len(labels), 0, latent_dim) if known is None else known
-    x = torch.randn(len(labels), len(rows.slot) - rows.known, latent_dim, generator=generator)
+    x = torch.randn(len(labels), len(rows.slot) - rows.known, known.shape[2], generator=generator)
     for step in range(steps):
         level = torch.full((len(labels),), step / steps)
         velocity = flow(torch.cat([known, x], dim=1), level, labels, rows)
@@ -168,8 +165,9 @@ def draw_split(
     flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, steps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """One TIV set (B, 1, N_TIV, D) for each video, then its TV tokens (B, groups, N_TV, D)."""
-    tiv = draw(flow, labels, Rows.of_tiv(config), config.latent_dim, steps, generator, None)
-    both = draw(flow, labels, Rows.of_tv(config, groups), config.latent_dim, steps, generator, tiv)
+    nothing = torch.empty(len(labels), 0, config.latent_dim)
+    tiv = draw(flow, labels, Rows.of_tiv(config), nothing, steps, generator)
+    both = draw(flow, labels, Rows.of_tv(config, groups), tiv, steps, generator)
     return tiv[:, None], both[:, config.num_tiv :].unflatten(1, (groups, config.num_tv))
 
 
@@ -178,7 +176,7 @@ def draw_undivided(
 ) -> tuple[Tensor, Tensor]:
     """A TIV set for each chunk (B, chunks, N_TIV, D) and the TV tokens (B, groups, N_TV, D), all in one sequence."""
     rows = Rows.undivided(config, groups)
-    drawn = draw(flow, labels, rows, config.latent_dim, steps, generator, None)
+    drawn = draw(flow, labels, rows, torch.empty(len(labels), 0, config.latent_dim), steps, generator)
     is_tiv = rows.slot < config.num_tiv
     return (
         drawn[:, is_tiv].unflatten(1, (-1, config.num_tiv)),

@@ -46,7 +46,7 @@ def _text(name: str, result: dict[str, Any]) -> str:
     lines = [
         "# Generated videos of moving shapes",
         "",
-        f"Written by `{result['command']}`, torch {result['torch']}, one thread. What is compared: `examples/README.md`.",
+        f"Written by `{result['command']}`, torch {result['torch']}. What is compared: `examples/README.md`.",
         "",
         f"![Every eighth frame of generated videos]({name}.png)",
         "",
@@ -64,9 +64,9 @@ def _text(name: str, result: dict[str, Any]) -> str:
         "",
         f"{settings['drawn'] * len(CLASSES)} videos in each row. *class*: colour and motion read back are those asked "
         "for. *on its path*: the disc is within 2 pixels RMS of a path of its class; *off its path* is the median "
-        "distance. *drift*: RMS change of pixels that the disc never touches, from the first quarter of the video to the "
-        "last. Costs are the generator's, "
-        f"{settings['euler_steps']} Euler steps, processor time with 12 videos at once.",
+        "distance. *drift*: RMS change of pixels that the disc never touches, from the first quarter of the video to "
+        f"the last. Costs are the generator's: {settings['euler_steps']} Euler steps, processor time with 12 videos at "
+        "once.",
         "",
         "| training | steps | loss at the end | processor minutes |",
         "|---|---|---|---|",

@@ -40,7 +40,7 @@ class Settings:
     seed: int = 0
 
 
-# Three TIV tokens to a TV token in each chunk, as T128 has them; an encoder that cannot tell the time, so that TV tokens
+# Three TIV tokens to a TV token in each chunk, as T128 has them. The encoder cannot tell the time, so that TV tokens
 # are no clock (docs/factorisation.md).
 _TOKENIZER = TivTokConfig(
     name="shapes",
@@ -84,6 +84,7 @@ SETTINGS = {
         steps=100,
         batch_groups=64,
         drawn=1,
+        rates=(1e-2, 0.05),
         euler_steps=10,
     ),
 }

@@ -41,7 +41,7 @@ def render(rng: np.random.Generator, labels: Tensor, frames: int) -> Tensor:
 
 
 def path(motion: str, turns: Tensor, aside: Tensor) -> Tensor:
-    """Where the disc is, (..., 2) x and y in pixels, after so many cycles, ``aside`` of the centre if it goes straight."""
+    """Where the disc is after so many cycles, x and y in pixels (..., 2); ``aside`` is of straight paths."""
     if motion == "around":
         angle = 2 * math.pi * turns
         return SIDE / 2 + REACH * torch.stack([angle.cos(), angle.sin()], dim=-1)
@@ -98,13 +98,13 @@ def detect(video: Tensor) -> Seen:
 
 
 def _misfit(motion: str, centres: Tensor) -> float:
-    """RMS distance of a path (F, 2) from the nearest one of the motion: speeds and phases tried to half a pixel."""
+    """RMS distance of a path (F, 2) from the nearest one of the motion: speeds and phases are tried to half a pixel."""
     frames, length = len(centres), MOTIONS[motion]
-    speeds = torch.linspace(*SPEEDS, math.ceil((SPEEDS[1] - SPEEDS[0]) * frames) + 1)
+    speeds = torch.linspace(*SPEEDS, math.ceil((SPEEDS[1] - SPEEDS[0]) * frames / 2) + 2)
     rates = torch.cat([speeds, -speeds]).repeat_interleave(2 * math.ceil(length)) / length
     phases = torch.arange(2 * math.ceil(length)).repeat(2 * len(speeds)) / (2 * math.ceil(length))
     aside = centres[:, 1 if motion == "across" else 0].mean() - SIDE / 2
-    some = torch.arange(0, frames, math.ceil(frames / 64))  # enough to choose by
+    some = torch.arange(0, frames, math.ceil(frames / 32))  # enough to choose by
     tried = path(motion, phases[:, None] + rates[:, None] * some, aside)
     best = (tried - centres[some]).square().sum(2).mean(1).argmin()
     nearest = path(motion, phases[best] + rates[best] * torch.arange(frames), aside)

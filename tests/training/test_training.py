@@ -107,9 +107,11 @@ def test_the_whole_recipe_runs_and_logs_every_term(full_config: TrainConfig) -> 
     assert early.keys() == always
     assert late.keys() == always | {"adversarial", "adaptive_weight", "logits_real", "logits_fake", "discriminator"} | {
         "lecam",
+        "consistency",
         "discriminator_gradient_norm",
         "held_out_psnr",
     }
+    assert early["perceptual"] == 0 < late["perceptual"]  # its weight rises from 0
     assert late["bad_steps"] == 0 and 0 < late["adaptive_weight"] < 1e4
 
 

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
-import signal
-import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -34,6 +28,7 @@ from tivtok.cli.options import (
 )
 from tivtok.cli.output import CommandError, say, say_left_out, track, warn
 from tivtok.cli.summary import JsonOption, Summary
+from tivtok.cli.workers import each
 from tivtok.files import replacing
 from tivtok.pipeline import Encoded, Encoder
 from tivtok.refinement import check_refinable
@@ -46,8 +41,6 @@ from tivtok.video.sources import VideoRef, find_sources
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
-
-_workers_encoder: Encoder
 
 # Values of plans that do not state them: earlier versions did not write them.
 NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors"}
@@ -154,7 +147,15 @@ def encode_dir(
     ]
     to_do = [job for job in jobs[share - 1 :: shares] if not job.shard.exists() or (retry and read_failed(job.shard))]
     total = sum(len(job.videos) for job in to_do)
-    done = list(track(_run(to_do, encoder, workers), "encoding", total, "videos", lambda one: one.listed))
+    done = list(
+        track(
+            each(to_do, partial(encode_shard, encoder=encoder), workers),
+            "encoding",
+            total,
+            "videos",
+            lambda one: one.listed,
+        )
+    )
     for line in (line for one in done for line in one.damage):
         warn(line)
     left_out = [{"path": _name(path, data), "reason": reason} for path, reason in found.left_out]
@@ -217,54 +218,6 @@ def encode_shard(job: Job, encoder: Encoder) -> Done:
 
 def _key(about: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(about.get(name) for name in ("path", "start", "end"))
-
-
-def _run(jobs: list[Job], encoder: Encoder, workers: int) -> Iterator[Done]:
-    """Encode the shards; each comes when it is done."""
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield encode_shard(job, encoder)
-        return
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker, initargs=(encoder,)
-    ) as pool:
-        try:
-            for done in as_completed(_submitted(pool, jobs)):
-                yield done.result()
-        except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
-            raise KeyboardInterrupt from None
-        except BrokenProcessPool:
-            raise CommandError("a worker ended abruptly, out of memory perhaps: go on with fewer --workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _submitted(pool: ProcessPoolExecutor, jobs: list[Job]) -> list[Future[Done]]:
-    """Start the workers with ctrl-C held back: it would interrupt their imports, with a traceback."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return [pool.submit(_encode_in_worker, job) for job in jobs]
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _start_worker(encoder: Encoder) -> None:
-    """Keep one encoder per process: its model is loaded once, for all shards."""
-    global _workers_encoder
-    _quiet_ctrl_c()
-    _workers_encoder = encoder
-
-
-def _encode_in_worker(job: Job) -> Done:
-    return encode_shard(job, _workers_encoder)
-
-
-def _quiet_ctrl_c() -> None:
-    """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # held back until here, and nothing to clean up yet
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 
 
 def _parse_part(text: str) -> tuple[int, int]:

@@ -22,13 +22,13 @@ Result = TypeVar("Result")
 
 
 class Source(video_source.Source):
-    """The video that a command is given, read with a progress bar."""
+    """The video that a command is given, as a file or as a list has it, read with a progress bar."""
 
     def __init__(
-        self, path: Path, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
+        self, video: Path | VideoRef, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
     ) -> None:
         config = model.config
-        ref = VideoRef(path.name, path)
+        ref = video if isinstance(video, VideoRef) else VideoRef(video.name, video)
         super().__init__(ref, config.chunk_frames, size, config.native_size, allow_truncated, strict)
 
     def tracked(self, doing: str) -> Iterator[Tensor]:

@@ -29,6 +29,7 @@ class TivTokConfig:
         fsq_levels: of FSQ: how many values each channel of a code has; ``latent_dim`` is a multiple of their number.
         qk_norm: RMS-normalise queries and keys per head.
         rope_theta: base of the 3D rotary frequencies.
+        rope_heads: how many heads, the first, are rotated; all by default. VFRTok (arXiv 2505.12053) rotates half.
         latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
             spread evenly over the frame, so that each can find what is near it, and positions are counted in patches
             of ``native_size`` at any size. "tiv-grid": so are the TIV tokens, and TV tokens are not rotated.
@@ -57,6 +58,7 @@ class TivTokConfig:
     latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
     encoder_time: Literal["rotary", "none"] = "rotary"
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    rope_heads: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
@@ -68,6 +70,8 @@ class TivTokConfig:
             raise ValueError(
                 f"width / heads must be an even whole number (rotary pairs), got {self.width} / {self.heads}"
             )
+        if self.rope_heads is not None and not 1 <= self.rope_heads <= self.heads:
+            raise ValueError(f"rope_heads must be between 1 and the {self.heads} heads, got {self.rope_heads}")
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 choices = " or ".join(f'"{value}"' for value in values)

@@ -99,7 +99,7 @@ class Trainer:
         for number, (clips, clip_draws, its_without_tv) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
                 model = partial(self.model, siblings=siblings, without_tv=its_without_tv if config.without_tv else None)
-                output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, 1 / len(parts))
+                output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, step, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
         means = {name: torch.stack([x[name] for x in terms]).mean() for name in terms[0]}
@@ -110,7 +110,8 @@ class Trainer:
         if good and adversary is not None:
             # Before the model's own update, so that a step changes both or nothing.
             fake = torch.cat(outputs)[:, :, frames]
-            judged = adversary.step(video[:, :, frames], fake, draws[1:].flatten(0, 1), rate)
+            again = self._draw_again(step, video)
+            judged = adversary.step(video[:, :, frames], fake, draws[1:].flatten(0, 1), again, rate)
             good = judged is not None
             log |= judged or {}
         if good:
@@ -180,6 +181,14 @@ class Trainer:
         first = self.accelerator.process_index * batch
         return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
 
+    def _draw_again(self, step: int, video: Tensor) -> Tensor:
+        """Random numbers (2 B, NUM_DRAWS) for the second augmentation of this process's real and fake clips."""
+        config, batch = self.config, video.shape[0]
+        shape = (2, config.batch_size, NUM_DRAWS)
+        draws = generator(config.seed, Purpose.CONSISTENCY, step).random(shape, dtype="float32")
+        first = self.accelerator.process_index * batch
+        return torch.from_numpy(draws[:, first : first + batch]).flatten(0, 1)
+
     def _draw_without_tv(self, step: int, video: Tensor) -> Tensor:
         """Which of this process's clips are decoded without their TV tokens: bool (B,)."""
         config, batch = self.config, video.shape[0]
@@ -194,6 +203,7 @@ class Trainer:
         frames: Tensor,
         draws: Tensor,
         adversary: Adversary | None,
+        step: int,
         share: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add ``share`` of the gradient for some clips to the model's; their reconstruction and the terms, detached."""
@@ -201,7 +211,7 @@ class Trainer:
         with self.autocast():
             reconstruction = model(video).float()
             output = reconstruction.detach().requires_grad_()
-            terms = reconstruction_terms(output, video, frames, self.perceptual, config)
+            terms = reconstruction_terms(output, video, frames, self.perceptual, config, step)
         total = torch.stack(list(terms.values())).sum()
         (gradient,) = torch.autograd.grad(total, output)
         if adversary is not None:
