@@ -96,11 +96,12 @@ def fit(
             progress.update(task, advance=1, description=f"{name}, loss {np.mean(losses[-50:]):.4f}")
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 states = [optimizer.state_dict() for optimizer in optimizers]
-                state = {"model": model.state_dict(), "optimizers": states, "losses": losses}
+                spent = time.process_time() - begun
+                state = {"model": model.state_dict(), "optimizers": states, "losses": losses, "seconds": spent}
                 with replacing(path) as temporary:
-                    torch.save(state | {"seconds": time.process_time() - begun}, temporary)
+                    torch.save(state, temporary)
     model.eval()
-    return Trained(losses, time.process_time() - begun)
+    return Trained(losses, spent)
 
 
 def train_tokenizer(settings: Settings, folder: Path) -> tuple[TivTok, Trained]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from examples.generate.__main__ import main
 from examples.generate.flow import TRIVIAL_LOSS, Flow, Rows, flow_loss
-from examples.generate.measuring import cost, generated, measure, quality
-from examples.generate.report import write_report
+from examples.generate.measuring import cost, generated, quality
 from examples.generate.settings import SETTINGS
-from examples.generate.shapes import CLASSES, MOTIONS, detect, render
+from examples.generate.shapes import CLASSES, MOTIONS, SIDE, detect, render
 from examples.generate.training import Latents, Trained, encode, train_flow, train_tokenizer
 from tivtok import TivTok
 
@@ -119,16 +121,23 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, run: Run, monkey
         assert torch.equal(a, b)
 
 
-def test_the_report(tmp_path: Path, run: Run) -> None:
-    flows = {name: flow for name, (flow, _) in run.flows.items()}
-    settings = replace(TOY, lengths=(16,))
-    result = {
-        "command": "x",
-        "torch": "y",
-        "settings": asdict(settings),
-        "training": {"split": {"steps": 1, "loss": 1.0, "seconds": 60.0}},
-        "measured": measure(run.model, run.latents.stats, flows, settings),
-    }
-    write_report(tmp_path / "generate", result)
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table, numbers and pictures; run again it trains nothing and says the same; with other settings it refuses."""
+    tiny = replace(TOY, tokenizer_steps=2, videos=12, steps=2, lengths=(16,), euler_steps=2)
+    monkeypatch.setitem(SETTINGS, "toy", tiny)
+    monkeypatch.setattr("sys.argv", ["generate", str(tmp_path), "--size", "toy"])
+    main()
+    names = {"generate.json", "generate.md", "generate.png", "generate.webp", "settings.json"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
     text = (tmp_path / "generate.md").read_text()
-    assert "| true videos | 16 | 100% | 100% |" in text and "| split | 1 | 1.0000 | 1.0 |" in text
+    assert "| true videos | 16 | 100% | 100% |" in text and "| split | 2 |" in text
+    with Image.open(tmp_path / "generate.webp") as moving:
+        assert moving.n_frames == 16 and moving.size == (4 * 3 * SIDE, 3 * 3 * SIDE)
+    before = json.loads((tmp_path / "generate.json").read_text())
+    main()
+    after = json.loads((tmp_path / "generate.json").read_text())
+    assert after["measured"]["split"]["16"]["drift"] == before["measured"]["split"]["16"]["drift"]
+    assert after["training"] == before["training"]
+    monkeypatch.setitem(SETTINGS, "toy", replace(tiny, steps=3))
+    with pytest.raises(SystemExit, match="has a run with other settings"):
+        main()

@@ -134,7 +134,7 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(config: Tra
 
 def test_the_consistency_term_is_between_two_augmentations(full_config: TrainConfig, dinov2: Path) -> None:
     """It makes logits less sensitive to them, and is the smaller for it."""
-    draws = torch.from_numpy(np.random.default_rng(0).random((2, 20, 4, NUM_DRAWS), dtype="float32"))
+    draws = torch.from_numpy(np.random.default_rng(0).random((2, 12, 4, NUM_DRAWS), dtype="float32"))
     real, last = torch.linspace(-1, 1, 16).expand_as(VIDEO), []
     for weight in (1e-6, 30.0):
         torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_the_consistency_term_is_between_two_augmentations(full_config: TrainCon
         config = replace(full_config, adversarial=options)
         adversary = Adversary(DinoFeatures.load(dinov2, 28), config, Accelerator(cpu=True))
         stats = [adversary.step(real, VIDEO, a, b, rate=1.0) for a, b in zip(*draws, strict=True)]
-        last.append(np.mean([one["consistency"] for one in stats[-5:]]))
+        last.append(np.mean([one["consistency"] for one in stats[-4:]]))
     assert 0 < last[1] < 0.5 * last[0]
     torch.manual_seed(0)
     config = replace(full_config, adversarial=replace(full_config.adversarial, consistency=0.0))

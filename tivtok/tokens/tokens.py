@@ -152,8 +152,8 @@ class Tokens:
         self._check_model(stats.model_id)
         return replace(
             self,
-            tiv=(self.tiv - stats.tiv_mean.to(self.tiv)) / stats.tiv_std.to(self.tiv),
-            tv=(self.tv - stats.tv_mean.to(self.tv)) / stats.tv_std.to(self.tv),
+            tiv=(self.tiv - _first(stats.tiv_mean, self.tiv)) / _first(stats.tiv_std, self.tiv),
+            tv=(self.tv - _first(stats.tv_mean, self.tv)) / _first(stats.tv_std, self.tv),
             model_id=stats.model_id + NORMALIZED,
             levels=None,
         )
@@ -167,8 +167,8 @@ class Tokens:
         self._check_model(stats.model_id + NORMALIZED)
         return replace(
             self,
-            tiv=self.tiv * stats.tiv_std.to(self.tiv) + stats.tiv_mean.to(self.tiv),
-            tv=self.tv * stats.tv_std.to(self.tv) + stats.tv_mean.to(self.tv),
+            tiv=self.tiv * _first(stats.tiv_std, self.tiv) + _first(stats.tiv_mean, self.tiv),
+            tv=self.tv * _first(stats.tv_std, self.tv) + _first(stats.tv_mean, self.tv),
             model_id=stats.model_id,
         )
 
@@ -313,6 +313,11 @@ def check_fields(
             f"chunk_frames must be at least 1 each and {num_frames} in all, "
             f"got {len(chunk_frames)} chunks of {sum(chunk_frames)} frames"
         )
+
+
+def _first(numbers: Tensor, tokens: Tensor) -> Tensor:
+    """``numbers`` (N, D) of the tokens (B, n, N or fewer, D) that there are."""
+    return numbers[: tokens.shape[2]].to(tokens)
 
 
 def _same(a: object, b: object) -> bool:

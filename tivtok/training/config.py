@@ -107,6 +107,8 @@ class TrainConfig:
             first through the last's) instead of the mean.
         without_tv: the share of clips that are decoded with the TV tokens of a grey video, so that TIV tokens show by
             themselves what stays.
+        nested: the share of steps that decode only the first TIV tokens of a set and TV tokens of a frame group, any
+            numbers of them with the same probability; for models with nested tokens, which then serve in any number.
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
         strict: treat a video as unreadable where its decoder has made up for damage, instead of a warning in the log.
@@ -158,6 +160,7 @@ class TrainConfig:
     chunks: int | tuple[int, ...] = 1
     siblings: float = 0.0
     without_tv: float = 0.0
+    nested: float = 0.0
     short_clips: float = 0.0
     strict: bool = False
     in_memory: bool = False
@@ -203,9 +206,14 @@ class TrainConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
-        for name in ("short_clips", "siblings", "without_tv"):
+        for name in ("short_clips", "siblings", "without_tv", "nested"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if (self.nested > 0) != self.model.nested:
+            raise ValueError(
+                f"nested must be above 0 for models with nested tokens, and for them alone, got {self.nested} with "
+                f"model.nested {self.model.nested}"
+            )
         if self.entropy and self.model.quantizer != "softvq":
             raise ValueError(
                 f'entropy is for model.quantizer "softvq", got {self.entropy} with {self.model.quantizer!r}'

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     WITHOUT_TV = 7  # which clips are decoded without their TV tokens, by step
     CONSISTENCY = 8  # how the discriminator's frames are augmented once more, by step
     MIX = 9  # which videos are drawn where data sets are mixed, by clip
+    NESTED = 10  # how many tokens are decoded, by step
 
 
 def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -92,13 +92,15 @@ class Trainer:
         adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
 
         without_tv = self._draw_without_tv(step, video)
+        budget = self._draw_budget(step)
 
         outputs, terms = [], []
         shared_out = (x.chunk(config.accumulate) for x in (video, draws[0], without_tv))
         parts = list(zip(*shared_out, strict=True))
         for number, (clips, clip_draws, its_without_tv) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                model = partial(self.model, siblings=siblings, without_tv=its_without_tv if config.without_tv else None)
+                its_without_tv = its_without_tv if config.without_tv else None
+                model = partial(self.model, siblings=siblings, without_tv=its_without_tv, budget=budget)
                 output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, step, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
@@ -195,6 +197,13 @@ class Trainer:
         drawn = generator(config.seed, Purpose.WITHOUT_TV, step).random(config.batch_size) < config.without_tv
         first = self.accelerator.process_index * batch
         return torch.from_numpy(drawn[first : first + batch]).to(video.device)
+
+    def _draw_budget(self, step: int) -> tuple[int, int] | None:
+        """How many TIV and TV tokens are decoded in this step, None for all."""
+        rng, model = generator(self.config.seed, Purpose.NESTED, step), self.config.model
+        if rng.random() >= self.config.nested:
+            return None
+        return int(rng.integers(min(1, model.num_tiv), model.num_tiv + 1)), int(rng.integers(1, model.num_tv + 1))
 
     def _backward(
         self,
