@@ -20,7 +20,7 @@ from tivtok.cli.options import (
     TivSetsOption,
     parse_tiv_sets,
 )
-from tivtok.cli.output import CommandError, check_output, say, say_left_out, warn
+from tivtok.cli.output import CommandError, check_output, say, say_left_out, track, warn
 from tivtok.cli.summary import JsonOption, Summary
 from tivtok.cli.workers import each
 from tivtok.metrics import PROTOCOL
@@ -94,7 +94,8 @@ def evaluate(
     if size == "protocol":
         size = "native" if rules.size is None else f"{rules.size[1]}x{rules.size[0]}"
     sets, wanted = parse_tiv_sets(tiv_sets), frozenset(_parse_metrics(metrics))
-    measurer = Measurer(model, device, precision, compile, rules, wanted, weights, size, sets, refine, strict)
+    alone = workers == 1
+    measurer = Measurer(model, device, precision, compile, rules, wanted, weights, size, sets, refine, strict, alone)
     tokenizer, _ = measurer.load()
     settings = {"protocol": asdict(rules) | {"size": size}, "tiv_sets": tiv_sets, "refine": refine}
     depends = {"metrics": sorted(wanted), "model": tokenizer.model_id, "precision": precision.value, "strict": strict}
@@ -105,7 +106,8 @@ def evaluate(
     say("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video")
     to_do = [ref for ref in found.refs if name_of(ref) not in kept.videos]
     _say_videos([kept.videos[name_of(ref)] for ref in found.refs if name_of(ref) in kept.videos], columns)
-    for video in each(to_do, measurer, workers):
+    measured = each(to_do, measurer, workers)
+    for video in measured if alone else track(measured, "measuring", len(to_do), "videos", lambda video: 1):
         if video.measured is None and video.name in found.required:
             raise VideoError(video.error)
         kept.add(video)

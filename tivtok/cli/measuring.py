@@ -26,6 +26,9 @@ from tivtok.tokenizer import TivTok
 from tivtok.video import VideoError
 from tivtok.video.sources import VideoRef
 
+# What is being done, for a progress bar -> chunks of a video.
+Read = Callable[[str], Iterator[Tensor]]
+
 KEPT_FORMAT = {"format": "tivtok.eval", "version": 1}
 
 
@@ -58,6 +61,7 @@ class Measurer:
         metrics: names of them.
         weights: folder of theirs.
         size, tiv_sets, refine, strict: as the commands have them.
+        bars: show progress within a video.
     """
 
     model: str
@@ -71,6 +75,7 @@ class Measurer:
     tiv_sets: TivSets
     refine: int
     strict: bool
+    bars: bool
     loaded: tuple[TivTok, Evaluation] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,9 +96,11 @@ class Measurer:
         tokenizer, evaluation = self.load()
         try:
             source = Source(ref, self.size, tokenizer, strict=self.strict)
-            chunks = source.tracked if self.protocol.clip == "all" else _clip(source, self.protocol, ref.name)
+            read = source.tracked if self.bars else lambda doing: source.chunks()
+            chunks = read if self.protocol.clip == "all" else _clip(read, source, self.protocol, ref.name)
             with StepsBar("refining") as bar:
-                encoded = encode_stream(tokenizer, chunks("encoding"), self.tiv_sets, source.fps, self.refine, bar.show)
+                on_step = bar.show if self.bars else lambda done, total: None
+                encoded = encode_stream(tokenizer, chunks("encoding"), self.tiv_sets, source.fps, self.refine, on_step)
         except VideoError as error:
             return Video(name_of(ref), None, error=str(error))
         pairs = compare(tokenizer, encoded, chunks("decoding"))
@@ -177,12 +184,12 @@ def _from_line(line: str, path: Path) -> Video:
         raise CommandError(f"{path} is damaged: {error}") from None
 
 
-def _clip(source: Source, rules: Protocol, name: str) -> Callable[[str], Iterator[Tensor]]:
-    """The frames of a video's clip, in chunks as `Source.tracked` gives them.
+def _clip(read: Read, source: Source, rules: Protocol, name: str) -> Read:
+    """The frames of a video's clip, in chunks as ``read`` gives those of the video.
 
     The video is read twice: files' own counts of their frames can be wrong.
     """
-    num_frames = sum(len(chunk) for chunk in source.tracked("counting"))
+    num_frames = sum(len(chunk) for chunk in read("counting"))
     indices = clip_frames(rules, num_frames, source.fps, name)
-    clip = pick_frames(source.tracked("reading"), indices)
+    clip = pick_frames(read("reading"), indices)
     return lambda doing: iter(clip.split(source.chunk_frames))
