@@ -5,25 +5,18 @@ A shard is the unit of work: whatever ends a worker loses the shards in work, an
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.queues import SimpleQueue
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
-
-import torch
 
 from tivtok.checkpoints import bundled_checkpoints
 from tivtok.files import is_remote
 from tivtok.pipeline import Encoded, Encoder
+from tivtok.processes import WorkerError, each
 from tivtok.tokens import Tokens
 from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.dataset import read_shard, write_shard
@@ -31,12 +24,6 @@ from tivtok.tokens.format import StoredDtype
 from tivtok.video.sources import VideoRef
 
 RESTARTS = 3  # of a Ray worker, and of the shard that it died in
-
-_workers_encoder: Encoder
-
-
-class EngineError(ValueError):
-    """An engine that cannot be used here, or has lost a worker; the message says why."""
 
 
 class Job(NamedTuple):
@@ -105,62 +92,10 @@ def in_processes(jobs: Sequence[Job], encoder: Encoder, devices: Sequence[str], 
     """Encode the shards in ``workers`` processes, which share the devices out among them; each comes when it is done.
 
     Raises:
-        EngineError: a worker has ended abruptly.
+        WorkerError: a worker has ended abruptly.
     """
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
-    seats = spawn.SimpleQueue()
-    for worker in range(workers):
-        seats.put(devices[worker % len(devices)])
-    threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=_start_worker, initargs=(encoder, seats, threads)
-    ) as pool:
-        try:
-            for done in as_completed(_submitted(pool, jobs)):
-                yield done.result()
-        except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
-            raise KeyboardInterrupt from None
-        except BrokenProcessPool:
-            raise EngineError("a worker ended abruptly, out of memory perhaps: go on with fewer --workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _submitted(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> list[Future[Done]]:
-    """Start the workers with ctrl-C held back: it would interrupt their imports, with a traceback."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return [pool.submit(_encode_in_worker, job) for job in jobs]
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _start_worker(encoder: Encoder, seats: SimpleQueue[str], threads: int) -> None:
-    """Keep one encoder per process: its model is loaded once, for all shards."""
-    global _workers_encoder
-    Thread(target=_end_with_parent, daemon=True).start()
-    _quiet_ctrl_c()
-    torch.set_num_threads(threads)
-    _workers_encoder = replace(encoder, device=seats.get())
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next shard for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode_in_worker(job: Job) -> Done:
-    return encode_shard(job, _workers_encoder)
-
-
-def _quiet_ctrl_c() -> None:
-    """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # held back until here, and nothing to clean up yet
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    encoders = [replace(encoder, device=devices[worker % len(devices)]) for worker in range(workers)]
+    return each(jobs, [partial(encode_shard, encoder=one) for one in encoders])
 
 
 def on_ray(jobs: Sequence[Job], encoder: Encoder, workers: int) -> Iterator[Done]:
@@ -174,13 +109,13 @@ def on_ray(jobs: Sequence[Job], encoder: Encoder, workers: int) -> Iterator[Done
         for each shard what has become of it, when it is done.
 
     Raises:
-        EngineError: Ray is not installed, or an actor has died too often.
+        WorkerError: Ray is not installed, or an actor has died too often.
     """
     try:
         import ray
         from ray.util import ActorPool
     except ModuleNotFoundError:
-        raise EngineError("--engine ray needs Ray: pip install 'tivtok[ray]'") from None
+        raise WorkerError("--engine ray needs Ray: pip install 'tivtok[ray]'") from None
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     gpus = int(encoder.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
@@ -193,7 +128,7 @@ def on_ray(jobs: Sequence[Job], encoder: Encoder, workers: int) -> Iterator[Done
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
-        raise EngineError(f"a worker has died more than {RESTARTS} times: {error}") from None
+        raise WorkerError(f"a worker has died more than {RESTARTS} times: {error}") from None
 
 
 class _ShardEncoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -96,7 +97,13 @@ class TivTok(nn.Module):
         """Counts of in-place changes of each weight."""
         return tuple(0 if x.is_inference() else x._version for x in self.state_dict().values())
 
-    def forward(self, video: Tensor, siblings: bool = False, without_tv: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        video: Tensor,
+        siblings: bool = False,
+        without_tv: Tensor | None = None,
+        budget: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Reconstruct (B, 3, F, H, W) differentiably: what training minimises the error of.
 
         Args:
@@ -104,10 +111,13 @@ class TivTok(nn.Module):
                 of the one before it, the first through that of the last, so that it can hold nothing of its own.
             without_tv: bool (B,): clips that are decoded with the TV tokens of a grey video, so that their TIV tokens
                 must show by themselves what stays.
+            budget: how many TIV tokens of a set and TV tokens of a group are decoded, the first.
         """
         tiv, tv = self.encode_chunks(video)
         if without_tv is not None:
             tv = torch.where(without_tv[:, None, None, None], self.grey_tv(*video.shape[3:]), tv)
+        if budget is not None:
+            tiv, tv = tiv[:, :, : budget[0]], tv[:, :, : budget[1]]
         if siblings:
             whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
             groups_of_set = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
@@ -118,7 +128,15 @@ class TivTok(nn.Module):
             tiv = self.quantizer.snap(tiv) if isinstance(self.quantizer, FSQ) else tiv
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
-    def encode(self, video: Tensor, tiv_sets: TivSets = 1, fps: float | None = None, refine: int = 0) -> Tokens:
+    def encode(
+        self,
+        video: Tensor,
+        tiv_sets: TivSets = 1,
+        fps: float | None = None,
+        refine: int = 0,
+        num_tiv: int | None = None,
+        num_tv: int | None = None,
+    ) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).
 
         Args:
@@ -128,6 +146,8 @@ class TivTok(nn.Module):
                 cuts and starts a new set where the content has changed too much (for a whole batch at once).
             fps: kept with the tokens, in frames per second.
             refine: how many steps to improve the tokens by, through the decoder (`tivtok.refinement.refine`).
+            num_tiv: of a model with nested tokens, how many to keep of each TIV set; all by default.
+            num_tv: how many TV tokens to keep of each frame group, likewise.
 
         Returns:
             tokens in the dtype of the weights; refined ones in float32, or float64 if the weights are. They can be
@@ -145,7 +165,23 @@ class TivTok(nn.Module):
             check_refinable(self.config, refine)
         chunks = video.split(self.config.chunk_frames, dim=2)
         tokens = self.encode_into(TokenCollector(), chunks, tiv_sets, fps, at_once=None)
+        tokens = self.cut(tokens, num_tiv, num_tv)
         return improve(self, tokens, video, refine) if refine else tokens
+
+    def cut(self, tokens: Tokens, num_tiv: int | None = None, num_tv: int | None = None) -> Tokens:
+        """The first ``num_tiv`` tokens of each TIV set and ``num_tv`` of each frame group, all by default.
+
+        Raises:
+            TokensError: another model made the tokens.
+            ValueError: the model's tokens are not nested, or there are no such numbers of them.
+        """
+        self.check_ours(tokens)
+        for name, wanted, there in (("num_tiv", num_tiv, tokens.tiv.shape[2]), ("num_tv", num_tv, tokens.tv.shape[2])):
+            if wanted is not None and not self.config.nested:
+                raise ValueError(f"{name} is for models with nested tokens: model {self.config.name} needs all of them")
+            if wanted is not None and not 1 <= wanted <= there:
+                raise ValueError(f"{name} must be between 1 and {there}, got {wanted}")
+        return replace(tokens, tiv=tokens.tiv[:, :, :num_tiv], tv=tokens.tv[:, :, :num_tv])
 
     def encode_into(
         self,
@@ -271,6 +307,8 @@ class TivTok(nn.Module):
         config = self.config
         ours = (config.num_tiv, config.num_tv, config.latent_dim, config.num_groups(tokens.num_frames))
         theirs = (tokens.tiv.shape[2], tokens.tv.shape[2], tokens.tiv.shape[3], tokens.tv.shape[1])
+        if config.nested and 0 not in theirs:
+            ours = (min(ours[0], theirs[0]), min(ours[1], theirs[1]), *ours[2:])
         if theirs != ours:
             raise TokensError(
                 f"N_TIV, N_TV, D and frame groups of a video of {tokens.num_frames} frames must be {ours}, got {theirs}"

@@ -64,7 +64,7 @@ class JointDecoder(Decoder):
     def _chunk(self, tiv: Tensor, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
         x = torch.cat([tiv, frames.flatten(1, 2)], dim=1)
         layout = _dense(x.shape[0], x.shape[1])
-        rotary = self._rotary(grid, x, self.config.num_tiv)
+        rotary = self._rotary(grid, x, self.config.num_tv, self.config.num_tiv)
         for block in self.blocks:
             q, k, v = block.qkv(x, rotary)
             x = block.finish(x, sif_attention(q, k, v, layout))

@@ -11,6 +11,7 @@ from test_cli import CONFIG, fails, write_clip
 from tivtok.cli import main
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
+from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.dataset import TokenDataset
 
 
@@ -29,6 +30,7 @@ def test_a_calibrated_model_writes_coded_files(tmp_path: Path, capsys: pytest.Ca
 
     assert main(["calibrate", str(clips), *of_model, "--loss", "0.5"]) == 0
     assert "times smaller than float16" in capsys.readouterr().out
+    calibrated = Calibration.from_pretrained(model)
     assert TivTok.from_pretrained(model).model_id == before
 
     assert main(["encode", clip, coded, *of_model, "--dtype", "coded"]) == 0
@@ -39,7 +41,18 @@ def test_a_calibrated_model_writes_coded_files(tmp_path: Path, capsys: pytest.Ca
     assert main(["encode-dir", str(clips), str(tmp_path / "shards"), *of_model, "--dtype", "coded"]) == 0
     assert [video.num_frames for video in TokenDataset(tmp_path / "shards")] == [37, 20]
     assert main(["swap", coded, exact, str(tmp_path / "swapped.tivtok"), *of_model, "--dtype", "int8"]) == 0
+    capsys.readouterr()
     assert main(["info", coded]) == 0
+    told = capsys.readouterr().out
+    assert "float16" not in told and f"{Path(coded).stat().st_size / 37 * 30000 / 1001:,.0f} bytes in the file" in told
+    assert "--dtype" in fails(capsys, ["encode", clip, coded, *of_model, "--dtype", "float64"], code=2)
+
+    (clips / "broken.mp4").write_bytes(b"x" * 100)
+    assert main(["calibrate", str(clips), *of_model, "--loss", "0.5"]) == 1
+    printed = capsys.readouterr()
+    assert f"left out {clips / 'broken.mp4'}" in printed.out and "of 2 videos" in printed.out
+    assert "1 of 3 videos could not be read" in printed.err
+    assert Calibration.from_pretrained(model) == calibrated
 
 
 def test_info_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:

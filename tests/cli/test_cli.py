@@ -241,7 +241,7 @@ def test_eval_takes_files_and_folders(files: Files, tmp_path: Path, capsys: pyte
     assert main(["eval", files.clip, "--model", files.model, "--tiv-sets", "auto"]) == 0
     assert "auto TIV set(s)" in capsys.readouterr().out
     (tmp_path / "b.mp4").unlink()
-    assert "there are no videos" in fails(capsys, ["eval", str(tmp_path), "--model", files.model])
+    assert "data has no videos" in fails(capsys, ["eval", str(tmp_path), "--model", files.model])
 
 
 def test_demo(

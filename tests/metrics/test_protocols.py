@@ -133,6 +133,46 @@ def test_eval_writes_protocol_and_scores(
     assert "LPIPS-VGG" not in out
 
 
+def test_eval_of_a_list_by_several_processes_goes_on(
+    clips: Path, random_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    """A list with parts and a video that is broken: one process, two, and one that stopped on the way say the same."""
+    (clips / "broken.mp4").write_bytes(b"no video")
+    rows = ["a.mp4,,", "b.mp4,0.2,1.2", "broken.mp4,,", "a.mp4,,"]
+    (clips / "list.csv").write_text("path,start,end\n" + "\n".join(rows) + "\n")
+    options = ["--model", str(clips / "model"), "--weights", str(random_weights), "--metrics", "psnr,ssim,rfvd"]
+    options += ["--size", "32x32"]
+
+    def scores(name: str, *more: str) -> dict:
+        path = tmp_path / f"{name}.json"
+        assert main(["eval", str(clips / "list.csv"), *options, "--json", str(path), *more]) == 0
+        record = json.loads(path.read_text())
+        record["totals"] = {key: value for key, value in record["totals"].items() if "second" not in key}
+        return record
+
+    alone = scores("alone")
+    assert list(alone["videos"]) == [str(clips / name) for name in ("a.mp4", "b.mp4 from 0.2 s to 1.2 s")]
+    assert [video["frames"] for video in alone["videos"].values()] == [20, 25] and alone["totals"]["failed"] == 1
+    assert [lost["path"] for lost in alone["left_out"]] == [str(clips / "broken.mp4")] and alone["rfvd_clips"] == 2
+    kept = str(tmp_path / "kept.jsonl")
+    assert scores("two", "--workers", "2", "--keep", kept) == alone
+
+    lines = Path(kept).read_text().splitlines(keepends=True)
+    Path(kept).write_text("".join(lines[:2]) + lines[2][:20])  # stopped while it wrote the second video
+    measured = []
+    score = Evaluation.score
+    monkeypatch.setattr(Evaluation, "score", lambda *a: (measured.append(1), score(*a))[1])
+    assert scores("again", "--keep", kept) == alone and 1 <= len(measured) <= 2
+    assert scores("done", "--keep", kept) == alone and len(measured) <= 2
+
+    capsys.readouterr()
+    assert main(["eval", str(clips / "a.mp4"), *options, "--keep", kept, "--tiv-sets", "2"]) == 1
+    assert "kept.jsonl is of another evaluation" in capsys.readouterr().err
+    Path(kept).write_text(lines[0] + "{}\n")
+    assert main(["eval", str(clips / "list.csv"), *options, "--keep", kept]) == 1
+    assert "kept.jsonl is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

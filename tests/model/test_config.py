@@ -39,8 +39,20 @@ def test_headline_ratio():
     assert round(no_reuse / full_reuse, 2) == 2.91
 
 
+@pytest.mark.parametrize(
+    ("preset", "latent_dim", "frames", "percent"),
+    [("t128", 128, 16, 0.521), ("t512", 32, 16, 0.521), ("t1024", 16, 16, 0.521), ("t128", 128, 32, 0.326)],
+)
+def test_rates_of_tables_1_and_2(preset, latent_dim, frames, percent):
+    """All three have as many values; the second rows are 32 frames."""
+    config = TivTokConfig.preset(preset)
+    assert config.latent_dim == latent_dim
+    assert round(100 * config.compression_rate(frames, 256, 256), 3) == percent
+
+
 def test_table_5_at_the_ratio_of_the_presets():
-    """3:1 is 96 + 256 tokens. 1:1 and 1:3 have 50 and 75 TV tokens in a chunk, which four frame groups cannot share."""
+    """3:1 is 96 + 256 tokens. 1:1 and 1:3 have 50 and 75 TV tokens in a chunk, which four frame groups cannot share:
+    the configs t128-1-1 and t128-1-3 come near (tests/training/test_train_config.py)."""
     config = TivTokConfig.preset("t128")
     assert config.num_tokens(128) - config.num_tiv == 256
     assert config.num_tiv / (config.groups_per_chunk * config.num_tv) == 3
@@ -76,6 +88,7 @@ def test_dict_round_trip():
         (lambda: TivTokConfig(decoder="both"), "decoder must be"),
         (lambda: TivTokConfig(latent_positions="tv"), 'latent_positions must be "none" or "grid" or "tiv-grid", got'),
         (lambda: TivTokConfig(encoder_time="no"), 'encoder_time must be "rotary" or "none", got'),
+        (lambda: TivTokConfig(rope_heads=13), "rope_heads must be between 1 and the 12 heads, got 13"),
         (lambda: TivTokConfig(num_tv=0), "num_tv must be at least 1"),
         (lambda: TivTokConfig.from_dict({"widht": 3}), "unknown config keys: widht"),
     ],

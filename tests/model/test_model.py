@@ -105,7 +105,7 @@ def test_shared_decoder_equals_a_dense_masked_decoder(model):
     layout = SifLayout.uniform(1, config.num_tiv, groups, config.num_tv + num_patches)
     visible = layout.visibility("tiv")
 
-    of_one_frame = decoder._rotary((1, 2, 2), x, config.num_tiv)
+    of_one_frame = decoder._rotary((1, 2, 2), x, config.num_tv, config.num_tiv)
     tiled = [torch.cat([t[: config.num_tiv], t[config.num_tiv :].repeat(groups, 1)]) for t in of_one_frame]
     for block in decoder.blocks:
         out, _ = masked_attention(*block.qkv(x, tuple(tiled)), visible, config.head_dim**-0.5)

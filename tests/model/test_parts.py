@@ -8,6 +8,7 @@ import torch
 from tivtok import TivTok, TivTokConfig
 from tivtok.checkpoints import CheckpointError
 from tivtok.identity import new_model_id, unstored_model_id
+from tivtok.model.blocks import Block
 from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.model.quantizer import SoftVQ
 from tivtok.model.rope import places, rotary_table, split_pairs
@@ -33,6 +34,20 @@ def test_padding_repeats_the_edge(size):
     assert torch.equal(padded[:, :, :frames, :height, :width], video)
     assert torch.equal(padded[..., -1, -1], padded[..., height - 1, width - 1])
     assert patch_grid(*size, PATCH) == tuple(n // p for n, p in zip(padded.shape[2:], PATCH, strict=True))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_some_heads_are_rotated_and_the_others_are_not(qk_norm):
+    config = TivTokConfig.preset("tiny").replace(width=48, heads=3, qk_norm=qk_norm)
+    torch.manual_seed(0)
+    whole, half = Block(config), Block(config.replace(rope_heads=2))
+    half.load_state_dict(whole.state_dict())
+    x, rotary = torch.randn(2, 6, 48), rotary_table(16, 0, (1, 2, 3), 100.0)
+    rotated, plain, got = whole.qkv(x, rotary), whole.qkv(x), half.qkv(x, rotary)
+    for a, b, c in zip(rotated, plain, got, strict=True):
+        torch.testing.assert_close(c, torch.cat([a[..., :2, :], b[..., 2:, :]], dim=-2))
+    assert not torch.equal(rotated[0][..., 2, :], plain[0][..., 2, :])
+    assert all(map(torch.equal, half.qkv(x), plain))
 
 
 def test_rotary_pairs_at_head_dim_64_are_12_10_10():

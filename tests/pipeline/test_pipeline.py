@@ -174,6 +174,20 @@ def test_rows_are_checked() -> None:
         to_row(Tokens(torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 1, 3), torch.zeros(1).long(), 4, 4, 4, None, "p", "m"))
 
 
+def test_rows_keep_integer_codes() -> None:
+    """Also where they come back from a row; and one that float16 cannot tell from its neighbour is refused."""
+    levels = (7, 2**13)
+    some, fine = torch.tensor([[[[3], [2**11]]]]), torch.tensor([[[[7 * 1], [7 * 8189 + 2]]]])
+    blank = torch.zeros(1, 1, 2, 2)
+    tokens = Tokens(blank, blank, torch.zeros(1).long(), 4, 4, 4, None, "p", "m", levels=levels)
+    kept = from_row(to_row(tokens.with_codes(some, fine), "float32"))
+    assert kept.levels == levels and torch.equal(kept.codes[0], some) and torch.equal(kept.codes[1], fine)
+    with pytest.raises(TokensError, match="float16 cannot tell the codes of tv apart"):
+        to_row(tokens.with_codes(some, fine))
+    row = to_row(tokens.with_codes(some, some), "float32")
+    assert from_row({name: value for name, value in row.items() if name != "levels"}).levels is None
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_16_bits(encoder: Encoder, model: str, clip: Path, precision: str) -> None:
     """The same model id, and tokens within a hundred roundings of those of float32."""

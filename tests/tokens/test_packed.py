@@ -156,6 +156,16 @@ def test_version_3_files_are_read_forever() -> None:
         assert torch.equal(again["packed"][:blocks], stored[:blocks])
 
 
+def test_version_3_files_of_codes_are_read_forever() -> None:
+    """As above, of integer codes."""
+    tokens = Tokens.load(DATA / "tokens-v3-codes.tivtok")
+    tiv, tv = torch.arange(2 * 3 * 2).reshape(1, 2, 3, 2) * 3, (torch.arange(20 * 2 * 2).reshape(1, 20, 2, 2) * 7) % 40
+    assert tokens.levels == (8, 5) and torch.equal(tokens.codes[0], tiv) and torch.equal(tokens.codes[1], tv)
+    assert tokens.tv[0, 0].tolist() == [[-1.0, -1.0, 0.75, -1.0], [0.5, -0.5, 0.25, 0.0]]
+    assert tokens.tiv_index.tolist() == [0] * 4 + [1] * 16 and tokens.chunk_frames == (4, 12, 63)
+    assert (tokens.num_frames, tokens.height, tokens.width, tokens.fps) == (79, 47, 64, None)
+
+
 def test_what_coding_needs_is_said(tmp_path: Path) -> None:
     path, tokens = tmp_path / "a.tivtok", make()
     with pytest.raises(TokensError, match='"coded" needs the calibration of the model, got none'):

@@ -84,6 +84,26 @@ def test_what_cannot_be_stored_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["a.tivtok"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tiv": torch.zeros(1, 2, 6, 8)},
+        {"tv": make().tv.double()},
+        {"tv": make(groups=4).tv, "tiv_index": torch.zeros(4).long(), "num_frames": 16},
+        {"tiv_index": torch.zeros(5).long()},
+        {"fps": 25.0},
+        {"levels": (8, 8)},
+    ],
+)
+def test_tokens_are_equal_where_all_is_the_same(tmp_path: Path, change: dict) -> None:
+    tokens = make()
+    tokens.save(tmp_path / "a.tivtok")
+    assert Tokens.load(tmp_path / "a.tivtok") == tokens and tokens == make()
+    assert replace(tokens, **change) != tokens and tokens != 1
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(tokens)
+
+
 def test_to_moves_values_only() -> None:
     tokens = make().to(dtype=torch.float64)
     assert tokens.tiv.dtype == tokens.tv.dtype == torch.float64 and tokens.tiv_index.dtype == torch.int64

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from tivtok import TivTok
 from tivtok.training import TrainConfig
 from tivtok.training.adversary import Adversary
+from tivtok.training.config import PerceptualConfig
 from tivtok.training.diffaug import MAX_SHIFT, NUM_DRAWS, augment
 from tivtok.training.discriminator import DinoFeatures, Heads, Lecam, hinge
 from tivtok.training.losses import LastLayer, adaptive_weight
@@ -51,6 +53,8 @@ def test_translation_moves_every_frame_alike() -> None:
 
 
 def test_cutout_is_half_the_side_and_where_it_is_drawn() -> None:
+    small = augment(VIDEO, draws(2, 0.5, 0.5), 0.5, cutout=0.25)
+    assert (small == 0).all(dim=(0, 1, 2)).sum() == (VIDEO.shape[3] // 4) * (VIDEO.shape[4] // 4)
     holed = augment(VIDEO, draws(2, 0.5, 0.5), 0.5)
     assert not holed[..., 4:12, 4:12].any()
     expected = VIDEO.clone()
@@ -128,19 +132,43 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(config: Tra
     assert adaptive_weight(*got) == pytest.approx(float(expected[0].norm() / expected[1].norm()), rel=1e-3)
 
 
+def test_the_consistency_term_is_between_two_augmentations(full_config: TrainConfig, dinov2: Path) -> None:
+    """It makes logits less sensitive to them, and is the smaller for it."""
+    draws = torch.from_numpy(np.random.default_rng(0).random((2, 12, 4, NUM_DRAWS), dtype="float32"))
+    real, last = torch.linspace(-1, 1, 16).expand_as(VIDEO), []
+    for weight in (1e-6, 30.0):
+        torch.manual_seed(0)
+        options = replace(full_config.adversarial, learning_rate=1e-2, consistency=weight)
+        config = replace(full_config, adversarial=options)
+        adversary = Adversary(DinoFeatures.load(dinov2, 28), config, Accelerator(cpu=True))
+        stats = [adversary.step(real, VIDEO, a, b, rate=1.0) for a, b in zip(*draws, strict=True)]
+        last.append(np.mean([one["consistency"] for one in stats[-4:]]))
+    assert 0 < last[1] < 0.5 * last[0]
+    torch.manual_seed(0)
+    config = replace(full_config, adversarial=replace(full_config.adversarial, consistency=0.0))
+    adversary = Adversary(DinoFeatures.load(dinov2, 28), config, Accelerator(cpu=True))
+    assert "consistency" not in adversary.step(real, VIDEO, draws[0, 0], draws[1, 0], rate=1.0)
+
+
+def test_the_weight_of_lpips_rises() -> None:
+    config = PerceptualConfig(weight=2.0, warmup_steps=4)
+    assert [config.weight_at(step) for step in (0, 1, 4, 5)] == [0, 0.5, 2, 2]
+    assert PerceptualConfig().weight_at(0) == 1
+
+
 def test_the_discriminator_learns_and_a_bad_step_changes_nothing(full_config: TrainConfig, dinov2: Path) -> None:
     torch.manual_seed(0)
     config = replace(full_config, adversarial=replace(full_config.adversarial, learning_rate=1e-2))
     adversary = Adversary(DinoFeatures.load(dinov2, 28), config, Accelerator(cpu=True))
     real, fake, still = torch.full_like(VIDEO, 0.5), VIDEO, torch.ones(4, NUM_DRAWS)
     before = adversary.loss(fake, still[:2]).item()
-    stats = [adversary.step(real, fake, still, rate=1.0) for _ in range(20)]
+    stats = [adversary.step(real, fake, still, still, rate=1.0) for _ in range(20)]
     assert stats[-1]["discriminator"] < 0.7 * stats[0]["discriminator"]
     assert adversary.loss(fake, still[:2]).item() > before
     assert adversary.lecam.averages[0] > adversary.lecam.averages[1]
 
     kept = {name: x.clone() for name, x in adversary.heads.state_dict().items() if not name.endswith(("._u", "._v"))}
     averages = adversary.lecam.averages.clone()
-    assert adversary.step(real, fake * float("nan"), still, rate=1.0) is None
+    assert adversary.step(real, fake * float("nan"), still, still, rate=1.0) is None
     assert all(torch.equal(x, adversary.heads.state_dict()[name]) for name, x in kept.items())
     assert torch.equal(averages, adversary.lecam.averages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tivtok.training import TrainConfig
-from tivtok.training.data import MAX_UNREADABLE, TrainingClips, VideosInMemory, VideosOnDisk, training_batches
+from tivtok.training.data import MAX_UNREADABLE, Mixture, TrainingClips, VideosInMemory, VideosOnDisk, training_batches
 from tivtok.training.split import split_sources
 from tivtok.video import VideoError, VideoReader
 from tivtok.video.decoding import Decoded
@@ -118,6 +119,35 @@ def test_every_epoch_has_every_video_once_in_another_order(config: TrainConfig) 
     for number in range(20):
         clips[number]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+
+
+def test_data_sets_have_their_shares(config: TrainConfig) -> None:
+    refs = [VideoRef(f"{n}", Path(f"{n}"), columns={"dataset": "b" if n == 4 else "a"}) for n in range(6)]
+    mixture = Mixture(refs, (("a", 1.0), ("b", 3.0)))
+    drawn = list(islice(mixture.draw(np.random.default_rng(0)), 2000))
+    counts = [drawn.count(n) for n in range(6)]
+    assert 1400 < counts[4] < 1600 and all(60 < count < 140 for n, count in enumerate(counts) if n != 4)
+    for shares in ((("a", 1.0),), (("a", 1.0), ("b", 1.0), ("c", 1.0))):
+        with pytest.raises(ValueError, match="a share for each data set, 'a', 'b' by the lists' column dataset"):
+            Mixture(refs, shares)
+    with pytest.raises(ValueError, match="mix must have shares of 0 or more"):
+        replace(config, mix=(("a", -1.0),))
+
+
+def test_a_mixture_is_a_function_of_seed_and_number(config: TrainConfig) -> None:
+    """A list says which data set a video is of; two processes have the batches of one, and a share of 0 is none."""
+    rows = "".join(f"{config.data}/{name}.mp4,{name}\n" for name in ("a", "b", "test"))
+    (config.output.parent / "list.csv").write_text("path,dataset\n" + rows)
+    config = replace(config, data=config.output.parent / "list.csv", mix=(("a", 0.5), ("b", 0.5)), augmentation="flip")
+    refs = split_sources(config).training
+    whole = list(training_batches(refs, config, 0, 0, 1))
+    shares = [list(training_batches(refs, config, 0, rank, 2)) for rank in (0, 1)]
+    assert all(torch.equal(torch.cat(parts), batch) for batch, *parts in zip(whole, *shares, strict=True))
+    one, other = (
+        list(training_batches(refs, replace(config, mix=mix), 0, 0, 1))
+        for mix in ((("a", 1.0), ("b", 0.0)), (("a", 0.0), ("b", 1.0)))
+    )
+    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_flip_takes_centre_crops_and_only_mirrors_them(config: TrainConfig, on_disk: TrainingClips) -> None:

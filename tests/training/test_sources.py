@@ -13,7 +13,7 @@ import torch
 from tivtok.training import TrainConfig
 from tivtok.training.split import split_sources
 from tivtok.video import VideoError, VideoWriter
-from tivtok.video.clips import frame_indices, read_clip, read_video
+from tivtok.video.clips import at_rate, frame_indices, read_clip, read_video
 from tivtok.video.sources import VideoRef, find_sources
 
 FPS, FRAMES = 10, 40
@@ -41,6 +41,16 @@ def test_all_frames_and_any_frames(video: Path) -> None:
     for position in (0.2, 0.55, 0.9):
         indices = frame_indices(FRAMES, 5, 3, position)
         assert numbers(read_clip(ref, 5, stride=3, position=position)) == indices.tolist()
+
+
+def test_frames_at_a_rate(video: Path) -> None:
+    """Those that are shown at its times: some of a faster video, some twice of a slower one."""
+    ref = VideoRef(video.name, video)
+    assert at_rate(FRAMES, FPS, 5).tolist() == list(range(0, FRAMES, 2))
+    assert numbers(read_clip(ref, 4, fps=5)) == [0, 2, 4, 6]
+    assert numbers(read_clip(ref, 4, position=1.0, fps=5)) == [32, 34, 36, 38]
+    assert numbers(read_clip(ref, 6, fps=15)) == [0, 0, 1, 2, 2, 3]
+    assert numbers(read_video(VideoRef("part", video, start=1.0, end=2.0), fps=4)) == [10, 12, 15, 17]
 
 
 def test_part_of_a_video(video: Path) -> None:

@@ -107,9 +107,11 @@ def test_the_whole_recipe_runs_and_logs_every_term(full_config: TrainConfig) -> 
     assert early.keys() == always
     assert late.keys() == always | {"adversarial", "adaptive_weight", "logits_real", "logits_fake", "discriminator"} | {
         "lecam",
+        "consistency",
         "discriminator_gradient_norm",
         "held_out_psnr",
     }
+    assert early["perceptual"] == 0 < late["perceptual"]  # its weight rises from 0
     assert late["bad_steps"] == 0 and 0 < late["adaptive_weight"] < 1e4
 
 
@@ -181,10 +183,14 @@ def test_siblings_are_drawn_by_step(config: TrainConfig, monkeypatch: pytest.Mon
     forward = TivTok.forward
 
     def watched(
-        self: TivTok, video: torch.Tensor, siblings: bool = False, without_tv: torch.Tensor | None = None
+        self: TivTok,
+        video: torch.Tensor,
+        siblings: bool = False,
+        without_tv: torch.Tensor | None = None,
+        budget: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         if self.training:
-            assert without_tv is None
+            assert without_tv is budget is None
             seen.append(siblings)
         return forward(self, video, siblings, without_tv)
 
@@ -199,7 +205,11 @@ def test_clips_without_tv_tokens_are_drawn_one_by_one(config: TrainConfig, monke
     forward = TivTok.forward
 
     def watched(
-        self: TivTok, video: torch.Tensor, siblings: bool = False, without_tv: torch.Tensor | None = None
+        self: TivTok,
+        video: torch.Tensor,
+        siblings: bool = False,
+        without_tv: torch.Tensor | None = None,
+        budget: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         if self.training:
             assert without_tv is not None and without_tv.shape == video.shape[:1]
@@ -210,6 +220,26 @@ def test_clips_without_tv_tokens_are_drawn_one_by_one(config: TrainConfig, monke
     config = replace(config, batch_size=4, accumulate=2, steps=10, without_tv=0.3)
     train(replace(config, evaluate_every=10, save_every=10))
     assert len(seen) == 40 and 5 < sum(seen) < 20
+
+
+def test_any_number_of_nested_tokens_is_decoded(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = TivTok.forward
+
+    def watched(self: TivTok, video: torch.Tensor, **how: object) -> torch.Tensor:
+        if self.training:
+            seen.append(how["budget"])
+        return forward(self, video, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TivTok, "forward", watched)
+    config = replace(config, model=config.model.replace(nested=True), steps=80, nested=0.8)
+    train(replace(config, evaluate_every=80, save_every=80))
+    drawn = [budget for budget in seen if budget is not None]
+    assert 50 < len(drawn) < 75
+    assert {tiv for tiv, _ in drawn} == {1, 2, 3, 4} and {tv for _, tv in drawn} == {1, 2}
+    for change in ({"nested": 0.0}, {"model": config.model.replace(nested=False)}):
+        with pytest.raises(ValueError, match="nested must be above 0 for models with nested tokens"):
+            replace(config, **change)
 
 
 def test_clips_of_several_chunks_share_the_mean_of_their_tiv_tokens(full_config: TrainConfig) -> None:

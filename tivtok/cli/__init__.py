@@ -37,6 +37,7 @@ COMMANDS = {
     "info": Command("info", "info", "Show what a file holds, or what a preset makes of a video."),
     "inspect": Command("inspect", "inspect", "Show what the tokens hold, as a contact sheet or a page."),
     "eval": Command("evaluate", "evaluate", "Measure PSNR, SSIM, LPIPS and rFVD of reconstructions, and seams."),
+    "list": Command("lists", "make_list", "Make the list of a data set from its official split file."),
     "weights": Command("weights", "weights", "Get the weights that LPIPS and rFVD need."),
     "train": Command("train", "train", "Train a tokenizer, or go on with a run that was interrupted."),
     "stats": Command("stats", "stats", "Measure mean and standard deviation of a checkpoint's tokens."),

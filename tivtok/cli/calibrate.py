@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tivtok.checkpoints import CALIBRATION_FILE
 from tivtok.cli.options import StrictOption
 from tivtok.cli.output import CommandError, say, track, warn
-from tivtok.cli.source import Source
+from tivtok.cli.source import Source, of_readable
 from tivtok.loading import load_model
 from tivtok.metrics import psnr
 from tivtok.tokenizer import TivTok
@@ -54,18 +54,20 @@ def calibrate(
     tiv: list[Tensor] = []
     tv: list[Tensor] = []
     chunks: list[Chunk] = []
-    for path in track(files, "encoding", len(files), "videos", count=lambda path: 1):
-        for number, chunk in enumerate(_chunks(tokenizer, path, strict)):
-            tiv.append(chunk.tiv)
-            tv.append(chunk.tv)
-            if number == 0 and len(chunks) < CHUNKS_TRIED:
-                chunks.append(chunk)
+    unreadable: list[Path] = []
+    for first, sets, groups in of_readable(files, data, lambda path: _encoded(tokenizer, path, strict), unreadable):
+        tiv.append(sets)
+        tv.append(groups)
+        if len(chunks) < CHUNKS_TRIED:
+            chunks.append(first)
     calibration, cost, size = coarsest(tokenizer, torch.cat(tiv), torch.cat(tv), chunks, loss)
     calibration.save(model)
     plain = 2 * sum(chunk.tiv.numel() + chunk.tv.numel() for chunk in chunks)
     say(f"{cost:.3f} dB lost, {plain / size:.2f} times smaller than float16")
-    say(f"of {len(chunks)} chunks, values spread as in {len(tiv)} chunks of {len(files)} videos")
+    say(f"of {len(chunks)} chunks, values spread as in {sum(map(len, tiv))} chunks of {len(tiv)} videos")
     say(f"wrote {model / CALIBRATION_FILE}")
+    if unreadable:
+        raise CommandError(f"{len(unreadable)} of {len(files)} videos could not be read")
 
 
 def coarsest(
@@ -93,12 +95,19 @@ def coarsest(
     raise CommandError(f"--loss {loss:g} needs a finer step than {spread * 2 ** (2 - number / 2):.2g}")
 
 
-def _chunks(model: TivTok, path: Path, strict: bool) -> Iterator[Chunk]:
+def _encoded(model: TivTok, path: Path, strict: bool) -> tuple[Chunk, Tensor, Tensor]:
+    """The first chunk of a video, all TIV sets (K, N_TIV, D) and all frame groups (T, N_TV, D).
+
+    Raises:
+        VideoError: the video cannot be read, or all of it with ``strict``: nothing of it is counted then.
+    """
     source = Source(path, "native", model, allow_truncated=True, strict=strict)
+    chunks: list[Chunk] = []
     for frames in source.chunks():
         tiv, tv = model.encode_chunks(frames_to_video(frames)[None])
-        yield Chunk(frames, tiv[0], tv[0])
+        chunks.append(Chunk(frames[:0] if chunks else frames, tiv[0], tv[0]))
     warn(source.damage())
+    return chunks[0], torch.cat([chunk.tiv for chunk in chunks]), torch.cat([chunk.tv for chunk in chunks])
 
 
 def _coded(calibration: Calibration, chunk: Chunk) -> tuple[Chunk, int]:

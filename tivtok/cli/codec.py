@@ -15,7 +15,6 @@ from tivtok.cli.options import (
     PrecisionOption,
     RefineOption,
     SizeOption,
-    StoredDtype,
     StoredDtypeOption,
     StrictOption,
     TivSetsOption,
@@ -41,7 +40,7 @@ def encode(
     model: ModelOption = "tiny",
     size: SizeOption = "source",
     tiv_sets: TivSetsOption = "1",
-    dtype: StoredDtypeOption = StoredDtype.FLOAT16,
+    dtype: StoredDtypeOption = "float16",
     refine: RefineOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
@@ -62,7 +61,7 @@ def encode(
     source = Source(video, size, tokenizer, allow_truncated, strict)
     with StepsBar("refining") as bar:
         chunks = source.tracked("encoding")
-        encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype.value, refine, bar.show, calibration)
+        encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype, refine, bar.show, calibration)
     tokens = Tokens.open(tokens_file)
     print_rows({"wrote": str(tokens_file)} | token_rows(tokens, tokens_file.stat().st_size))
     warn(source.damage())

@@ -21,7 +21,6 @@ from tivtok.cli.options import (
     PrecisionOption,
     RefineOption,
     SizeOption,
-    StoredDtype,
     StoredDtypeOption,
     StrictOption,
     TivSetsOption,
@@ -34,8 +33,9 @@ from tivtok.files import is_remote, make_folder, names_in, open_in, replacing_in
 from tivtok.loading import device_named
 from tivtok.pipeline import Encoder
 from tivtok.refinement import check_refinable
-from tivtok.shards import Done, Job, encode_shard, in_processes, on_ray
+from tivtok.shards import Done, Job, in_processes, on_ray
 from tivtok.tokens.dataset import INDEX_FILE, read_failed, shard_name, write_index
+from tivtok.tokens.format import STORED_DTYPES, StoredDtype
 from tivtok.tokens.rows import COLUMNS
 from tivtok.video.sources import VideoRef, find_sources
 
@@ -66,7 +66,7 @@ def encode_dir(
     model: ModelOption = "tiny",
     size: SizeOption = "native",
     tiv_sets: TivSetsOption = "1",
-    dtype: StoredDtypeOption = StoredDtype.FLOAT16,
+    dtype: StoredDtypeOption = "float16",
     storage: Annotated[Storage, typer.Option("--format", help="Of the shards.")] = Storage.SAFETENSORS,
     per_shard: Annotated[int, typer.Option(min=1, help="Videos in a shard.")] = 64,
     workers: Annotated[
@@ -123,13 +123,13 @@ def encode_dir(
     calibration = calibration_for(dtype, model)
     if refine:
         check_refinable(tokenizer.config, refine)
-    options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype.value, "per_shard": per_shard}
+    options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype, "per_shard": per_shard}
     options |= {"refine": refine, "precision": precision.value, "format": storage.value}
     listing = [about["path"] if len(about) == 1 else about for _, about in videos]
     _check_plan(result, options | {"model": tokenizer.model_id, "videos": listing})
     shards = [shard_name(number, storage.value) for number in range(-(-len(videos) // per_shard))]
     jobs = [
-        Job(os.path.join(result, name), videos[at * per_shard : (at + 1) * per_shard], dtype.value, calibration)
+        Job(os.path.join(result, name), videos[at * per_shard : (at + 1) * per_shard], dtype, calibration)
         for at, name in enumerate(shards)
     ]
     there = names_in(result)
@@ -179,13 +179,9 @@ def _finish(result: str, shards: list[str], storage: Storage, left_out: list[dic
 
 def _run(jobs: list[Job], encoder: Encoder, devices: list[str], workers: int, engine: Engine) -> Iterator[Done]:
     """Encode the shards; each comes when it is done."""
-    workers = min(workers, len(jobs))
     if engine is Engine.RAY and jobs:
-        yield from on_ray(jobs, encoder, workers)
-    elif workers > 1:
-        yield from in_processes(jobs, encoder, devices, workers)
-    else:
-        yield from (encode_shard(job, encoder) for job in jobs)
+        return on_ray(jobs, encoder, workers)
+    return in_processes(jobs, encoder, devices, workers)
 
 
 def _parse_devices(text: str, workers: int | None, engine: Engine) -> tuple[list[str], int]:
@@ -224,8 +220,8 @@ def _check_storage(storage: Storage, dtype: StoredDtype, result: str) -> None:
     """
     if storage is Storage.PARQUET and find_spec("pyarrow") is None:
         raise CommandError("--format parquet needs pyarrow: pip install 'tivtok[parquet]'")
-    if storage is Storage.PARQUET and dtype not in (StoredDtype.FLOAT16, StoredDtype.FLOAT32):
-        raise CommandError(f"--format parquet stores float16 or float32, got --dtype {dtype}")
+    if storage is Storage.PARQUET and dtype not in STORED_DTYPES:
+        raise CommandError(f"--format parquet stores {' or '.join(STORED_DTYPES)}, got --dtype {dtype}")
     if storage is Storage.SAFETENSORS and is_remote(result):
         raise CommandError(f"--format safetensors is for folders, whose files can be mapped; for {result} take parquet")
 

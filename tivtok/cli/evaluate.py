@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, NamedTuple, cast, get_args
 
 import typer
-from torch import Tensor
 
+from tivtok.cli.measuring import Kept, Measurer, Video, name_of
 from tivtok.cli.options import (
     CompileOption,
     DeviceOption,
@@ -21,19 +20,14 @@ from tivtok.cli.options import (
     TivSetsOption,
     parse_tiv_sets,
 )
-from tivtok.cli.output import CommandError, StepsBar, say, say_left_out, warn
-from tivtok.cli.source import Source, compare
+from tivtok.cli.output import CommandError, check_output, say, say_left_out, track, warn
 from tivtok.cli.summary import JsonOption, Summary
-from tivtok.loading import load_model
 from tivtok.metrics import PROTOCOL
 from tivtok.metrics.evaluation import Evaluation
-from tivtok.metrics.i3d import load_i3d
-from tivtok.metrics.lpips import LPIPS, Net
-from tivtok.metrics.protocols import PROTOCOLS, Features, Protocol, clip_frames, pick_frames
-from tivtok.metrics.weights import find_weights
-from tivtok.streaming import encode_stream
-from tivtok.tokenizer import TivTok
-from tivtok.video import LeftOut, VideoError, search_folder
+from tivtok.metrics.protocols import PROTOCOLS, Features, Protocol
+from tivtok.processes import each
+from tivtok.video import LeftOut, VideoError
+from tivtok.video.sources import LISTS, VideoRef, find_sources
 
 METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
 # Scores of each video, and their titles.
@@ -49,7 +43,10 @@ SEAMS = "mean |change| from frame to frame across chunk borders over that inside
 
 
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(metavar="VIDEO|FOLDER...", help="Videos, or folders of them.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="VIDEO|FOLDER|LIST...", help="Videos, folders of them, or lists: .csv or .parquet."),
+    ],
     model: ModelOption = "tiny",
     protocol: Annotated[
         str,
@@ -69,6 +66,11 @@ def evaluate(
     json_file: JsonOption = None,
     tiv_sets: TivSetsOption = "1",
     refine: RefineOption = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Videos measured at a time, each in its own process.")] = 1,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep what is measured of each video in this file; the same command then goes on."),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     compile: CompileOption = False,
@@ -78,79 +80,103 @@ def evaluate(
 
     Seams are the change across chunk borders over the change inside chunks.
 
-    What is no video in a folder, or cannot be read, is left out of the means and reported; a file that is named must be
-    readable. LPIPS and rFVD need weights: run `tivtok weights` once. Scores of different protocols do not compare.
+    What is no video in a folder or a list, or cannot be read, is left out of the means and reported; a file that is
+    named must be readable. Each video, or part of one, counts once. LPIPS and rFVD need weights: run `tivtok weights`
+    once. Scores of different protocols do not compare.
 
     Example: tivtok eval clips/ --model runs/mine --protocol larp --metrics all --json scores.json
     """
     summary = Summary("eval", json_file)
-    sets = parse_tiv_sets(tiv_sets)
-    files, left_out = _files(paths)
-    wanted, rules = _parse_metrics(metrics), _parse_protocol(protocol, features)
-    tokenizer = load_model(model, device, precision, compile)
-    evaluation = _evaluation(rules, wanted, tokenizer, weights)
+    if keep is not None:
+        check_output(keep)
+    found = _videos(paths)
+    rules = _parse_protocol(protocol, features)
     if size == "protocol":
         size = "native" if rules.size is None else f"{rules.size[1]}x{rules.size[0]}"
+    sets, wanted = parse_tiv_sets(tiv_sets), frozenset(_parse_metrics(metrics))
+    alone = workers == 1
+    measurer = Measurer(model, device, precision, compile, rules, wanted, weights, size, sets, refine, strict, alone)
+    tokenizer, _ = measurer.load()
+    settings = {"protocol": asdict(rules) | {"size": size}, "tiv_sets": tiv_sets, "refine": refine}
+    depends = {"metrics": sorted(wanted), "model": tokenizer.model_id, "precision": precision.value, "strict": strict}
+    kept = Kept(keep, settings | depends)
 
     shown = wanted | ({"seams", "seams_original"} if rules.clip == "all" else set())
     columns = {name: title for name, title in COLUMNS.items() if name in shown}
     say("".join(f"{title:>13}" for title in columns.values()) + "  frames  tokens  video")
-    videos, damage, failed = {}, [], 0
-    for file in files:
-        try:
-            source = Source(file, size, tokenizer, strict=strict)
-            chunks = source.tracked if rules.clip == "all" else _clip(source, rules)
-            with StepsBar("refining") as bar:
-                encoded = encode_stream(tokenizer, chunks("encoding"), sets, source.fps, refine, bar.show)
-        except VideoError as error:
-            if file in paths:
-                raise
-            left_out.append(LeftOut(file, str(error)))
-            failed += 1
-            say(f"left out {file}: {error}")
-            continue
-        pairs = compare(tokenizer, encoded, chunks("decoding"))
-        scores = evaluation.add(pairs, encoded.chunk_frames or tokenizer.config.chunk_frames)
-        videos[str(file)] = scores | {"frames": encoded.num_frames, "tokens": encoded.num_tokens}
-        say(f"{_row(scores, columns)}  {encoded.num_frames:6}  {encoded.num_tokens:6}  {file}")
-        damage.append(source.damage())
-    if not videos:
-        raise CommandError(f"none of the {len(files)} videos could be read")
-    means = evaluation.means()
-    say(f"{_row(means, columns)}                  mean of {len(videos)}")
+    to_do = [ref for ref in found.refs if name_of(ref) not in kept.videos]
+    _say_videos([kept.videos[name_of(ref)] for ref in found.refs if name_of(ref) in kept.videos], columns)
+    measured = each(to_do, [measurer] * workers)
+    for video in measured if alone else track(measured, "measuring", len(to_do), "videos", lambda video: 1):
+        if video.measured is None and video.name in found.required:
+            raise VideoError(video.error)
+        kept.add(video)
+        _say_videos([video], columns)
+
+    videos = [kept.videos[name_of(ref)] for ref in found.refs]
+    total = Evaluation(rules, {}, None)
+    for video in videos:
+        if video.measured is not None:
+            total.take(video.measured)
+    if not total.videos:
+        raise CommandError(f"none of the {len(videos)} videos could be read")
+    if "rfvd" in wanted and total.clips < 2:
+        raise CommandError(f"rFVD needs two clips of {rules.frames} frames at least, got {total.clips}")
+    means = total.means()
+    say(f"{_row(means, columns)}                  mean of {len(total.videos)}")
     if "rfvd" in means:
-        say(f"rFVD {means['rfvd']:.2f} of {evaluation.clips} clips (few clips bias it upwards)")
+        say(f"rFVD {means['rfvd']:.2f} of {total.clips} clips (few clips bias it upwards)")
     _print_protocol(rules, size, protocol)
     say(f"model {tokenizer.config.name}, id {tokenizer.model_id}, {size} size, {tiv_sets} TIV set(s)")
-    for line in damage:
-        warn(line)
-    settings = {
-        "protocol": asdict(rules) | {"size": size},
-        "tiv_sets": tiv_sets,
-        "refine": refine,
-        "rfvd_clips": evaluation.clips,
+    for video in videos:
+        warn(video.damage)
+    read = [video for video in videos if video.measured is not None]
+    lost = [LeftOut(Path(video.name), video.error) for video in videos if video.measured is None]
+    results = {
+        "rfvd_clips": total.clips,
+        "scores": means,
+        "videos": {
+            video.name: video.measured.scores | {"frames": video.frames, "tokens": video.tokens}
+            for video in read
+            if video.measured is not None
+        },
+        "left_out": [{"path": str(path), "reason": reason} for path, reason in found.left_out + lost],
     }
-    lost = [{"path": str(path), "reason": reason} for path, reason in left_out]
-    results = {"scores": means, "videos": videos, "left_out": lost}
-    frames, tokens = (int(sum(video[name] for video in videos.values())) for name in ("frames", "tokens"))
-    summary.write(tokenizer, None, len(videos), frames, tokens, failed, settings | results)
+    frames, tokens = (sum(getattr(video, name) for video in read) for name in ("frames", "tokens"))
+    summary.write(tokenizer, None, len(read), frames, tokens, len(lost), settings | results)
 
 
-def _files(paths: list[Path]) -> tuple[list[Path], list[LeftOut]]:
-    """The videos, and what the folders hold beside them, which is said here."""
-    files: list[Path] = []
+class _Found(NamedTuple):
+    """The videos to measure, each once; names of those that must be readable; and what is beside them."""
+
+    refs: list[VideoRef]
+    required: set[str]
+    left_out: list[LeftOut]
+
+
+def _videos(paths: list[Path]) -> _Found:
+    """What folders and lists hold beside videos is said here."""
+    refs: dict[str, VideoRef] = {}
+    required: set[str] = set()
     left_out: list[LeftOut] = []
     for path in paths:
-        if path.is_dir():
-            found = search_folder(path)
+        if path.is_dir() or path.suffix.lower() in LISTS:
+            found = find_sources(path)
             say_left_out(found.left_out)
-            if not found.files:
-                raise CommandError(f"there are no videos in {path}")
-            files += found.files
+            refs |= {name_of(ref): ref for ref in found.videos}
             left_out += found.left_out
         else:
-            files.append(path)
-    return files, left_out
+            refs[str(path)] = VideoRef(path.name, path)
+            required.add(str(path))
+    return _Found(list(refs.values()), required, left_out)
+
+
+def _say_videos(videos: list[Video], columns: dict[str, str]) -> None:
+    for video in videos:
+        if video.measured is None:
+            say(f"left out {video.name}: {video.error}")
+        else:
+            say(f"{_row(video.measured.scores, columns)}  {video.frames:6}  {video.tokens:6}  {video.name}")
 
 
 def _parse_metrics(text: str) -> set[str]:
@@ -168,30 +194,6 @@ def _parse_protocol(name: str, features: str) -> Protocol:
     if features not in get_args(Features):
         raise CommandError(f'--features must be "protocol", "logits" or "torchscript", got "{features}"')
     return replace(PROTOCOLS[name], features=cast(Features, features))
-
-
-def _evaluation(rules: Protocol, wanted: set[str], tokenizer: TivTok, folder: Path | None) -> Evaluation:
-    """An evaluation with the networks that the metrics need."""
-    device = next(tokenizer.parameters()).device
-    nets: dict[str, Net] = {"lpips-vgg": "vgg", "lpips-alex": "alex"}
-    lpips = {
-        name: LPIPS(net, weights=find_weights(name, folder)).to(device) for name, net in nets.items() if name in wanted
-    }
-    i3d = None
-    if "rfvd" in wanted:
-        i3d = load_i3d(find_weights("i3d" if rules.features == "logits" else "i3d-torchscript", folder), device)
-    return Evaluation(rules, lpips, i3d)
-
-
-def _clip(source: Source, rules: Protocol) -> Callable[[str], Iterator[Tensor]]:
-    """The frames of a video's clip, in chunks as `Source.tracked` gives them.
-
-    The video is read twice: files' own counts of their frames can be wrong.
-    """
-    num_frames = sum(len(chunk) for chunk in source.tracked("counting"))
-    indices = clip_frames(rules, num_frames, source.fps, source.path.name)
-    clip = pick_frames(source.tracked("reading"), indices)
-    return lambda doing: iter(clip.split(source.chunk_frames))
 
 
 def _row(scores: dict[str, float], columns: dict[str, str]) -> str:

@@ -64,7 +64,8 @@ def budget_rows(config: TivTokConfig, frames: int) -> dict[str, str]:
 def _file_rows(file: Path) -> dict[str, str]:
     try:
         tokens = Tokens.open(file)
-        rows = token_rows(tokens, file.stat().st_size) | rate_rows(tokens)
+        stored = file.stat().st_size
+        rows = token_rows(tokens, stored) | rate_rows(tokens, stored)
     except TokensError as error:
         if file.suffix == ".tivtok":
             raise

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from tivtok.chunks.sharing import TivSets
 from tivtok.cli.output import CommandError
 from tivtok.tokens.calibration import Calibration
+from tivtok.tokens.format import StoredDtype
 
 
 class Precision(StrEnum):
@@ -63,17 +64,20 @@ RefineOption = Annotated[
 ]
 
 
-class StoredDtype(StrEnum):
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    INT8 = "int8"
-    CODED = "coded"
+def _stored_dtype(text: str) -> StoredDtype:
+    for known in get_args(StoredDtype):
+        if text == known:
+            return known
+    raise typer.BadParameter(f"must be one of {', '.join(get_args(StoredDtype))}, got {text!r}")
 
 
 StoredDtypeOption = Annotated[
     StoredDtype,
     typer.Option(
-        "--dtype", help="How token values are stored; coded, the smallest, needs `tivtok calibrate` of the model."
+        "--dtype",
+        parser=_stored_dtype,
+        metavar="|".join(get_args(StoredDtype)),
+        help="How token values are stored; coded, the smallest, needs `tivtok calibrate` of the model.",
     ),
 ]
 
@@ -84,7 +88,7 @@ def calibration_for(dtype: StoredDtype, model: str) -> Calibration | None:
     Raises:
         CheckpointError: there is none.
     """
-    return Calibration.from_pretrained(model) if dtype == StoredDtype.CODED else None
+    return Calibration.from_pretrained(model) if dtype == "coded" else None
 
 
 def parse_tiv_sets(text: str) -> TivSets:

@@ -172,13 +172,16 @@ def _bytes_row(stored_bytes: int, raw_bytes: int) -> dict[str, str]:
     return {"bytes": f"{stored_bytes:,} in the file, {stored_bytes / raw_bytes:.3%} of 8-bit RGB"}
 
 
-def rate_rows(tokens: Tokens) -> dict[str, str]:
-    """Tokens and bytes per second of a video, for `print_rows`."""
+def rate_rows(tokens: Tokens, stored_bytes: int | None = None) -> dict[str, str]:
+    """Tokens and bytes per second of a video, for `print_rows`; of the file that holds them, if there is one."""
     if tokens.fps is None:
         return {"per second": "unknown, the video states no frame rate"}
     per_second = tokens.fps / tokens.num_frames
-    stored = 2 * tokens.num_values * per_second
-    return {"per second": f"{tokens.num_tokens * per_second:.1f} tokens, {stored:,.0f} bytes as float16"}
+    if stored_bytes is None:
+        stored = f"{2 * tokens.num_values * per_second:,.0f} bytes as float16"
+    else:
+        stored = f"{stored_bytes / tokens.tiv.shape[0] * per_second:,.0f} bytes in the file"
+    return {"per second": f"{tokens.num_tokens * per_second:.1f} tokens, {stored}"}
 
 
 def score_text(psnr: Tensor, ssim: Tensor) -> str:

@@ -84,7 +84,8 @@ class Workshop:
             tokens = editing.swap(self._encode(second, "second", tiv_sets, steps)[1], tokens)
         stored = Path(tempfile.mkdtemp(dir=self.folder)) / f"{source.path.stem}.tivtok"
         tokens.save(stored, "float16")
-        facts = token_rows(tokens, stored.stat().st_size) | rate_rows(tokens)
+        size = stored.stat().st_size
+        facts = token_rows(tokens, size) | rate_rows(tokens, size)
 
         result = stored.with_suffix(".mp4")
         decoded, rate = self._select(tokens, shown), known_rate(source.fps, source.path)

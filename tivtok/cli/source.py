@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 import tivtok.video.source as video_source
 from tivtok.chunks.sharing import TivSets
-from tivtok.cli.output import CommandError, StepsBar, track
+from tivtok.cli.output import CommandError, StepsBar, say, track
 from tivtok.streaming import decode_stream, encode_stream
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
+from tivtok.video import VideoError
 from tivtok.video.sources import VideoRef
+
+Result = TypeVar("Result")
 
 
 class Source(video_source.Source):
-    """The video that a command is given, read with a progress bar."""
+    """The video that a command is given, as a file or as a list has it, read with a progress bar."""
 
     def __init__(
-        self, path: Path, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
+        self, video: Path | VideoRef, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
     ) -> None:
         config = model.config
-        ref = VideoRef(path.name, path)
+        ref = video if isinstance(video, VideoRef) else VideoRef(video.name, video)
         super().__init__(ref, config.chunk_frames, size, config.native_size, allow_truncated, strict)
 
     def tracked(self, doing: str) -> Iterator[Tensor]:
         """`chunks` with a progress bar that says what one is ``doing``."""
         return track(self.chunks(), doing, self.expected_frames)
+
+
+def of_readable(
+    files: Sequence[Path], folder: Path, work: Callable[[Path], Result], unreadable: list[Path]
+) -> Iterator[Result]:
+    """``work`` of each file, with a progress bar; those that cannot be read are named, and added to ``unreadable``.
+
+    Raises:
+        CommandError: none can be read.
+    """
+    for path in track(files, "encoding", len(files), "videos", count=lambda path: 1):
+        try:
+            result = work(path)
+        except VideoError as error:
+            unreadable.append(path)
+            say(f"left out {path}: {error}")
+        else:
+            yield result
+    if len(unreadable) == len(files):
+        raise CommandError(f"{folder} has no video that can be read, of {len(files)}")
 
 
 def encode_source(model: TivTok, source: Source, tiv_sets: TivSets, refine: int = 0) -> Tokens:

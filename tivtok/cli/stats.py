@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +11,12 @@ import typer
 from torch import Tensor
 
 from tivtok.cli.options import StrictOption
-from tivtok.cli.output import CommandError, say, say_left_out, track, warn
-from tivtok.cli.source import Source
+from tivtok.cli.output import CommandError, say, say_left_out, warn
+from tivtok.cli.source import Source, of_readable
 from tivtok.loading import load_model
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.statistics import STATS_FILE, LatentStats
-from tivtok.video import LeftOut, VideoError, frames_to_video, search_folder
+from tivtok.video import frames_to_video, search_folder
 
 
 def stats(
@@ -30,19 +30,9 @@ def stats(
     """
     tokenizer = load_model(str(model), "cpu")
     files, left_out = search_folder(data)
-    unreadable: list[LeftOut] = []
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for path in track(files, "encoding", len(files), "videos", count=lambda path: 1):
-            try:
-                yield from _tokens(tokenizer, path, strict)
-            except VideoError as error:
-                unreadable.append(LeftOut(path, str(error)))
-                say(f"left out {path}: {error}")
-        if len(unreadable) == len(files):
-            raise CommandError(f"{data} has no video that can be read, of {len(files)}")
-
-    statistics = LatentStats.of(pairs(), tokenizer.model_id)
+    unreadable: list[Path] = []
+    of_each = of_readable(files, data, lambda path: _tokens(tokenizer, path, strict), unreadable)
+    statistics = LatentStats.of(chain.from_iterable(of_each), tokenizer.model_id)
     statistics.save(model)
     counted = len(files) - len(unreadable)
     for name in ("tiv", "tv"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,18 @@ from tivtok.video import frames_to_video
 
 # (original, reconstruction), uint8 (f, H, W, 3) each.
 Pair = tuple[Tensor, Tensor]
+
+
+class Measured(NamedTuple):
+    """What is known of a video.
+
+    Attributes:
+        scores: means over its frames by metric (NaN where there is none).
+        features: (clips, 2, D) of original and reconstruction, for rFVD.
+    """
+
+    scores: dict[str, float]
+    features: Tensor
 
 
 @dataclass
@@ -37,18 +50,32 @@ class Evaluation:
     def __post_init__(self) -> None:
         self._originals, self._reconstructions = FeatureStatistics(), FeatureStatistics()
 
-    @torch.no_grad()
     def add(self, pairs: Iterable[Pair], chunk_frames: int | Sequence[int]) -> dict[str, float]:
-        """Score the next video: means over its frames by metric (NaN where there is none).
+        """Score the next video, as `score` does; its scores."""
+        measured = self.score(pairs, chunk_frames)
+        self.take(measured)
+        return measured.scores
+
+    def take(self, measured: Measured) -> None:
+        """Count a video that has been scored, here or by another process."""
+        self.videos.append(measured.scores)
+        for clip in measured.features:
+            for features, statistics in zip(clip, (self._originals, self._reconstructions), strict=True):
+                statistics.add(features[None])
+
+    @torch.no_grad()
+    def score(self, pairs: Iterable[Pair], chunk_frames: int | Sequence[int]) -> Measured:
+        """Score a video without counting it.
 
         Args:
             pairs: of all its frames, in order.
             chunk_frames: the frames that the model encoded together, whose borders may show, as in `seams`.
         """
+        features: list[Tensor] = []
         frame_scores: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *self.lpips)}
         changes: list[Tensor] = []
         before: Tensor | None = None  # the last frames of the chunk before, so that the change between chunks is seen
-        for original, reconstruction in self._through_features(pairs):
+        for original, reconstruction in self._through_features(pairs, features):
             frame_scores["psnr"].append(psnr(reconstruction, original))
             frame_scores["ssim"].append(ssim(reconstruction, original))
             for name, network in self.lpips.items():
@@ -66,17 +93,16 @@ class Evaluation:
         for name, change in zip(("seams", "seams_original"), torch.cat(changes, dim=1), strict=True):
             border, inside = seams(change, chunk_frames)
             scores[name] = border / inside if inside else float("nan")
-        self.videos.append(scores)
-        return scores
+        return Measured(scores, torch.stack(features) if features else torch.empty(0, 2, 0))
 
     def means(self) -> dict[str, float]:
-        """Average the videos' scores that are not NaN; with features, add "rfvd".
+        """Average the videos' scores that are not NaN; with features of clips, add "rfvd".
 
         Raises:
             ValueError: rFVD of fewer than two clips.
         """
         means = {name: _mean([video[name] for video in self.videos]) for name in self.videos[0]}
-        if self.features is not None:
+        if self.features is not None or self.clips:
             means["rfvd"] = fvd(self._originals, self._reconstructions, self.protocol.covariance)
         return means
 
@@ -85,8 +111,8 @@ class Evaluation:
         """How many clips rFVD has so far."""
         return self._originals.count
 
-    def _through_features(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Pass the pairs on, and add every whole clip of ``protocol.frames`` to the features."""
+    def _through_features(self, pairs: Iterable[Pair], features: list[Tensor]) -> Iterator[Pair]:
+        """Pass the pairs on, and add every whole clip of ``protocol.frames``, (2, D), to ``features``."""
         length = self.protocol.frames
         waiting: list[Tensor] = []  # (2, f, H, W, 3)
         for pair in pairs:
@@ -97,8 +123,7 @@ class Evaluation:
             frames = torch.cat(waiting, dim=1)
             whole = frames.shape[1] // length * length
             for clip in frames[:, :whole].split(length, dim=1) if whole else ():
-                for frames_of, statistics in zip(clip, (self._originals, self._reconstructions), strict=True):
-                    statistics.add(self.features(frames_to_video(frames_of)[None]))
+                features.append(torch.cat([self.features(frames_to_video(frames)[None]) for frames in clip]).cpu())
             waiting = [frames[:, whole:]]
 
 

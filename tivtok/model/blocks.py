@@ -31,6 +31,7 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
+        self.rotated_heads = config.heads if config.rope_heads is None else config.rope_heads
         self.attention_norm = nn.LayerNorm(width)
         self.to_qkv = nn.Linear(width, 3 * width)
         self.qk_norm = nn.ParameterList(torch.ones(config.head_dim) for _ in range(2)) if config.qk_norm else None
@@ -57,7 +58,14 @@ class Block(nn.Module):
     def qkv(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., rows, width) -> q, k, v (..., rows, heads, head_dim), q and k rotated where a table is given."""
         norm = None if self.qk_norm is None else (self.qk_norm[0], self.qk_norm[1])
-        return prepare_qk(self.to_qkv(self.attention_norm(x)), self.heads, rotary, norm)
+        qkv = self.to_qkv(self.attention_norm(x))
+        if rotary is None or self.rotated_heads == self.heads:
+            return prepare_qk(qkv, self.heads, rotary, norm)
+        rotated, plain = qkv.unflatten(-1, (3, self.heads, -1)).tensor_split([self.rotated_heads], dim=-2)
+        with_positions = prepare_qk(rotated.flatten(-3), self.rotated_heads, rotary, norm)
+        without = prepare_qk(plain.flatten(-3), self.heads - self.rotated_heads, None, norm)
+        q, k, v = (torch.cat(both, dim=-2) for both in zip(with_positions, without, strict=True))
+        return q, k, v
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual updates of x (..., rows, width) from the attention's (..., rows, heads, head_dim)."""

@@ -29,6 +29,9 @@ class TivTokConfig:
         fsq_levels: of FSQ: how many values each channel of a code has; ``latent_dim`` is a multiple of their number.
         qk_norm: RMS-normalise queries and keys per head.
         rope_theta: base of the 3D rotary frequencies.
+        nested: tokens are in order of worth: the first of a TIV set and of a frame group serve without the others, as
+            training with a share of ``nested`` steps makes them (nested dropout, arXiv 1402.0915).
+        rope_heads: how many heads, the first, are rotated; all by default. VFRTok (arXiv 2505.12053) rotates half.
         latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
             spread evenly over the frame, so that each can find what is near it, and positions are counted in patches
             of ``native_size`` at any size. "tiv-grid": so are the TIV tokens, and TV tokens are not rotated.
@@ -57,6 +60,8 @@ class TivTokConfig:
     latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
     encoder_time: Literal["rotary", "none"] = "rotary"
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    rope_heads: int | None = None
+    nested: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
@@ -67,6 +72,13 @@ class TivTokConfig:
         if self.width % self.heads or self.head_dim % 2:
             raise ValueError(
                 f"width / heads must be an even whole number (rotary pairs), got {self.width} / {self.heads}"
+            )
+        if self.rope_heads is not None and not 1 <= self.rope_heads <= self.heads:
+            raise ValueError(f"rope_heads must be between 1 and the {self.heads} heads, got {self.rope_heads}")
+        if self.nested and self.latent_positions != "none":
+            raise ValueError(
+                f'nested tokens must have latent_positions "none", got {self.latent_positions!r}: the first of those '
+                "that are spread over the frame are at its top"
             )
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:

@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Linear(config.width, config.patch_values)
 
     def prepare(self, tiv: Tensor) -> Prepared:
-        """tiv (C, N_TIV, D): the C = B * S TIV sets of the batch."""
+        """tiv (C, N_TIV, D): the C = B * S TIV sets of the batch; of a model with nested tokens perhaps their first."""
         raise NotImplementedError
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
 
         Args:
             prepared: of the B * S TIV sets.
-            tv: (B, T, N_TV, D).
+            tv: (B, T, N_TV, D), or their first as in `prepare`.
             frames_of_set: how many of the T groups use each of the S sets.
             rows, columns: of the patch grid.
 
@@ -54,13 +54,13 @@ class Decoder(nn.Module):
 
     def _frame_rows(self, tv: Tensor, num_patches: int) -> Tensor:
         """(B, T, N_TV, D) -> (B, T, N_TV + patches, width): TV tokens, then patch queries."""
-        tv = self.from_latent(tv) + self.tv_embedding
+        tv = self.from_latent(tv) + self.tv_embedding[: tv.shape[2]]
         return torch.cat([tv, self.patch_query.expand(*tv.shape[:2], num_patches, -1)], dim=2)
 
-    def _rotary(self, grid: tuple[int, int, int], like: Tensor, tokens_before: int = 0) -> Rotary:
+    def _rotary(self, grid: tuple[int, int, int], like: Tensor, num_tv: int, tokens_before: int = 0) -> Rotary:
         # Every group sits at time 0: a decoder that never compares frames has no use for their order.
         config = self.config
-        return rotary_table(
+        table = rotary_table(
             config.head_dim,
             config.num_tv,
             grid,
@@ -70,6 +70,8 @@ class Decoder(nn.Module):
             like.device,
             placed=config.latent_positions == "grid",
         )
+        left_out = config.num_tv - num_tv  # of nested tokens, which have no positions: their rows are all alike
+        return (table[0][left_out:], table[1][left_out:]) if left_out else table
 
     def _pixels(self, x: Tensor) -> Tensor:
         return self.to_pixels(self.norm(x))
@@ -79,9 +81,10 @@ class SharedDecoder(Decoder):
     """TIV rows attend to TIV rows: their keys and values are computed once and broadcast to all frames."""
 
     def prepare(self, tiv: Tensor) -> Prepared:
-        x = self.from_latent(tiv) + self.tiv_embedding
+        x = self.from_latent(tiv) + self.tiv_embedding[: tiv.shape[1]]
         layout = SifLayout.uniform(x.shape[0], x.shape[1], 0, 0)
-        rotary = self._rotary((0, 1, 1), tiv, self.config.num_tiv) if self.config.latent_grid else None
+        config = self.config
+        rotary = self._rotary((0, 1, 1), tiv, config.num_tv, config.num_tiv) if config.latent_grid else None
         prepared: Prepared = []
         for block in self.blocks:
             x, keys_and_values = block(x, partial(sif_attention, layout=layout, tiv_scope="tiv"), rotary)
@@ -89,16 +92,15 @@ class SharedDecoder(Decoder):
         return prepared
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
-        config = self.config
         x = self._frame_rows(tv, rows * columns)  # (B, T, L, width)
-        rotary = self._rotary((1, rows, columns), tv)
+        rotary = self._rotary((1, rows, columns), tv, tv.shape[2])
         layout = SifLayout.from_lengths(
-            num_tiv=[config.num_tiv] * (len(frames_of_set) * tv.shape[0]),
+            num_tiv=[prepared[0][0].shape[1]] * (len(frames_of_set) * tv.shape[0]),
             frame_tokens=[[x.shape[2]] * frames for frames in frames_of_set] * tv.shape[0],
         )
         for block, tiv in zip(self.blocks, prepared, strict=True):
             x, _ = block(x, partial(_broadcast, tiv=tiv, layout=layout), rotary)
-        return self._pixels(x[:, :, config.num_tv :])
+        return self._pixels(x[:, :, tv.shape[2] :])
 
 
 def _broadcast(q: Tensor, k: Tensor, v: Tensor, tiv: tuple[Tensor, ...], layout: SifLayout) -> Tensor:
@@ -111,20 +113,20 @@ class PerFrameDecoder(Decoder):
     """TIV rows are copied into each frame's sequence and updated there: the literal D([Z_TIV, Z_TV(t)])."""
 
     def prepare(self, tiv: Tensor) -> Prepared:
-        return [(self.from_latent(tiv) + self.tiv_embedding,)]
+        return [(self.from_latent(tiv) + self.tiv_embedding[: tiv.shape[1]],)]
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
-        config = self.config
         (tiv,) = prepared[0]  # (B * S, N_TIV, width)
         batch, frames = tv.shape[:2]
         counts = torch.tensor(frames_of_set, device=tv.device)
         tiv = tiv.unflatten(0, (batch, -1)).repeat_interleave(counts, dim=1, output_size=frames)
         x = torch.cat([tiv, self._frame_rows(tv, rows * columns)], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
-        layout = SifLayout.uniform(batch * frames, config.num_tiv, 1, x.shape[1] - config.num_tiv)
-        rotary = self._rotary((1, rows, columns), tv, config.num_tiv)
+        num_tiv, num_tv = tiv.shape[2], tv.shape[2]
+        layout = SifLayout.uniform(batch * frames, num_tiv, 1, x.shape[1] - num_tiv)
+        rotary = self._rotary((1, rows, columns), tv, num_tv, num_tiv)
         for block in self.blocks:
             x, _ = block(x, partial(sif_attention, layout=layout), rotary)
-        return self._pixels(x[:, config.num_tiv + config.num_tv :]).unflatten(0, (batch, frames))
+        return self._pixels(x[:, num_tiv + num_tv :]).unflatten(0, (batch, frames))
 
 
 DECODERS = {"shared": SharedDecoder, "per_frame": PerFrameDecoder}

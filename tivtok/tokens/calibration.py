@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from tivtok.checkpoints import CALIBRATION_FILE, CheckpointError, find_checkpoint
 from tivtok.files import replacing
 from tivtok.tokens.codecs import Codecs, Coded, Codes, Int8, codec_of
-from tivtok.tokens.format import STORED_DTYPES, TokensError
+from tivtok.tokens.format import STORED_DTYPES, StoredDtype, TokensError
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def codecs_for(
     if dtype == "int8":
         return Codecs(Int8(), Int8())
     if dtype != "coded":
-        raise TokensError(f"dtype must be one of {(*STORED_DTYPES, 'int8', 'coded')}, got {dtype!r}")
+        raise TokensError(f"dtype must be one of {get_args(StoredDtype)}, got {dtype!r}")
     if calibration is None:
         raise TokensError('dtype "coded" needs the calibration of the model, got none')
     if calibration.model_id != model_id:

@@ -26,8 +26,8 @@ from torch import Tensor
 from tivtok.files import utf8_path
 
 FORMAT = "tivtok.tokens"
-STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-StoredDtype = Literal["float32", "float16", "int8", "coded"]  # the last two in version 3
+StoredDtype = Literal["float32", "float16", "int8", "coded"]
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}  # the others are packed, in version 3
 PACKED = "packed"
 
 FIELDS = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}

@@ -40,7 +40,7 @@ MAX_FRAMES_PER_GROUP = 64
 MAX_FPS = 100_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """The tokens of a batch of B equally long videos: frame group t is described by TIV set ``tiv_index[t]`` and tv[t].
 
@@ -77,6 +77,14 @@ class Tokens:
         check_fields(self.tv.shape[1], **{name: getattr(self, name) for name in (*FIELDS, "chunk_frames", "levels")})
         if self.levels is not None and (not self.levels or self.tv.shape[3] % len(self.levels)):
             raise TokensError(f"D must be a multiple of the {len(self.levels)} levels, got {self.tv.shape[3]}")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all of it is the same: every value, its dtype, and the other fields; on whatever device."""
+        if not isinstance(other, Tokens):
+            return NotImplemented
+        return all(_same(mine, getattr(other, name)) for name, mine in vars(self).items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def num_tokens(self) -> int:
@@ -144,8 +152,8 @@ class Tokens:
         self._check_model(stats.model_id)
         return replace(
             self,
-            tiv=(self.tiv - stats.tiv_mean.to(self.tiv)) / stats.tiv_std.to(self.tiv),
-            tv=(self.tv - stats.tv_mean.to(self.tv)) / stats.tv_std.to(self.tv),
+            tiv=(self.tiv - _first(stats.tiv_mean, self.tiv)) / _first(stats.tiv_std, self.tiv),
+            tv=(self.tv - _first(stats.tv_mean, self.tv)) / _first(stats.tv_std, self.tv),
             model_id=stats.model_id + NORMALIZED,
             levels=None,
         )
@@ -159,8 +167,8 @@ class Tokens:
         self._check_model(stats.model_id + NORMALIZED)
         return replace(
             self,
-            tiv=self.tiv * stats.tiv_std.to(self.tiv) + stats.tiv_mean.to(self.tiv),
-            tv=self.tv * stats.tv_std.to(self.tv) + stats.tv_mean.to(self.tv),
+            tiv=self.tiv * _first(stats.tiv_std, self.tiv) + _first(stats.tiv_mean, self.tiv),
+            tv=self.tv * _first(stats.tv_std, self.tv) + _first(stats.tv_mean, self.tv),
             model_id=stats.model_id,
         )
 
@@ -305,6 +313,17 @@ def check_fields(
             f"chunk_frames must be at least 1 each and {num_frames} in all, "
             f"got {len(chunk_frames)} chunks of {sum(chunk_frames)} frames"
         )
+
+
+def _first(numbers: Tensor, tokens: Tensor) -> Tensor:
+    """``numbers`` (N, D) of the tokens (B, n, N or fewer, D) that there are."""
+    return numbers[: tokens.shape[2]].to(tokens)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu())
+    return a == b
 
 
 def _frame_counts(lengths: Tensor) -> tuple[int, ...]:

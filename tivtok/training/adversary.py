@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import AdamW
 
 from tivtok.training.config import AdversarialConfig, TrainConfig
-from tivtok.training.diffaug import augment
+from tivtok.training.diffaug import STRONG_CUTOUT, augment
 from tivtok.training.discriminator import DinoFeatures, Heads, Lecam, hinge
 
 
@@ -40,12 +41,12 @@ class Adversary:
         self.heads.eval()  # spectral norm iterates in the discriminator's own steps only
         return -self._logits(video, draws).mean()
 
-    def step(self, real: Tensor, fake: Tensor, draws: Tensor, rate: float) -> dict[str, float] | None:
+    def step(self, real: Tensor, fake: Tensor, draws: Tensor, again: Tensor, rate: float) -> dict[str, float] | None:
         """One step of the discriminator.
 
         Args:
             real, fake: (B, 3, F, H, W).
-            draws: (2 B, NUM_DRAWS).
+            draws, again: (2 B, NUM_DRAWS) for `augment`, the latter for the second time that `consistency` takes.
             rate: fraction of the peak learning rate.
 
         Returns:
@@ -53,12 +54,19 @@ class Adversary:
             spectral norm's own iterates.
         """
         self.heads.train()
-        real_logits, fake_logits = self._logits(torch.cat([real, fake]), draws).tensor_split(2)
+        both = torch.cat([real, fake])
+        logits = self._logits(both, draws)
+        real_logits, fake_logits = logits.tensor_split(2)
         loss = hinge(real_logits, fake_logits)
+        terms = {}
+        if self.config.consistency:
+            terms["consistency"] = F.mse_loss(self._logits(both, again, strong=True), logits)
         penalty = self.lecam.penalty(real_logits, fake_logits)
-        (loss + self.config.lecam * penalty).backward()
+        (loss + self.config.lecam * penalty + self.config.consistency * sum(terms.values())).backward()
         norm = self._average_and_clip()
-        stats = torch.stack([real_logits.mean(), fake_logits.mean(), loss, penalty]).detach()
+        terms = {"logits_real": real_logits.mean(), "logits_fake": fake_logits.mean(), "discriminator": loss} | terms
+        terms["lecam"] = penalty
+        stats = torch.stack(list(terms.values())).detach()
         stats = self.accelerator.reduce(stats, "mean")
         good = bool(torch.isfinite(stats.sum() + norm))
         if good:
@@ -68,13 +76,13 @@ class Adversary:
         self.optimizer.zero_grad()
         if not good:
             return None
-        names = ("logits_real", "logits_fake", "discriminator", "lecam")
-        return dict(zip(names, stats.tolist(), strict=True)) | {"discriminator_gradient_norm": float(norm)}
+        return dict(zip(terms, stats.tolist(), strict=True)) | {"discriminator_gradient_norm": float(norm)}
 
-    def _logits(self, video: Tensor, draws: Tensor) -> Tensor:
-        """(B, frames * logits per frame) float32."""
+    def _logits(self, video: Tensor, draws: Tensor, strong: bool = False) -> Tensor:
+        """(B, frames * logits per frame) float32, of augmented frames; ``strong``: by all policies."""
         batch = video.shape[0]
-        frames = augment(video, draws, self.config.augment).transpose(1, 2).flatten(0, 1)
+        how = (1.0, STRONG_CUTOUT) if strong else (self.config.augment, self.config.cutout)
+        frames = augment(video, draws, *how).transpose(1, 2).flatten(0, 1)
         return self.heads(self.features(frames)).float().view(batch, -1)
 
     def _average_and_clip(self) -> Tensor:

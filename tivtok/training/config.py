@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tivtok.model.config import TivTokConfig
-from tivtok.training.settings import check_types, override
+from tivtok.training.settings import check_types, override, read_toml
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,23 @@ class PerceptualConfig:
         weights: file of LPIPS weights for ``net``; by default the one that ``tivtok weights lpips-vgg`` (or lpips-alex)
             has fetched.
         weight: of this term in the loss.
+        warmup_steps: the weight rises linearly over these first steps; 10,000 in VFRTok's code (arXiv 2505.12053).
     """
 
     net: Literal["vgg", "alex"] = "vgg"
     weights: Path | None = None
     weight: float = 1.0
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.net not in ("vgg", "alex"):
             raise ValueError(f'perceptual.net must be "vgg" or "alex", got {self.net!r}')
+        if self.warmup_steps < 0:
+            raise ValueError(f"perceptual.warmup_steps must be at least 0, got {self.warmup_steps}")
+
+    def weight_at(self, step: int) -> float:
+        """``weight`` in this step."""
+        return self.weight * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.weight
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,9 @@ class AdversarialConfig:
         learning_rate: of the heads' AdamW; same schedule and betas as the model's.
         image_size: frames are resized to this square for the features; a multiple of the backbone's patch.
         augment: probability of each of DiffAug's three policies (arXiv 2006.10738).
+        cutout: side of DiffAug's hole, as a share of the frame's; 0.2 in VFRTok's code.
+        consistency: weight of the mean squared difference between the logits of frames and of the same frames augmented
+            once more, by all policies with a hole of `STRONG_CUTOUT` (arXiv 1910.12027); 4 in VFRTok's code.
         lecam: weight of the LeCAM regulariser (arXiv 2104.03310).
         lecam_decay: of its moving averages of the mean logits.
     """
@@ -53,6 +64,8 @@ class AdversarialConfig:
     learning_rate: float = 1e-4
     image_size: int = 224
     augment: float = 0.5
+    cutout: float = 0.5
+    consistency: float = 0.0
     lecam: float = 1e-3
     lecam_decay: float = 0.999
 
@@ -61,6 +74,10 @@ class AdversarialConfig:
             raise ValueError(f"adversarial.start must be at least 0, got {self.start}")
         if not 0 <= self.augment <= 1:
             raise ValueError(f"adversarial.augment must be a probability, got {self.augment}")
+        if not 0 <= self.cutout <= 1:
+            raise ValueError(f"adversarial.cutout must be between 0 and 1, got {self.cutout}")
+        if self.consistency < 0:
+            raise ValueError(f"adversarial.consistency must be at least 0, got {self.consistency}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,8 @@ class TrainConfig:
             first through the last's) instead of the mean.
         without_tv: the share of clips that are decoded with the TV tokens of a grey video, so that TIV tokens show by
             themselves what stays.
+        nested: the share of steps that decode only the first TIV tokens of a set and TV tokens of a frame group, any
+            numbers of them with the same probability; for models with nested tokens, which then serve in any number.
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
         strict: treat a video as unreadable where its decoder has made up for damage, instead of a warning in the log.
@@ -98,6 +117,10 @@ class TrainConfig:
         short_sides: the videos' short side in pixels once loaded; crops of ``model.native_size`` are cut from a
             random one of these, so larger means closer views. By default that of ``native_size``.
         strides: video frames from one training frame to the next, one picked at random per clip; 0 for stills.
+        fps: pick frames at this rate, by time, before ``strides``; each frame by default. 24 in VFRTok's code.
+        mix: shares of the clips by what a list says in its column ``dataset``, such as ``[["ucf101", 0.3],
+            ["kinetics600", 0.7]]``; the videos of each are then drawn at random. By default each epoch has every video
+            once. TivTok's paper trains on both and names no shares.
         augmentation: "flip": centre crops, mirrored or not (the paper's). "strong": also random crops, reversed time,
             contrast, brightness, swapped colours and axes, and mixtures of two clips (for few videos). "collage": also
             moving pieces of others over each clip (for very few, ``in_memory``: a clip is made of 5.5 on average).
@@ -137,12 +160,15 @@ class TrainConfig:
     chunks: int | tuple[int, ...] = 1
     siblings: float = 0.0
     without_tv: float = 0.0
+    nested: float = 0.0
     short_clips: float = 0.0
     strict: bool = False
     in_memory: bool = False
     workers: int = 2
     short_sides: tuple[int, ...] = ()
     strides: tuple[int, ...] = (1,)
+    fps: float | None = None
+    mix: tuple[tuple[str, float], ...] = ()
     augmentation: Literal["flip", "strong", "collage"] = "strong"
     reconstruction: Literal["l1", "mse"] = "l1"
     perceptual: PerceptualConfig | None = None
@@ -180,13 +206,22 @@ class TrainConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
-        for name in ("short_clips", "siblings", "without_tv"):
+        for name in ("short_clips", "siblings", "without_tv", "nested"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if (self.nested > 0) != self.model.nested:
+            raise ValueError(
+                f"nested must be above 0 for models with nested tokens, and for them alone, got {self.nested} with "
+                f"model.nested {self.model.nested}"
+            )
         if self.entropy and self.model.quantizer != "softvq":
             raise ValueError(
                 f'entropy is for model.quantizer "softvq", got {self.entropy} with {self.model.quantizer!r}'
             )
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"fps must be above 0, got {self.fps}")
+        if self.mix and (min(share for _, share in self.mix) < 0 or not sum(share for _, share in self.mix) > 0):
+            raise ValueError(f"mix must have shares of 0 or more, and one above, got {self.mix}")
         if self.feature_frames is not None and not 1 <= self.feature_frames <= self.clip_frames:
             raise ValueError(
                 f"feature_frames must be between 1 and the clip's {self.clip_frames}, got {self.feature_frames}"
@@ -215,7 +250,9 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
-        """Read a TOML file. Relative paths in it are relative to the working directory.
+        """Read a TOML file, as `tivtok.training.settings.read_toml` does.
+
+        Relative paths in it are relative to the working directory.
 
         Args:
             settings: changes to it, as `tivtok.training.settings.override` takes them.
@@ -225,7 +262,7 @@ class TrainConfig:
             ValueError: it is not TOML, or a key or value does not belong; the message names it.
         """
         try:
-            values = tomllib.loads(Path(path).read_text())
+            values = read_toml(Path(path))
             override(values, settings)
             return cls._from_dict(values)
         except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
@@ -265,7 +302,9 @@ def _checked(cls: type, values: dict[str, Any], required: set[str]) -> dict[str,
     if missing:
         raise ValueError(f"missing keys: {', '.join(sorted(missing))}")
     check_types(cls, values, "" if cls is TrainConfig else f"{cls.__name__.removesuffix('Config').lower()}.")
-    return {
-        name: Path(value) if name in _PATHS else tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-    }
+    return {name: Path(value) if name in _PATHS else _frozen(value) for name, value in values.items()}
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, those in lists, too."""
+    return tuple(_frozen(x) for x in value) if isinstance(value, list) else value

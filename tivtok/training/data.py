@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import count, islice
 from typing import Protocol
 
 import numpy as np
@@ -47,9 +48,12 @@ class Videos(Protocol):
 class VideosOnDisk:
     """Decodes what is asked for, when it is asked for."""
 
-    def __init__(self, refs: list[VideoRef], min_size: tuple[int, int], strict: bool = False) -> None:
+    def __init__(
+        self, refs: list[VideoRef], min_size: tuple[int, int], strict: bool = False, fps: float | None = None
+    ) -> None:
         self.refs = refs
         self.min_size = min_size
+        self.fps = fps
         self.strict = strict
 
     def __len__(self) -> int:
@@ -57,17 +61,24 @@ class VideosOnDisk:
 
     def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> Tensor:
         resized = partial(_resize, short_side=short_side, min_size=self.min_size)
-        return read_clip(self.refs[video], count, stride, position, resized, strict=self.strict)
+        return read_clip(self.refs[video], count, stride, position, resized, fps=self.fps, strict=self.strict)
 
 
 class VideosInMemory:
     """Every video decoded once and kept at each short side; of full-size frames no more than one is held."""
 
     def __init__(
-        self, refs: Iterable[VideoRef], short_sides: tuple[int, ...], min_size: tuple[int, int], strict: bool = False
+        self,
+        refs: Iterable[VideoRef],
+        short_sides: tuple[int, ...],
+        min_size: tuple[int, int],
+        strict: bool = False,
+        fps: float | None = None,
     ) -> None:
         changes = [partial(_resize, short_side=side, min_size=min_size) for side in short_sides]
-        self.levels = [dict(zip(short_sides, read_levels(ref, changes, strict=strict), strict=True)) for ref in refs]
+        self.levels = [
+            dict(zip(short_sides, read_levels(ref, changes, fps=fps, strict=strict), strict=True)) for ref in refs
+        ]
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -77,36 +88,77 @@ class VideosInMemory:
         return frames[frame_indices(len(frames), count, stride, position)]
 
 
+class Mixture:
+    """Data sets of which each has its share of the clips.
+
+    Args:
+        refs: all videos; a list's column ``dataset`` says which they are of.
+        shares: by data set.
+
+    Raises:
+        ValueError: there is a data set without a share, or a share of none.
+    """
+
+    def __init__(self, refs: Sequence[VideoRef], shares: Sequence[tuple[str, float]]) -> None:
+        videos: dict[str, list[int]] = {}
+        for number, ref in enumerate(refs):
+            videos.setdefault(str(ref.columns.get("dataset", "")), []).append(number)
+        if videos.keys() != {name for name, _ in shares}:
+            raise ValueError(
+                f"mix must have a share for each data set, {', '.join(map(repr, sorted(videos)))} by the lists' column "
+                f"dataset, got {', '.join(repr(name) for name, _ in shares)}"
+            )
+        total = sum(share for _, share in shares)
+        self._videos = [videos[name] for name, _ in shares]
+        self._shares = [share / total for _, share in shares]
+
+    def draw(self, rng: np.random.Generator) -> Iterator[int]:
+        """Numbers of videos, without end."""
+        while True:
+            of_one = self._videos[rng.choice(len(self._videos), p=self._shares)]
+            yield of_one[rng.integers(len(of_one))]
+
+
 class TrainingClips(Dataset[Tensor]):
     """Clip number i, (3, F, *native_size) in [-1, 1], for any i: each epoch has every video once.
 
-    F is that of `chunks_of_step`, or for all clips of a step some frame groups less if `short_clips` wants it.
+    With a mixture the videos are drawn from it instead. F is that of `chunks_of_step`, or for all clips of a step some
+    frame groups less if `short_clips` wants it.
 
-    A video that cannot be read is reported in the log, and the next one of the epoch's order takes its place.
+    A video that cannot be read is reported in the log, and the next one takes its place.
     """
 
-    def __init__(self, videos: Videos, config: TrainConfig) -> None:
+    def __init__(self, videos: Videos, config: TrainConfig, mixture: Mixture | None = None) -> None:
         self.videos = videos
         self.config = config
+        self.mixture = mixture
 
     def __getitem__(self, number: int) -> Tensor:
         """
         Raises:
             VideoError: `MAX_UNREADABLE` videos in a row cannot be read.
         """
-        epoch, place = divmod(number, len(self.videos))
-        order = _order(self.config.seed, epoch, len(self.videos))
+        chosen = self._choices(number)
         rng = generator(self.config.seed, Purpose.CLIP, number)
         step = number // self.config.batch_size
         frames = chunks_of_step(self.config, step) * self.config.model.chunk_frames
-        for attempt in range(MAX_UNREADABLE):
+        for video in islice(chosen, MAX_UNREADABLE):
             try:
-                clip = self._clip(int(order[(place + attempt) % len(order)]), frames, rng)
+                clip = self._clip(video, frames, rng)
                 mixed = clip if self.config.augmentation == "flip" else self._mixed(clip, rng)
                 return mixed[:, : self._kept(frames, step)]
             except VideoError as error:
                 log.warning("%s", error)
         raise VideoError(f"{MAX_UNREADABLE} videos in a row cannot be read; the log names them")
+
+    def _choices(self, number: int) -> Iterator[int]:
+        """The videos for clip ``number``: the first that can be read."""
+        if self.mixture is not None:
+            yield from self.mixture.draw(generator(self.config.seed, Purpose.MIX, number))
+        epoch, place = divmod(number, len(self.videos))
+        order = _order(self.config.seed, epoch, len(self.videos))
+        for attempt in count(place):
+            yield int(order[attempt % len(order)])
 
     def _kept(self, frames: int, step: int) -> int:
         """Draw the number of frames that `short_clips` leaves in this step."""
@@ -149,7 +201,7 @@ def training_batches(
     """This process's share of each step's batch from ``first_step`` on: (clips / num_processes, 3, F, H, W).
 
     Raises:
-        ValueError: the batch cannot be shared evenly.
+        ValueError: the batch cannot be shared evenly, or ``mix`` is of other data sets than there are.
         VideoError: with ``in_memory``, a video cannot be read.
     """
     for chunks in config.chunk_choices:
@@ -161,12 +213,14 @@ def training_batches(
             )
     size, strict = config.model.native_size, config.strict
     videos: Videos = (
-        VideosInMemory(refs, config.short_sides, size, strict) if config.in_memory else VideosOnDisk(refs, size, strict)
+        VideosInMemory(refs, config.short_sides, size, strict, config.fps)
+        if config.in_memory
+        else VideosOnDisk(refs, size, strict, config.fps)
     )
     # Unreferenced decoders may have threads. A forked worker does not have these, and would hang when it frees them.
     gc.collect()
     return DataLoader(
-        TrainingClips(videos, config),
+        TrainingClips(videos, config, Mixture(refs, config.mix) if config.mix else None),
         batch_sampler=_Share(config, first_step, rank, num_processes),
         num_workers=config.workers,
         pin_memory=torch.cuda.is_available(),
@@ -181,7 +235,7 @@ def held_out_frames(ref: VideoRef, config: TrainConfig) -> Tensor:
     """
     height, width = config.model.native_size
     fitted = partial(fit, height=height, width=width)
-    return read_clip(ref, config.clip_frames, change=fitted, strict=config.strict)
+    return read_clip(ref, config.clip_frames, change=fitted, fps=config.fps, strict=config.strict)
 
 
 def chunks_of_step(config: TrainConfig, step: int) -> int:

@@ -10,21 +10,22 @@ from torch import Tensor
 NUM_DRAWS = 10
 
 MAX_SHIFT = 1 / 8  # of height and width
-CUTOUT = 1 / 2
+STRONG_CUTOUT = 0.5
 
 
-def augment(video: Tensor, draws: Tensor, probability: float) -> Tensor:
+def augment(video: Tensor, draws: Tensor, probability: float, cutout: float = STRONG_CUTOUT) -> Tensor:
     """Colour, translation and cutout, each applied to a clip with ``probability``.
 
     Args:
         video: (B, 3, F, H, W) in [-1, 1].
         draws: (B, NUM_DRAWS) in [0, 1): the first three decide on the policies, the rest are their amounts.
+        cutout: height and width of the hole, as a share of the frame's.
     """
     draws = draws.to(video.device, torch.float32)
     on = draws[:, :3] < probability
     video = torch.where(_per_clip(on[:, 0]), _colour(video, draws[:, 3:6]), video)
     video = torch.where(_per_clip(on[:, 1]), _translate(video, draws[:, 6:8]), video)
-    return torch.where(_per_clip(on[:, 2]), _cut_out(video, draws[:, 8:10]), video)
+    return torch.where(_per_clip(on[:, 2]), _cut_out(video, draws[:, 8:10], cutout), video)
 
 
 def _colour(video: Tensor, amounts: Tensor) -> Tensor:
@@ -47,12 +48,12 @@ def _translate(video: Tensor, amounts: Tensor) -> Tensor:
     return torch.stack(moved)
 
 
-def _cut_out(video: Tensor, amounts: Tensor) -> Tensor:
-    """Zero a rectangle of `CUTOUT` times the size, anywhere."""
+def _cut_out(video: Tensor, amounts: Tensor, share: float) -> Tensor:
+    """Zero a rectangle of ``share`` times the size, anywhere."""
     inside = []
     for axis, size in enumerate(video.shape[3:]):
         places = torch.arange(size, device=video.device) + 0.5
-        inside.append((places - amounts[:, axis, None] * size).abs() < CUTOUT * size / 2)
+        inside.append((places - amounts[:, axis, None] * size).abs() < share * size / 2)
     hole = inside[0][:, :, None] & inside[1][:, None, :]
     return video * ~hole[:, None, None]
 

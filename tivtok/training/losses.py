@@ -38,19 +38,25 @@ def load_perceptual(config: TrainConfig) -> nn.Module | None:
 
 
 def reconstruction_terms(
-    reconstruction: Tensor, video: Tensor, frames: Tensor, perceptual: Perceptual | None, config: TrainConfig
+    reconstruction: Tensor,
+    video: Tensor,
+    frames: Tensor,
+    perceptual: Perceptual | None,
+    config: TrainConfig,
+    step: int,
 ) -> dict[str, Tensor]:
     """The terms that compare with the original, by name, weighted.
 
     Args:
         reconstruction, video: (B, 3, F, H, W) in [-1, 1].
         frames: int64, the ones that ``perceptual`` sees.
+        step: of the run.
     """
     distance = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
     terms = {"reconstruction": distance(reconstruction, video)}
     if perceptual is not None and config.perceptual is not None:
         images = (x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (reconstruction, video))
-        terms["perceptual"] = config.perceptual.weight * perceptual(*images).mean()
+        terms["perceptual"] = config.perceptual.weight_at(step) * perceptual(*images).mean()
     return terms
 
 

@@ -21,6 +21,9 @@ class Purpose(IntEnum):
     CHUNKS = 5  # how many chunks the clips have, by step
     SIBLINGS = 6  # whether chunks are decoded through another's TIV set, by step
     WITHOUT_TV = 7  # which clips are decoded without their TV tokens, by step
+    CONSISTENCY = 8  # how the discriminator's frames are augmented once more, by step
+    MIX = 9  # which videos are drawn where data sets are mixed, by clip
+    NESTED = 10  # how many tokens are decoded, by step
 
 
 def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -9,6 +9,38 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file. ``extends = "other.toml"`` takes those of another one beside it first.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: one is not TOML, or ``extends`` names no file, or itself in the end.
+    """
+    return _extended(path, ())
+
+
+def _extended(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
+    if path in before:
+        raise ValueError(f"{path.name} extends itself, by way of {', '.join(p.name for p in before)}")
+    values = tomllib.loads(path.read_text())
+    name = values.pop("extends", None)
+    if name is None:
+        return values
+    if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
+        raise ValueError(f"extends must name a file beside {path.name}, got {name!r}")
+    return _laid_over(_extended(path.parent / name, (*before, path)), values)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables of both are merged, all else is that of ``above``."""
+    both = {
+        key: _laid_over(below[key], above[key])
+        for key in below.keys() & above.keys()
+        if isinstance(below[key], dict) and isinstance(above[key], dict)
+    }
+    return below | above | both
+
+
 def override(values: dict[str, Any], settings: Sequence[str]) -> None:
     """Change a config, as TOML has it, by ``key=value`` or ``table.key=value``: a TOML value, or else a text as it is.
 

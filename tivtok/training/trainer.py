@@ -92,14 +92,16 @@ class Trainer:
         adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
 
         without_tv = self._draw_without_tv(step, video)
+        budget = self._draw_budget(step)
 
         outputs, terms = [], []
         shared_out = (x.chunk(config.accumulate) for x in (video, draws[0], without_tv))
         parts = list(zip(*shared_out, strict=True))
         for number, (clips, clip_draws, its_without_tv) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                model = partial(self.model, siblings=siblings, without_tv=its_without_tv if config.without_tv else None)
-                output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, 1 / len(parts))
+                its_without_tv = its_without_tv if config.without_tv else None
+                model = partial(self.model, siblings=siblings, without_tv=its_without_tv, budget=budget)
+                output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, step, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
         means = {name: torch.stack([x[name] for x in terms]).mean() for name in terms[0]}
@@ -110,7 +112,8 @@ class Trainer:
         if good and adversary is not None:
             # Before the model's own update, so that a step changes both or nothing.
             fake = torch.cat(outputs)[:, :, frames]
-            judged = adversary.step(video[:, :, frames], fake, draws[1:].flatten(0, 1), rate)
+            again = self._draw_again(step, video)
+            judged = adversary.step(video[:, :, frames], fake, draws[1:].flatten(0, 1), again, rate)
             good = judged is not None
             log |= judged or {}
         if good:
@@ -180,12 +183,27 @@ class Trainer:
         first = self.accelerator.process_index * batch
         return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
 
+    def _draw_again(self, step: int, video: Tensor) -> Tensor:
+        """Random numbers (2 B, NUM_DRAWS) for the second augmentation of this process's real and fake clips."""
+        config, batch = self.config, video.shape[0]
+        shape = (2, config.batch_size, NUM_DRAWS)
+        draws = generator(config.seed, Purpose.CONSISTENCY, step).random(shape, dtype="float32")
+        first = self.accelerator.process_index * batch
+        return torch.from_numpy(draws[:, first : first + batch]).flatten(0, 1)
+
     def _draw_without_tv(self, step: int, video: Tensor) -> Tensor:
         """Which of this process's clips are decoded without their TV tokens: bool (B,)."""
         config, batch = self.config, video.shape[0]
         drawn = generator(config.seed, Purpose.WITHOUT_TV, step).random(config.batch_size) < config.without_tv
         first = self.accelerator.process_index * batch
         return torch.from_numpy(drawn[first : first + batch]).to(video.device)
+
+    def _draw_budget(self, step: int) -> tuple[int, int] | None:
+        """How many TIV and TV tokens are decoded in this step, None for all."""
+        rng, model = generator(self.config.seed, Purpose.NESTED, step), self.config.model
+        if rng.random() >= self.config.nested:
+            return None
+        return int(rng.integers(min(1, model.num_tiv), model.num_tiv + 1)), int(rng.integers(1, model.num_tv + 1))
 
     def _backward(
         self,
@@ -194,6 +212,7 @@ class Trainer:
         frames: Tensor,
         draws: Tensor,
         adversary: Adversary | None,
+        step: int,
         share: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add ``share`` of the gradient for some clips to the model's; their reconstruction and the terms, detached."""
@@ -201,7 +220,7 @@ class Trainer:
         with self.autocast():
             reconstruction = model(video).float()
             output = reconstruction.detach().requires_grad_()
-            terms = reconstruction_terms(output, video, frames, self.perceptual, config)
+            terms = reconstruction_terms(output, video, frames, self.perceptual, config, step)
         total = torch.stack(list(terms.values())).sum()
         (gradient,) = torch.autograd.grad(total, output)
         if adversary is not None:

@@ -28,6 +28,7 @@ def read_clip(
     position: float = 0.0,
     change: Change = unchanged,
     *,
+    fps: float | None = None,
     strict: bool = False,
 ) -> Tensor:
     """``count`` frames, every ``stride``-th one, uint8 (F, H, W, 3). A video that is too short repeats its last frame.
@@ -35,26 +36,29 @@ def read_clip(
     Args:
         position: of the clip between the first (0) and the last (1) place that it can have.
         change: what is made of each frame as it comes.
+        fps: pick frames at this rate first, as `at_rate` does; None: each frame.
         strict: make it an error, not a warning in the log, where the decoder has made up for damage.
 
     Raises:
         VideoError: the video cannot be read, or has no frame there.
     """
-    reader, frames = _part(ref)
+    reader, frames = _part(ref, fps)
     clip = _read(reader, frames[frame_indices(len(frames), count, stride, position)], change, strict)
     return torch.cat([clip, clip[-1:].expand(count - len(clip), -1, -1, -1)])
 
 
-def read_video(ref: VideoRef, *, strict: bool = False) -> Tensor:
-    """All frames, uint8 (F, H, W, 3); ``strict`` as in `read_clip`.
+def read_video(ref: VideoRef, *, fps: float | None = None, strict: bool = False) -> Tensor:
+    """All frames, uint8 (F, H, W, 3); ``fps`` and ``strict`` as in `read_clip`.
 
     Raises:
         VideoError: the video cannot be read, or has no frames.
     """
-    return read_levels(ref, [unchanged], strict=strict)[0]
+    return read_levels(ref, [unchanged], fps=fps, strict=strict)[0]
 
 
-def read_levels(ref: VideoRef, changes: Sequence[Change], *, strict: bool = False) -> list[Tensor]:
+def read_levels(
+    ref: VideoRef, changes: Sequence[Change], *, fps: float | None = None, strict: bool = False
+) -> list[Tensor]:
     """All frames as each of ``changes`` makes them, uint8 (F, h, w, 3): decoded once, and made smaller as they come.
 
     Raises:
@@ -67,7 +71,7 @@ def read_levels(ref: VideoRef, changes: Sequence[Change], *, strict: bool = Fals
         shapes[:] = [level.shape for level in levels]
         return torch.cat([level.flatten() for level in levels])[None]
 
-    frames = _read(*_part(ref), packed, strict)
+    frames = _read(*_part(ref, fps), packed, strict)
     parts = frames.split([shape.numel() for shape in shapes], dim=1)
     return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -81,7 +85,12 @@ def frame_indices(num_frames: int, count: int, stride: int, position: float) -> 
     return (first + stride * np.arange(count)).clip(max=max(0, num_frames - 1))
 
 
-def _part(ref: VideoRef) -> tuple[VideoReader, np.ndarray]:
+def at_rate(num_frames: int, source: float, wanted: float) -> np.ndarray:
+    """int64: which frames of a video of ``source`` frames per second are shown at the times of ``wanted`` a second."""
+    return (np.arange(max(1, int(num_frames * wanted / source))) * source / wanted).astype(np.int64)
+
+
+def _part(ref: VideoRef, fps: float | None) -> tuple[VideoReader, np.ndarray]:
     """The video, and the numbers of the frames that count."""
     try:
         status = ref.path.stat()
@@ -90,7 +99,12 @@ def _part(ref: VideoRef) -> tuple[VideoReader, np.ndarray]:
         raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error.strerror}") from None
     except VideoError as error:
         raise VideoError(f"{ref.name} ({ref.path}) cannot be read: {error}") from None
-    return reader, np.array(frames_of(reader, ref))
+    frames = np.array(frames_of(reader, ref))
+    if fps is None:
+        return reader, frames
+    if reader.fps is None:
+        raise VideoError(f"{ref.name} ({ref.path}) states no frame rate to pick {fps:g} frames per second of")
+    return reader, frames[at_rate(len(frames), float(reader.fps), fps)]
 
 
 def frames_of(reader: VideoReader, ref: VideoRef) -> range:

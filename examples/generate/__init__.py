@@ -1,0 +1,1 @@
+"""A generator on TivTok's tokens, small enough for one core: `python -m examples.generate` from a checkout."""

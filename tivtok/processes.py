@@ -1,0 +1,91 @@
+"""Work that several processes of this machine share, each with its own copy of what does it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_work: Callable[[Any], Any]
+
+
+class WorkerError(ValueError):
+    """A worker that was lost, or workers that cannot be had; the message says why."""
+
+
+def each(jobs: Sequence[Job], works: Sequence[Callable[[Job], Result]]) -> Iterator[Result]:
+    """What becomes of each job: in order in this process, or as they are done from as many others as there are works.
+
+    Args:
+        works: what does the jobs; one of several goes to each process, pickled, which keeps what it loads.
+
+    Raises:
+        WorkerError: a process ended abruptly.
+    """
+    workers = min(len(works), len(jobs))
+    if workers < 2:
+        yield from map(works[0], jobs)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads can hang
+    seats = spawn.SimpleQueue()
+    for work in works[:workers]:
+        seats.put(work)
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(seats, threads)) as pool:
+        try:
+            for done in as_completed(_submitted(pool, jobs)):
+                yield done.result()
+        except SystemExit:  # a worker's, whose ctrl-C came back before this process had seen its own
+            raise KeyboardInterrupt from None
+        except BrokenProcessPool:
+            raise WorkerError("a worker ended abruptly, out of memory perhaps: go on with fewer --workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, jobs: Sequence[Any]) -> list[Future[Any]]:
+    """Start the workers with ctrl-C held back: it would interrupt their imports, with a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return [pool.submit(_do, job) for job in jobs]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _start_worker(seats: SimpleQueue[Callable[[Any], Any]], threads: int) -> None:
+    global _work
+    Thread(target=_end_with_parent, daemon=True).start()
+    _quiet_ctrl_c()
+    torch.set_num_threads(threads)
+    _work = seats.get()
+
+
+def _do(job: Any) -> Any:
+    return _work(job)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _quiet_ctrl_c() -> None:
+    """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # held back until here, and nothing to clean up yet
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
