@@ -1,62 +1,17 @@
-"""Timing: interleaved rounds, device events, a cold L2 cache, ceilings of the same run."""
+"""Ceilings, memory and host time of calls; `tivtok_kernels.timing` has the stopwatch."""
 
 from __future__ import annotations
 
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-Call = Callable[[], object]
+from tivtok_kernels.timing import MIN_ROUNDS, Call, Stopwatch, interleave, synchronize
 
-MIN_ROUNDS, MAX_ROUNDS = 5, 100
-
-# Several times the L2 cache of any GPU, so that writing it evicts everything else.
-_FLUSH_BYTES = 512 << 20
-
-
-class Stopwatch:
-    """Times one call: wall clock on a CPU; on a GPU CUDA events around it, after the L2 cache was flushed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
-            self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def __call__(self, call: Call) -> float:
-        """Seconds."""
-        if self.device.type != "cuda":
-            started = time.perf_counter()
-            call()
-            return time.perf_counter() - started
-        self._flush.zero_()  # also keeps the device busy while the host prepares the call
-        self._start.record()
-        call()
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end) / 1e3
-
-
-def interleave(calls: Mapping[str, Call], watch: Stopwatch, seconds: float) -> dict[str, list[float]]:
-    """Time all calls in turn, A B A B ..., so that drift of the machine hits them alike.
-
-    Args:
-        seconds: roughly how long to measure, within MIN_ROUNDS and MAX_ROUNDS rounds. One more round warms up.
-
-    Returns:
-        The seconds of each call, round by round.
-    """
-    one_round = sum(watch(call) for call in calls.values())
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / max(one_round, 1e-9))))
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name].append(watch(call))
-    return samples
+__all__ = ["MIN_ROUNDS", "Call", "Stopwatch", "interleave", "synchronize"]
 
 
 def summary(samples: list[float]) -> dict[str, float]:
@@ -77,11 +32,6 @@ def copy_ceiling(device: torch.device) -> tuple[Call, float]:
     source = torch.zeros((1 << 30) if device.type == "cuda" else (1 << 28), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return (lambda: target.copy_(source)), 2.0 * source.nbytes
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_bytes(call: Call, device: torch.device) -> int | None:

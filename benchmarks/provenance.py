@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tivtok_kernels.measured import device_name, driver, slug, version
+
+__all__ = ["ROOT", "committed", "committed_files", "device_name", "provenance", "slug"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,29 +21,16 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "kind": device.type,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": driver(),
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version("triton"),
         "commit": _output("git", "rev-parse", "HEAD"),
         "dirty": bool(_output("git", "status", "--porcelain", "--", ".", ":!docs/results", ":!README.md")),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name; or the CPU's, with the cores this process may use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_cpu_model()}, {cores} cores"
-
-
-def slug(name: str) -> str:
-    """A file name for a device: "NVIDIA H200" -> "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
 def committed(path: Path) -> bytes | None:
@@ -56,22 +44,6 @@ def committed_files(folder: Path) -> list[Path]:
         return []
     listed = _output("git", "ls-tree", "--name-only", "HEAD", f"{folder.resolve().relative_to(ROOT).as_posix()}/")
     return [ROOT / name for name in (listed or "").splitlines()]
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str | None:

@@ -1,6 +1,7 @@
 """Where there is no GPU, Triton kernels run in the interpreter, which must be chosen before triton is imported."""
 
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,17 @@ if not torch.cuda.is_available():
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are as many as the cores
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_measured():
+    """No test depends on what was measured on this machine."""
+    from tivtok_kernels import measured
+
+    with mock.patch.object(measured, "folders", tuple):
+        measured.read.cache_clear()
+        yield
+    measured.read.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,6 +32,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Literal, TypeVar
 
+from tivtok_kernels import measured
 from tivtok_kernels.problem import Problem
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ _MODULES = {
     "eager": "tivtok_kernels.eager",
 }
 
-# In the order in which "auto" tries them. "flex" is late because nobody has timed it against "sdpa".
+# In the order in which "auto" tries them where nothing was measured. "flex" is late because nobody has timed it against
+# "sdpa".
 NAMES: dict[Operation, tuple[str, ...]] = {
     "attention": ("cuda", "triton", "cpu", "sdpa", "flex", "reference"),
     "prepare_qk": ("triton", "eager"),
@@ -125,9 +127,17 @@ def run(operation: Operation, name: str, problem: Problem, call: Callable[[Modul
 
 
 def _auto_order(operation: Operation, problem: Problem) -> tuple[str, ...]:
-    """ "cuda" and "cpu" unless others may be faster. On the CPU "triton" and "flex" are there for tests."""
-    skipped = {name for name in ("cuda", "cpu") if not load(name).wins(problem)}
+    """The measured ones, the fastest first (see `measured`), then the others in the order of `NAMES`.
+
+    Unmeasured, "cuda" is left out, "cpu" where torch may be faster, and on the CPU "triton" and "flex", which are there
+    for tests.
+    """
+    timed = measured.fastest(problem.device, measured.backend_question(problem)) if operation == "attention" else ()
+    skipped = {"cuda"}
+    if not load("cpu").wins(problem):
+        skipped.add("cpu")
     if problem.device.type == "cpu":
         skipped |= {"triton", "flex"}
-    skipped |= {name for name in NAMES[operation] if (operation, name, problem) in _does_not_compile}
-    return tuple(name for name in NAMES[operation] if name not in skipped)
+    others = tuple(name for name in NAMES[operation] if name not in skipped)
+    order = dict.fromkeys(name for name in (*timed, *others) if name in NAMES[operation])
+    return tuple(name for name in order if (operation, name, problem) not in _does_not_compile)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from error_budgets import Arithmetic
 from oracle import assert_within_budget, budgets, make_case, run
 from torch import Tensor
 
 from tivtok_kernels import RangeLayout, SifLayout, range_attention
 from tivtok_kernels.cpu import backend, plan
+from tivtok_kernels.error_budgets import Arithmetic
 
 HERE, SOURCES = Path(__file__).parent, Path(__file__).parents[2] / "csrc" / "cpu"
 LAYOUT = SifLayout.from_lengths([60, 0, 7, 131], [[140, 0, 9], [7, 13], [], [20]])

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_emulator import Kernels
-from error_budgets import Arithmetic
 from forward_runs import CPU, SumGradientsParams, TensorParams, device_inputs, structure, tensor_params
 from oracle import Case, check_results
 from torch import Tensor
 
 from tivtok_kernels import reference
+from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 

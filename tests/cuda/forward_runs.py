@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_emulator import Kernels
-from error_budgets import Arithmetic
 from oracle import Case, check_results
 from torch import Tensor
 
+from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.schedule import WorkList, query_work
 
 CPU = torch.device("cpu")

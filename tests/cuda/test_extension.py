@@ -15,8 +15,9 @@ from oracle import make_case
 from typer.testing import CliRunner
 
 from benchmarks.machine_code import cuda as report
-from tivtok_kernels import BackendUnavailable, SifLayout, backends, sif_attention
+from tivtok_kernels import BackendUnavailable, SifLayout, backends, measured, sif_attention
 from tivtok_kernels.cuda import backend, configs
+from tivtok_kernels.measured import Entry, Record
 from tivtok_kernels.problem import Call, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,10 +191,10 @@ def test_asked_for_by_name_it_runs_or_raises():
 
 def test_auto_takes_it_only_where_a_measurement_says_so(monkeypatch):
     problem = Problem(GPU, torch.bfloat16, 64)
-    assert not configs.wins(problem)
-    monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
-    monkeypatch.setattr(configs, "FASTER_THAN_TRITON", frozenset({((9, 0), 64, "forward")}))
-    assert backends._auto_order("attention", problem)[0] == "cuda"
+    assert "cuda" not in backends._auto_order("attention", problem)
+    entry = Entry(measured.backend_question(problem), "", {"cuda": 1.0, "triton": 2.0}, {})
+    monkeypatch.setattr(measured, "read", lambda device: Record({}, [entry]))
+    assert backends._auto_order("attention", problem)[:2] == ("cuda", "triton")
     for other in (problem._replace(direction="backward"), problem._replace(head_dim=128)):
         assert "cuda" not in backends._auto_order("attention", other)
 

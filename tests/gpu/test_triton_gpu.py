@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from error_budgets import Arithmetic
 from oracle import check, check_results, make_case, run
 
 from tivtok_kernels import SifLayout, backends, sif_attention
+from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.problem import Problem
 
 pytestmark = pytest.mark.gpu

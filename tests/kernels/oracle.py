@@ -12,12 +12,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import error_budgets
 import torch
-from error_budgets import Arithmetic
 from torch import Tensor
 
-from tivtok_kernels import Scope, SifLayout, broadcast_attention, sif_attention
+from tivtok_kernels import Scope, SifLayout, broadcast_attention, error_budgets, sif_attention
+from tivtok_kernels.error_budgets import Arithmetic
 
 
 @dataclass(frozen=True)

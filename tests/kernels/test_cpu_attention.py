@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from error_budgets import Arithmetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, assert_within_budget, budgets, make_case, run
 
 from tivtok_kernels import SifLayout, backends, broadcast_attention, sif_attention
 from tivtok_kernels.cpu import backend, plan
+from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.problem import Problem
 
 CPU = torch.device("cpu")

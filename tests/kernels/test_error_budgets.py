@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from error_budgets import Arithmetic
 from oracle import assert_within_budget, budgets, check_results, make_case, run
 
 from tivtok_kernels import SifLayout
+from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.reference import masked_attention
 
 LAYOUT = SifLayout.from_lengths([24], [[48, 48, 48]])

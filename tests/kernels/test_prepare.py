@@ -6,11 +6,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from error_budgets import prepare_budgets
 from oracle import assert_within_budget
 
 from tivtok_kernels import BackendUnavailable, backends, eager
 from tivtok_kernels.caching import constant_when_compiled
+from tivtok_kernels.error_budgets import prepare_budgets
 from tivtok_kernels.prepare import prepare_qk
 
 ROWS = 37  # fills no block of rows

@@ -4,12 +4,12 @@ from itertools import accumulate
 
 import pytest
 import torch
-from error_budgets import Arithmetic, budgets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import assert_within_budget
 
 from tivtok_kernels import RangeLayout, SifLayout, available_backends, range_attention
+from tivtok_kernels.error_budgets import Arithmetic, budgets
 from tivtok_kernels.reference import masked_attention
 
 CLIPS = SifLayout.from_lengths([3, 0, 2], [[4, 0, 2, 3], [2, 3, 1], []])

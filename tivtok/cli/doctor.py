@@ -11,6 +11,7 @@ import torch
 
 import tivtok_kernels
 from tivtok.cli.output import print_rows, say
+from tivtok_kernels import measured
 from tivtok_kernels.cpu import backend
 from tivtok_kernels.problem import Problem
 
@@ -36,6 +37,18 @@ def doctor() -> None:
             print_rows({"none": f"no CUDA device (torch {torch.__version__} sees none)"}, "Backends for cuda tensors")
         else:
             print_rows(tivtok_kernels.available_backends(device), f"Backends for {device} tensors")
+            print_rows(_measured(torch.device(device)), f"Fastest for {device} tensors")
+
+
+def _measured(device: torch.device) -> dict[str, str]:
+    """What ``python -m tivtok_kernels.tune`` has found on this device, and what is other than it was then."""
+    record = measured.read(device)
+    if record is None:
+        return {"nothing measured": '"auto" takes the first that can; python -m tivtok_kernels.tune measures'}
+    rows = {"measured": ", ".join([record.conditions["date"], *measured.changes(record, device)])}
+    for question in dict.fromkeys(entry.question for entry in record.entries):
+        rows[" ".join(map(str, question))] = ", ".join(record.fastest(question)) or "nothing that could be timed"
+    return rows
 
 
 def _cpu_engine() -> str:

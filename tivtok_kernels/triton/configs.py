@@ -2,15 +2,21 @@
 
 No row was ever timed. They were chosen from what the compiler makes of them (registers, spills, shared memory,
 asynchronous copies, tensor-core instructions), by the pipe model of ``python -m benchmarks.machine_code``, and by the
-rows that tiles waste or read again.
+rows that tiles waste or read again. What ``python -m tivtok_kernels.tune`` found faster on a device takes the place of
+its row there.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
+
+from tivtok_kernels import measured
 
 Pass = Literal["forward", "dkdv", "dq"]
 Math = Literal["half", "tf32", "ieee"]
@@ -131,16 +137,81 @@ TABLE: dict[Key, Config] = {
 
 _INTERPRETED = Config(64, 64, 4, 1, 1)  # tiles that numpy is quick with
 
+# What `instead` has put in place of rows.
+_tried: dict[Key, Config] = {}
+
 
 @lru_cache(maxsize=256)
-def select(kernel: Pass, arch: int, head_dim: int, math: Math) -> Config:
-    """The row for ``head_dim``: that of the smallest class that holds it."""
-    if arch == INTERPRETER:
-        return _INTERPRETED
+def select(kernel: Pass, device: torch.device, head_dim: int, math: Math) -> Config:
+    """What was measured to be the fastest tile on this device, else the row of the table."""
+    key = key_of(kernel, device, head_dim, math)
+    if key in _tried:
+        return _tried[key]
+    question = measured.tile_question(key.kernel, key.arch, key.head_dim, key.math)
+    for name in measured.fastest(device, question, of_version="triton")[:1]:
+        return named(name)
+    return row(key)
+
+
+def row(key: Key) -> Config:
+    """The tile of the table, whatever was measured."""
+    return _INTERPRETED if key.arch == INTERPRETER else TABLE[key]
+
+
+def key_of(kernel: Pass, device: torch.device, head_dim: int, math: Math) -> Key:
+    """The key of the smallest class of head dimensions that holds ``head_dim``."""
     for largest in (64, 128, 256):
         if head_dim <= largest:
-            return TABLE[Key(arch, largest, math, kernel)]
+            return Key(architecture(device), largest, math, kernel)
     raise ValueError(f"head_dim must be at most 256, got {head_dim}")
+
+
+@contextmanager
+def instead(key: Key, config: Config) -> Iterator[None]:
+    """Inside, kernels run with ``config`` in place of what `select` would find for ``key``."""
+    _tried[key] = config
+    select.cache_clear()
+    try:
+        yield
+    finally:
+        del _tried[key]
+        select.cache_clear()
+
+
+def name_of(config: Config) -> str:
+    """A tile in a record: "128x64 warps 4 stages 2 per-sm 2 short 64"."""
+    block_q, block_k, warps, stages, per_sm, short_q = config
+    return f"{block_q}x{block_k} warps {warps} stages {stages} per-sm {per_sm} short {short_q}"
+
+
+def named(name: str) -> Config:
+    """The inverse of `name_of`.
+
+    Raises:
+        ValueError: it is not such a name.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+) warps (\d+) stages (\d+) per-sm (\d+) short (\d+)", name)
+    if found is None:
+        raise ValueError(f'a tile must be named like "128x64 warps 4 stages 2 per-sm 2 short 64", got {name!r}')
+    return Config(*map(int, found.groups()))
+
+
+def neighbours(kernel: Pass, config: Config) -> list[Config]:
+    """Tiles that differ from ``config`` in one respect: half or twice a side, warps, stages, programs per SM."""
+    found = [config._replace(block_q=n) for n in (config.block_q // 2, config.block_q * 2)]
+    found += [config._replace(block_k=n) for n in (config.block_k // 2, config.block_k * 2)]
+    found += [config._replace(warps=n) for n in (4, 8)]
+    found += [config._replace(stages=config.stages + n) for n in (-1, 1)]
+    found += [config._replace(per_sm=config.per_sm + n) for n in (-1, 1)]
+    if kernel == "forward":
+        found.append(config._replace(short_q=0 if config.short_q else config.block_q // 2))
+    fitting = [c._replace(short_q=c.short_q if c.short_q < c.block_q else 0) for c in found]
+    return [c for c in dict.fromkeys(fitting) if c != config and _is_possible(c)]
+
+
+def _is_possible(config: Config) -> bool:
+    sides = all(16 <= n <= 256 for n in (config.block_q, config.block_k, config.short_q or 16))
+    return sides and 1 <= config.stages <= 4 and 1 <= config.per_sm <= 4
 
 
 @lru_cache(maxsize=64)

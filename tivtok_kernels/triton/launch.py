@@ -138,8 +138,11 @@ def _key_gradients(
 
 def _shape(call: Call) -> Shape:
     q, k = call.q, call.k
-    math = float32_math() if q.dtype == torch.float32 else "half"
-    return Shape(q.shape[2], q.shape[1] // k.shape[1], call.tiv is not None, math)
+    return Shape(q.shape[2], q.shape[1] // k.shape[1], call.tiv is not None, math_of(q.dtype))
+
+
+def math_of(dtype: torch.dtype) -> Math:
+    return float32_math() if dtype == torch.float32 else "half"
 
 
 def float32_math() -> Math:
@@ -149,7 +152,7 @@ def float32_math() -> Math:
 
 def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
     shape, device = _shape(call), call.q.device
-    config = configs.select(kernel, configs.architecture(device), configs.padded(shape.head_dim), shape.math)
+    config = configs.select(kernel, device, configs.padded(shape.head_dim), shape.math)
     plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, configs.workers(device, config), device)
     return keep_if_captured(plan, device)
 

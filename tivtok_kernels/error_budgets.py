@@ -86,8 +86,8 @@ def budgets(
     rows_summed, parts_rounded = k.new_zeros(len(k)), k.new_zeros(len(k))
     for rows, keys in row_groups(visible):
         row_part = (q[rows], dout[rows].double(), None if dlse is None else dlse[rows].double())
-        seen = (x[keys].repeat_interleave(group, dim=1) for x in (k, v))
-        for name, x in _group_budgets(arithmetic, *row_part, *seen, scale).items():
+        k_seen, v_seen = (x[keys].repeat_interleave(group, dim=1) for x in (k, v))
+        for name, x in _group_budgets(arithmetic, *row_part, k_seen, v_seen, scale).items():
             match name.split():
                 case [result]:
                     found[result][rows] = x
