@@ -196,8 +196,8 @@ _SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
 
 _TINY = TivTokConfig(
     name="tiny",
-    num_tiv=32,
-    num_tv=2,
+    num_tiv=20,
+    num_tv=5,
     latent_dim=32,
     width=192,
     heads=6,
@@ -207,4 +207,5 @@ _TINY = TivTokConfig(
     qk_norm=True,
     rope_theta=20.0,
     latent_positions="grid",
+    encoder_time="none",
 )
