@@ -365,10 +365,10 @@ def _signature(tensors: tuple[Tensor, ...], *options: object) -> tuple[object, .
 
 
 def _attend_again(
-    tensors: ops.Tensors, layout: Any, kind: type, signature: tuple[object, ...] | None, return_lse: bool
+    tensors: ops.Tensors, layout: Any, kind: type[Any], signature: tuple[object, ...] | None, return_lse: bool
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """A call like one that passed its checks before; None if there was none with this layout."""
-    if signature is None or type(layout) is not kind:
+    if signature is None or not isinstance(layout, kind):
         return None
     try:
         known = layout.calls.get(signature)

@@ -102,7 +102,7 @@ def attend_plainly(tensors: Tensors, layout: Layout, known: Known, wants_lse: bo
         wants_lse: whether the LSE is read; if not, it may be anything unless gradients are wanted.
     """
     if derivatives.need_grad(tensors):
-        return _PlainAttention.apply(*tensors, layout, known)
+        return _PlainAttention.apply((layout, known), *(tensors if tensors[3] is not None else tensors[:3]))
     return _run_forward(tensors, layout, known, wants_lse)
 
 
@@ -232,28 +232,34 @@ uniform_layout = operators.define(
 
 
 class _PlainAttention(torch.autograd.Function):
-    """The derivative of `attend_plainly`."""
+    """The derivative of `attend_plainly`. Takes no None: torch goes over all arguments several times."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _run_forward(inputs[:5], *inputs[5:], True)
-        ctx.save_for_backward(*inputs[:5], *output)
-        ctx.layout, ctx.known = inputs[5:]
+    def forward(
+        ctx: Any, kind: tuple[Layout, Known], q: Tensor, k: Tensor, v: Tensor, *tiv: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output = _run_forward(_with_tiv(q, k, v, *tiv), *kind, True)
+        ctx.save_for_backward(*output, q, k, v, *tiv)
+        ctx.kind = kind
         ctx.set_materialize_grads(False)
         return output
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, out, lse = ctx.saved_tensors
+        out, lse, *saved = ctx.saved_tensors
+        layout, known = ctx.kind
         if dout is None and dlse is None:
-            return (None,) * 7
+            return (None,) * (1 + len(saved))
         dout = torch.zeros_like(out) if dout is None else dout
+        tensors = _with_tiv(*saved)
         # create_graph=True is the operator's to refuse
         if torch.is_grad_enabled() or derivatives.transforms_active() or operators.are_watched((dout, dlse, *tensors)):
-            grads = _gradients(dout, dlse, *tensors, out, lse, ctx.layout.encoded, *ctx.known.options)
-        else:
-            grads = _run_backward(dout, dlse, tuple(tensors), out, lse, ctx.layout, ctx.known)
-        return (*grads, *(None,) * (7 - len(grads)))
+            return None, *_gradients(dout, dlse, *tensors, out, lse, layout.encoded, *known.options)
+        return None, *_run_backward(dout, dlse, tensors, out, lse, layout, known)
+
+
+def _with_tiv(q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor | None = None, v_tiv: Tensor | None = None) -> Tensors:
+    return q, k, v, k_tiv, v_tiv
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
