@@ -17,7 +17,7 @@ def load_model(path_or_name: str, device: str = "auto", precision: str = "auto",
     """Load a model as `TivTok.from_pretrained` does, and move it to a device.
 
     Args:
-        device: as of `device_named`.
+        device: "auto" (the GPU where there is one), the number of a GPU, or any of torch's.
         precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on GPUs that compute in it, else float32. The
             model id is the same in all of them, so that each decodes what another has encoded.
         compile: encode and decode by torch.compile: minutes at first, for each size of frames anew.
@@ -48,7 +48,7 @@ def device_named(name: str) -> str:
     """One of torch's devices, by a name of ours.
 
     Args:
-        name: "auto" (the GPU where there is one, else the CPU), the number of a GPU, or what torch calls a device.
+        name: as of `load_model`.
 
     Raises:
         ValueError: it is none of these, or there are fewer GPUs.

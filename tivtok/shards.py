@@ -109,7 +109,7 @@ def on_ray(jobs: Sequence[Job], encoder: Encoder, workers: int) -> Iterator[Done
         for each shard what has become of it, when it is done.
 
     Raises:
-        WorkerError: Ray is not installed, or an actor has died too often.
+        WorkerError: Ray is not installed, or cannot be reached or started, or an actor has died too often.
     """
     try:
         import ray
@@ -117,7 +117,10 @@ def on_ray(jobs: Sequence[Job], encoder: Encoder, workers: int) -> Iterator[Done
     except ModuleNotFoundError:
         raise WorkerError("--engine ray needs Ray: pip install 'tivtok[ray]'") from None
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        except Exception as error:  # Ray raises no narrower one where its own processes are slow to start
+            raise WorkerError(f"Ray cannot be reached or started: {error}") from None
     gpus = int(encoder.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
     if Path(encoder.model).exists() and encoder.model not in bundled_checkpoints():
         encoder = replace(encoder, model=os.path.abspath(encoder.model))

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tivtok.cli import main
 from tivtok.model.config import TivTokConfig
 from tivtok.pipeline import Encoded, Encoder
-from tivtok.shards import Job, in_processes
+from tivtok.shards import Job, encode_shard, in_processes
 from tivtok.streaming import encode_stream
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import TokensError
@@ -69,6 +69,11 @@ def encode(videos: Path, result: Path, model: str, *options: str) -> int:
     return main(["encode-dir", str(videos), str(result), "--model", model, "--per-shard", "2", *options])
 
 
+def same_tokens(one: Path, other: Path) -> bool:
+    both = zip(TokenDataset(one), TokenDataset(other), strict=True)
+    return all(torch.equal(a.tiv, b.tiv) and torch.equal(a.tv, b.tv) for a, b in both)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_every_video_comes_back_in_order(
     videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
@@ -91,23 +96,35 @@ def test_every_video_comes_back_in_order(
 
 
 def test_parts_make_the_same_shards(
-    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    videos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     assert encode(videos, whole, model) == 0
+    made: list[str] = []
+    monkeypatch.setattr(
+        "tivtok.cli.encode_dir.encode_shard", lambda job, encoder: made.append(job.shard) or encode_shard(job, encoder)
+    )
     capsys.readouterr()
     assert encode(videos, shared, model, "--part", "2/2") == 0
     assert "2 of 3 are missing" in capsys.readouterr().out
     assert sorted(path.name for path in shared.iterdir()) == ["plan.json", "shard-00001.safetensors"]
     assert encode(videos, shared, model, "--part", "1/2") == 0
     assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in shared.iterdir())
+    assert sorted(made) == sorted(map(str, shared.glob("shard-*")))  # none was made twice
     for name in ("index.json", "plan.json"):
         assert (whole / name).read_text() == (shared / name).read_text()
-    for one, other in zip(TokenDataset(whole), TokenDataset(shared), strict=True):
-        assert torch.equal(one.tiv, other.tiv) and torch.equal(one.tv, other.tv)
+    assert same_tokens(whole, shared)
     for wrong in ("0/2", "3/2", "1", "1/2/3"):
         assert encode(videos, shared, model, "--part", wrong) == 1
         assert "--part must be I/N" in capsys.readouterr().err
+
+
+def test_parts_at_the_same_time(videos: Path, model: str, one_thread: None, tmp_path: Path) -> None:
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    command = [sys.executable, "-m", "tivtok", "encode-dir", str(videos), str(shared), "--model", model]
+    parts = [subprocess.Popen([*command, "--per-shard", "2", "--part", part]) for part in ("1/2", "2/2")]
+    assert [part.wait(600) for part in parts] == [0, 0] and encode(videos, whole, model) == 0
+    assert (whole / "index.json").read_text() == (shared / "index.json").read_text() and same_tokens(whole, shared)
 
 
 def test_another_refinement_is_another_plan(
@@ -178,11 +195,6 @@ def writing(path, data):
 os.replace, Path.write_bytes = replacing, writing
 main(arguments)
 """
-
-
-def same_tokens(one: Path, other: Path) -> bool:
-    both = zip(TokenDataset(one), TokenDataset(other), strict=True)
-    return all(torch.equal(a.tiv, b.tiv) and torch.equal(a.tv, b.tv) for a, b in both)
 
 
 def test_killed_at_any_moment_it_loses_the_shard_in_work(
