@@ -96,14 +96,18 @@ class TivTok(nn.Module):
         """Counts of in-place changes of each weight."""
         return tuple(0 if x.is_inference() else x._version for x in self.state_dict().values())
 
-    def forward(self, video: Tensor, siblings: bool = False) -> Tensor:
+    def forward(self, video: Tensor, siblings: bool = False, without_tv: Tensor | None = None) -> Tensor:
         """Reconstruct (B, 3, F, H, W) differentiably: what training minimises the error of.
 
         Args:
             siblings: False: through one TIV set, the mean of the chunks' (Eq. 6). True: each chunk through the TIV set
                 of the one before it, the first through that of the last, so that it can hold nothing of its own.
+            without_tv: bool (B,): clips that are decoded with the TV tokens of a grey video, so that their TIV tokens
+                must show by themselves what stays.
         """
         tiv, tv = self.encode_chunks(video)
+        if without_tv is not None:
+            tv = torch.where(without_tv[:, None, None, None], self.grey_tv(*video.shape[3:]), tv)
         if siblings:
             whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
             groups_of_set = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
@@ -188,6 +192,11 @@ class TivTok(nn.Module):
         chunks = video.split(self.config.chunk_frames if lengths is None else list(lengths), dim=2)
         tivs, tvs = zip(*self.encode_batch(chunks), strict=True)
         return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
+
+    def grey_tv(self, height: int, width: int) -> Tensor:
+        """(1, 1, N_TV, D): the mean TV tokens of a grey chunk, in which nothing is and nothing changes."""
+        _, tv = self.encode_chunks(self._like.new_zeros(1, 3, self.config.chunk_frames, height, width))
+        return tv.mean(dim=1, keepdim=True)
 
     def encode_batch(self, chunks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """TIV (B, N_TIV, D) and TV tokens (B, T, N_TV, D) of each chunk, whichever video it is of.

@@ -1,6 +1,7 @@
 """The model card of a finished run: ``python -m benchmarks.cards.card CONFIG.toml [--data DIR] [--output DIR]``.
 
-Measures the run's checkpoint on the held-out videos, next to what resampling makes of as many numbers and to other
+Measures the run's checkpoint on the held-out videos (on those the config excludes, where it does: nothing was chosen on
+these), next to what resampling makes of as many numbers and to other
 checkpoints, draws the training curve, and writes README.md, curve.png and metrics.json beside the weights.
 """
 
@@ -81,7 +82,8 @@ def write_card(
     """
     folder = config.output / CHECKPOINT_FOLDER
     model = TivTok.from_pretrained(folder)
-    training, held_out, _ = split_sources(config)
+    unseen = replace(config, held_out=config.excluded, excluded=config.held_out) if config.excluded else config
+    training, held_out, _ = split_sources(unseen)
     originals = [held_out_frames(ref, config) for ref in held_out]
     clips = torch.stack([frames_to_video(frames) for frames in originals])
     num_values = config.model.num_tokens(clips.shape[2]) * config.model.latent_dim

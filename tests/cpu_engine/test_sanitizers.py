@@ -1,10 +1,12 @@
 """The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer, in a program of its own (driver.cpp).
 
 It is also where the tile shapes of AVX-512 run: the same source, 16 lanes wide, compiled for the instructions at hand.
+And where the engine runs on an Arm processor's NEON, where Debian's g++-aarch64-linux-gnu and qemu-user-static are.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,13 +26,20 @@ LAYOUT = SifLayout.from_lengths([60, 0, 7, 131], [[140, 0, 9], [7, 13], [], [20]
 WIDE = ["-mavx2", "-mfma"] if "AVX" in torch.backends.cpu.get_cpu_capability() else []
 
 
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session", params=["sanitizers", "arm"])
+def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs the driver."""
     folder = tmp_path_factory.mktemp("cpu_engine")
-    flags = ["g++", "-std=c++17", "-O1", "-g1", "-Wno-psabi", "-pthread", "-DTIVTOK_X86=0", f"-I{SOURCES}"]
-    flags += ["-ffp-contract=fast", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    jobs = [(SOURCES / "avx512.cpp", [*WIDE, "-fno-sanitize=undefined"]), (SOURCES / "portable.cpp", [])]
-    jobs += [(HERE / "driver.cpp", [])]
+    flags = ["-std=c++17", "-Wno-psabi", "-pthread", "-DTIVTOK_X86=0", f"-I{SOURCES}", "-ffp-contract=fast"]
+    if request.param == "arm":
+        compiler, emulator = map(shutil.which, ("aarch64-linux-gnu-g++", "qemu-aarch64-static"))
+        if compiler is None or emulator is None:
+            pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64-static")
+        command, flags, wide = [emulator], [compiler, *flags, "-O3", "-static"], []
+    else:
+        command, wide = [], [*WIDE, "-fno-sanitize=undefined"]
+        flags = ["g++", *flags, "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    jobs = [(SOURCES / "avx512.cpp", wide), (SOURCES / "portable.cpp", []), (HERE / "driver.cpp", [])]
 
     def compile_one(job: tuple[Path, list[str]]) -> Path:
         source, more = job
@@ -44,13 +53,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run([*flags, *objects, "-o", folder / "driver"], check=True)
     except FileNotFoundError:
         pytest.skip("needs g++")
-    return folder / "driver"
+    return [*command, str(folder / "driver")]
 
 
 class Recorder:
     """Stands in for the library: sends each call to the driver and brings the results back into the tensors."""
 
-    def __init__(self, driver: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, driver: list[str], variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.driver, self.variant, self.buffers, self.calls = driver, variant, {}, 0
         monkeypatch.setattr(backend, "_run", self.run)
         for name in ("_strided", "_addresses"):
@@ -87,7 +96,7 @@ class Recorder:
         bytes_of = [x.detach().view(torch.uint8).numpy().tobytes() for x in tensors]
         numbers = [len(fields), *(order.get(field, field) for field in fields), len(tensors), *map(len, bytes_of)]
         call = np.array(numbers, np.int64).tobytes() + b"".join(bytes_of)
-        command = [self.driver, self.variant, name.removeprefix("tivtok_cpu_"), str(scale), "3"]
+        command = [*self.driver, self.variant, name.removeprefix("tivtok_cpu_"), str(scale), "3"]
         done = subprocess.run(command, input=call, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
         results, at = done.stdout, 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tivtok import TivTok
+from tivtok import TivTok, editing
 from tivtok.attention import SifLayout
 from tivtok.chunks.sharing import merge_tiv, share_tiv_sets
 from tivtok.model.blocks import Block
@@ -153,6 +153,16 @@ def test_siblings_decode_a_chunk_through_the_tiv_set_of_the_one_before(model):
         want = model.decode_groups(model.prepare(tiv[:, [before]]), groups, [groups.shape[1]], *x.shape[3:])
         frames = slice(16 * chunk, min(16 * chunk + 16, 39))
         torch.testing.assert_close(got[:, :, frames], want[:, :, : frames.stop - frames.start])
+
+
+@torch.no_grad()
+def test_clips_without_tv_tokens_are_decoded_with_those_of_grey(model):
+    x = torch.cat([video(frames=32), -video(frames=32)])
+    tokens, grey = model.encode(x), editing.grey_tokens(model, *x.shape[3:])
+    got = model(x, without_tv=torch.tensor([False, True] * (len(x) // 2)))
+    torch.testing.assert_close(got[::2], model(x)[::2])
+    torch.testing.assert_close(got[1::2], model.decode(editing.tiv_only(tokens, grey))[1::2])
+    assert (got - model(x))[1::2].abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -93,6 +93,7 @@ def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> Train
         feature_frames=6,
         short_clips=0.5,
         siblings=0.5,
+        without_tv=0.5,
         entropy=0.01,
     )
 

@@ -180,14 +180,35 @@ def test_siblings_are_drawn_by_step(config: TrainConfig, monkeypatch: pytest.Mon
     seen = []
     forward = TivTok.forward
 
-    def watched(self: TivTok, video: torch.Tensor, siblings: bool = False) -> torch.Tensor:
+    def watched(
+        self: TivTok, video: torch.Tensor, siblings: bool = False, without_tv: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if self.training:
+            assert without_tv is None
             seen.append(siblings)
-        return forward(self, video, siblings)
+        return forward(self, video, siblings, without_tv)
 
     monkeypatch.setattr(TivTok, "forward", watched)
     config = replace(config, model=config.model.replace(groups_per_chunk=1), chunks=(2, 3), steps=40, siblings=0.3)
     train(replace(config, evaluate_every=40, save_every=40))
+    assert len(seen) == 40 and 5 < sum(seen) < 20
+
+
+def test_clips_without_tv_tokens_are_drawn_one_by_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = TivTok.forward
+
+    def watched(
+        self: TivTok, video: torch.Tensor, siblings: bool = False, without_tv: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.training:
+            assert without_tv is not None and without_tv.shape == video.shape[:1]
+            seen.extend(without_tv.tolist())
+        return forward(self, video, siblings, without_tv)
+
+    monkeypatch.setattr(TivTok, "forward", watched)
+    config = replace(config, batch_size=4, accumulate=2, steps=10, without_tv=0.3)
+    train(replace(config, evaluate_every=10, save_every=10))
     assert len(seen) == 40 and 5 < sum(seen) < 20
 
 

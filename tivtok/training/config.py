@@ -88,6 +88,8 @@ class TrainConfig:
             of the shortest.
         siblings: the share of steps in which each chunk is decoded through the TIV set of the chunk before it (the
             first through the last's) instead of the mean.
+        without_tv: the share of clips that are decoded with the TV tokens of a grey video, so that TIV tokens show by
+            themselves what stays.
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
         strict: treat a video as unreadable where its decoder has made up for damage, instead of a warning in the log.
@@ -134,6 +136,7 @@ class TrainConfig:
     held_out_clips: int = 64
     chunks: int | tuple[int, ...] = 1
     siblings: float = 0.0
+    without_tv: float = 0.0
     short_clips: float = 0.0
     strict: bool = False
     in_memory: bool = False
@@ -177,7 +180,7 @@ class TrainConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
-        for name in ("short_clips", "siblings"):
+        for name in ("short_clips", "siblings", "without_tv"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.entropy and self.model.quantizer != "softvq":

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     LENGTH = 4  # how many frame groups the clips have, by step
     CHUNKS = 5  # how many chunks the clips have, by step
     SIBLINGS = 6  # whether chunks are decoded through another's TIV set, by step
+    WITHOUT_TV = 7  # which clips are decoded without their TV tokens, by step
 
 
 def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import cast
 
 import torch
@@ -90,11 +91,15 @@ class Trainer:
         rate = schedule(step, config)
         adversary = self.adversary if config.adversarial and step >= config.adversarial.start else None
 
+        without_tv = self._draw_without_tv(step, video)
+
         outputs, terms = [], []
-        parts = list(zip(video.chunk(config.accumulate), draws[0].chunk(config.accumulate), strict=True))
-        for number, (clips, clip_draws) in enumerate(parts, 1):
+        shared_out = (x.chunk(config.accumulate) for x in (video, draws[0], without_tv))
+        parts = list(zip(*shared_out, strict=True))
+        for number, (clips, clip_draws, its_without_tv) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                output, its_terms = self._backward(clips, siblings, frames, clip_draws, adversary, 1 / len(parts))
+                model = partial(self.model, siblings=siblings, without_tv=its_without_tv if config.without_tv else None)
+                output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
         means = {name: torch.stack([x[name] for x in terms]).mean() for name in terms[0]}
@@ -175,10 +180,17 @@ class Trainer:
         first = self.accelerator.process_index * batch
         return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
 
+    def _draw_without_tv(self, step: int, video: Tensor) -> Tensor:
+        """Which of this process's clips are decoded without their TV tokens: bool (B,)."""
+        config, batch = self.config, video.shape[0]
+        drawn = generator(config.seed, Purpose.WITHOUT_TV, step).random(config.batch_size) < config.without_tv
+        first = self.accelerator.process_index * batch
+        return torch.from_numpy(drawn[first : first + batch]).to(video.device)
+
     def _backward(
         self,
+        model: Callable[[Tensor], Tensor],
         video: Tensor,
-        siblings: bool,
         frames: Tensor,
         draws: Tensor,
         adversary: Adversary | None,
@@ -187,7 +199,7 @@ class Trainer:
         """Add ``share`` of the gradient for some clips to the model's; their reconstruction and the terms, detached."""
         config = self.config
         with self.autocast():
-            reconstruction = self.model(video, siblings).float()
+            reconstruction = model(video).float()
             output = reconstruction.detach().requires_grad_()
             terms = reconstruction_terms(output, video, frames, self.perceptual, config)
         total = torch.stack(list(terms.values())).sum()
