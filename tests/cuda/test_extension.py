@@ -1,5 +1,6 @@
 """The CUDA extension as setup.py builds it: it loads without a GPU, its code is clean, launches are packed right."""
 
+import ast
 import fcntl
 import importlib.util
 import json
@@ -347,14 +348,17 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
 
 
 @pytest.mark.emulator
-def test_a_launch_takes_all_its_arguments_and_no_others(extension, monkeypatch):
-    """Before it asks for a device."""
-    arguments = dict.fromkeys(extension.FORWARD_ARGUMENTS, 0)
-    arguments |= dict.fromkeys(("q", "k", "v", "k_tiv", "v_tiv"), (0, 64, 64)) | {"scale": 1.0}
-    launch = extension.ForwardPlan.launch
-    assert set(extension.BACKWARD_ARGUMENTS) > {"q", "dout", "dlse", "stats", "part_dv"}
-    with pytest.raises(TypeError, match="launch\\(\\): incompatible function arguments"):
-        launch(None, 0, **arguments)
+def test_the_stub_states_the_arguments_of_the_binding(extension):
+    stub = ast.parse((ROOT / "tivtok_kernels" / "cuda" / "extension.pyi").read_text())
+    stated = {
+        node.name: {argument.arg for argument in method.args.kwonlyargs}
+        for node in stub.body
+        if isinstance(node, ast.ClassDef)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and method.name == "launch"
+    }
+    bound = {"ForwardPlan": set(extension.FORWARD_ARGUMENTS), "BackwardPlan": set(extension.BACKWARD_ARGUMENTS)}
+    assert stated == bound
 
 
 @pytest.mark.emulator
