@@ -1,10 +1,10 @@
 // The extension tivtok_kernels.cuda.extension. It knows pointers, sizes and streams, and nothing of torch: one binary
-// for every version of it. Tensors arrive as (pointer, row stride, head stride), strides in elements.
+// for every version of it. What a launch takes arrives by name: tensors as (pointer, row stride, head stride), strides
+// in elements, anything contiguous as a pointer. The tables of fields below say which name is what.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
-#include <span>
+#include <variant>
 
 #include "backward/launch.h"
 #include "forward/ampere/launch.h"
@@ -15,6 +15,19 @@
 
 namespace py = pybind11;
 
+template <>
+struct pybind11::detail::type_caster<Tensor> {
+    PYBIND11_TYPE_CASTER(Tensor, const_name("tuple[int, int, int]"));
+
+    bool load(handle source, bool convert) {
+        make_caster<std::tuple<uintptr_t, int64_t, int64_t>> fields;
+        if (!fields.load(source, convert)) return false;
+        const auto [data, row, head] = static_cast<std::tuple<uintptr_t, int64_t, int64_t>>(fields);
+        value = {reinterpret_cast<const void*>(data), row, head};
+        return true;
+    }
+};
+
 namespace {
 
 using Address = uintptr_t;
@@ -24,23 +37,14 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Makes a device current, and again the one that was.
-class DeviceGuard {
-  public:
-    explicit DeviceGuard(int device) {
-        check(cudaGetDevice(&before_), "asking for the current device");
-        if (before_ != device) check(cudaSetDevice(device), "changing the device");
-        changed_ = before_ != device;
-    }
-    ~DeviceGuard() {
-        if (changed_) cudaSetDevice(before_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-
-  private:
-    int before_;
-    bool changed_;
-};
+// The caller makes the device current: torch knows how to, without a context on a device that nobody uses.
+void check_current(int device) {
+    int current;
+    check(cudaGetDevice(&current), "asking for the current device");
+    if (current != device)
+        throw std::runtime_error("device " + std::to_string(device) + " must be the current one, it is " +
+                                 std::to_string(current));
+}
 
 ElementType element_type(const std::string& name) {
     if (name == "bfloat16") return ElementType::bf16;
@@ -56,23 +60,87 @@ struct Work {
     int num_merges, block;
 };
 
-// Takes one by one what a launch is given.
-class Arguments {
-  public:
-    explicit Arguments(std::span<const int64_t> values) : next_(values.data()) {}
+// An argument of a launch and where it goes.
+template <class Call>
+struct Field {
+    const char* name;
+    std::variant<Tensor Call::*, int Call::*, float Call::*, void* Call::*, const void* Call::*, float* Call::*,
+                 const float* Call::*>
+        member;
+};
 
-    template <class T>
-    T* next() {
-        return pointer<T>(*next_++);
+// call with all fields set from arguments, which must be there; there must be no others.
+template <class Call, size_t kFields>
+Call call_of(Call call, const py::dict& arguments, const Field<Call> (&fields)[kFields]) {
+    for (const auto& [name, member] : fields) {
+        PyObject* argument = PyDict_GetItemString(arguments.ptr(), name);
+        if (argument == nullptr) throw py::type_error(std::string("launch needs the argument ") + name);
+        const auto value = py::reinterpret_borrow<py::object>(argument);
+        std::visit(
+            [&](auto field) {
+                using Value = std::remove_reference_t<decltype(call.*field)>;
+                if constexpr (std::is_pointer_v<Value>) {
+                    call.*field = reinterpret_cast<Value>(value.cast<Address>());
+                } else {
+                    call.*field = value.cast<Value>();
+                }
+            },
+            member);
     }
-    Tensor tensor() {
-        const auto data = next<void>();
-        const auto row = *next_++, head = *next_++;
-        return {data, row, head};
-    }
+    if (arguments.size() != kFields)
+        throw py::type_error("launch takes " + std::to_string(kFields) + " arguments beside the stream, got " +
+                             std::to_string(arguments.size()));
+    return call;
+}
 
-  private:
-    const int64_t* next_;
+template <class Call, size_t kFields>
+py::tuple names_of(const Field<Call> (&fields)[kFields]) {
+    py::tuple names(kFields);
+    for (size_t i = 0; i < kFields; ++i) names[i] = fields[i].name;
+    return names;
+}
+
+const Field<ForwardParams> kForwardFields[] = {
+    {"scale", &ForwardParams::scale},
+    {"q", &ForwardParams::q},
+    {"k", &ForwardParams::k},
+    {"v", &ForwardParams::v},
+    {"k_tiv", &ForwardParams::k_tiv},
+    {"v_tiv", &ForwardParams::v_tiv},
+    {"out", &ForwardParams::out},
+    {"lse", &ForwardParams::lse},
+    {"part_out", &ForwardParams::part_out},
+    {"part_lse", &ForwardParams::part_lse},
+};
+
+// What a backward launch takes: that of the gradient kernels, and what the row statistics are made from.
+struct BackwardCall : GradientParams {
+    const void* out;
+    const float *lse, *dlse;
+    float* row_stats;
+};
+
+const Field<BackwardCall> kBackwardFields[] = {
+    {"scale", &BackwardCall::scale},
+    {"rows", &BackwardCall::rows},
+    {"q", &BackwardCall::q},
+    {"dout", &BackwardCall::dout},
+    {"k", &BackwardCall::k},
+    {"v", &BackwardCall::v},
+    {"k_tiv", &BackwardCall::k_tiv},
+    {"v_tiv", &BackwardCall::v_tiv},
+    {"out", &BackwardCall::out},
+    {"lse", &BackwardCall::lse},
+    {"dlse", &BackwardCall::dlse},
+    {"stats", &BackwardCall::row_stats},
+    {"dq", &BackwardCall::dq},
+    {"dk", &BackwardCall::dk},
+    {"dv", &BackwardCall::dv},
+    {"dk_tiv", &BackwardCall::dk_tiv},
+    {"dv_tiv", &BackwardCall::dv_tiv},
+    {"part_dq", &BackwardCall::part_dq},
+    {"part_dk", &BackwardCall::part_dk},
+    {"part_dv", &BackwardCall::part_dv},
 };
 
 // The forward over one layout: everything but the tensors. Work lists are device addresses that outlive the plan.
@@ -88,17 +156,10 @@ class ForwardPlan {
     }
     virtual ~ForwardPlan() = default;
 
-    // addresses: (pointer, row stride, head stride) of q, k, v, k_tiv, v_tiv, then pointers, in the order below.
-    void launch(float scale, Address stream_address, const std::array<int64_t, 19>& addresses) const {
-        Arguments arguments(addresses);
-        ForwardParams params = params_;
-        params.scale = scale;
-        for (Tensor* x : {&params.q, &params.k, &params.v, &params.k_tiv, &params.v_tiv}) *x = arguments.tensor();
-        params.out = arguments.next<void>();
-        for (float** x : {&params.lse, &params.part_out, &params.part_lse}) *x = arguments.next<float>();
-
+    void launch(Address stream_address, const py::kwargs& arguments) const {
+        const ForwardParams params = call_of(params_, arguments, kForwardFields);
         const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
-        const DeviceGuard guard(device_);
+        check_current(device_);
         launch_kernel(params, stream);
         if (work_.num_merges == 0) return;
         merge::launch_outputs({params.part_out, params.part_lse, params.out, params.lse, pointer<int>(work_.merges),
@@ -121,7 +182,7 @@ class AmpereForward : public ForwardPlan {
   public:
     template <class... Args>
     explicit AmpereForward(Args... args) : ForwardPlan(args...) {
-        const DeviceGuard guard(device_);
+        check_current(device_);
         ampere::prepare_forward(params_.head_dim, type_);
     }
 
@@ -140,7 +201,7 @@ class HopperForward : public ForwardPlan {
         : ForwardPlan(device, dtype, heads, group, head_dim, work),
           rows_{q_rows, k_rows, tiv_rows},
           shares_{pointer<int>(order), pointer<int>(bounds), blocks, kept_pairs} {
-        const DeviceGuard guard(device_);
+        check_current(device_);
         hopper::prepare_forward(params_.head_dim, type_);
     }
 
@@ -160,36 +221,26 @@ class BackwardPlan {
     BackwardPlan(int device, const std::string& dtype, int heads, int group, int head_dim, const Work& queries,
                  const Work& keys)
         : device_(device), type_(element_type(dtype)), queries_(queries), keys_(keys) {
-        params_.heads = heads;
-        params_.group = group;
-        params_.head_dim = head_dim;
+        call_.heads = heads;
+        call_.group = group;
+        call_.head_dim = head_dim;
     }
     virtual ~BackwardPlan() = default;
 
-    // addresses: (pointer, row stride, head stride) of q, dout, k, v, k_tiv, v_tiv, then pointers, in the order below.
-    void launch(float scale, int rows, Address stream_address, const std::array<int64_t, 30>& addresses) const {
-        Arguments arguments(addresses);
-        GradientParams params = params_;
-        params.rows = rows;
-        params.scale = scale;
-        for (Tensor* x : {&params.q, &params.dout, &params.k, &params.v, &params.k_tiv, &params.v_tiv})
-            *x = arguments.tensor();
-        const auto out = arguments.next<void>();
-        const auto lse = arguments.next<float>(), dlse = arguments.next<float>(), stats = arguments.next<float>();
-        for (void** x : {&params.dq, &params.dk, &params.dv, &params.dk_tiv, &params.dv_tiv})
-            *x = arguments.next<void>();
-        for (float** x : {&params.part_dq, &params.part_dk, &params.part_dv}) *x = arguments.next<float>();
-        params.stats = stats;
-
+    void launch(Address stream_address, const py::kwargs& arguments) const {
+        BackwardCall call = call_of(call_, arguments, kBackwardFields);
+        call.stats = call.row_stats;
         const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
-        const DeviceGuard guard(device_);
-        launch_row_statistics({out, params.dout, lse, dlse, stats, rows, params.heads, params.head_dim}, type_, stream);
-        launch_owner(Owner::queries, queries_, params, stream);
-        sum_pieces(queries_, params.heads, params.part_dq, params.dq, params.dq, stream);
-        launch_owner(Owner::keys, keys_, params, stream);
-        const int key_heads = params.heads / params.group;
-        sum_pieces(keys_, key_heads, params.part_dk, params.dk, params.dk_tiv, stream);
-        sum_pieces(keys_, key_heads, params.part_dv, params.dv, params.dv_tiv, stream);
+        check_current(device_);
+        launch_row_statistics(
+            {call.out, call.dout, call.lse, call.dlse, call.row_stats, call.rows, call.heads, call.head_dim}, type_,
+            stream);
+        launch_owner(Owner::queries, queries_, call, stream);
+        sum_pieces(queries_, call.heads, call.part_dq, call.dq, call.dq, stream);
+        launch_owner(Owner::keys, keys_, call, stream);
+        const int key_heads = call.heads / call.group;
+        sum_pieces(keys_, key_heads, call.part_dk, call.dk, call.dk_tiv, stream);
+        sum_pieces(keys_, key_heads, call.part_dv, call.dv, call.dv_tiv, stream);
     }
 
   protected:
@@ -197,7 +248,7 @@ class BackwardPlan {
 
     int device_;
     ElementType type_;
-    GradientParams params_{};
+    BackwardCall call_{};  // without its tensors
 
   private:
     void launch_owner(Owner owner, const Work& work, GradientParams& params, cudaStream_t stream) const {
@@ -211,7 +262,7 @@ class BackwardPlan {
                     cudaStream_t stream) const {
         if (work.num_merges == 0) return;
         merge::launch_gradients(
-            {part, grad, grad_tiv, pointer<int>(work.merges), work.num_merges, heads, work.block, params_.head_dim},
+            {part, grad, grad_tiv, pointer<int>(work.merges), work.num_merges, heads, work.block, call_.head_dim},
             type_, stream);
     }
 
@@ -222,8 +273,8 @@ class AmpereBackward : public BackwardPlan {
   public:
     template <class... Args>
     explicit AmpereBackward(Args... args) : BackwardPlan(args...) {
-        const DeviceGuard guard(device_);
-        ampere::prepare_gradients(params_.head_dim, type_);
+        check_current(device_);
+        ampere::prepare_gradients(call_.head_dim, type_);
     }
 
   private:
@@ -237,8 +288,8 @@ class HopperBackward : public BackwardPlan {
   public:
     template <class... Args>
     explicit HopperBackward(Args... args) : BackwardPlan(args...) {
-        const DeviceGuard guard(device_);
-        hopper::prepare_gradients(params_.head_dim, type_);
+        check_current(device_);
+        hopper::prepare_gradients(call_.head_dim, type_);
     }
 
   private:
@@ -266,10 +317,19 @@ void def_gradient_tile(py::module_& m, const char* name, GradientTile (*tile_of)
 
 PYBIND11_MODULE(extension, m) {
     m.attr("HAS_HOPPER") = bool(TIVTOK_HAS_HOPPER);
+    m.attr("ARCHITECTURES") = TIVTOK_ARCHS;
+    m.attr("FORWARD_ARGUMENTS") = names_of(kForwardFields);
+    m.attr("BACKWARD_ARGUMENTS") = names_of(kBackwardFields);
+    m.def("versions", [] {
+        int driver, runtime;
+        check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+        check(cudaRuntimeGetVersion(&runtime), "asking for the toolkit's version");
+        return py::make_tuple(driver, runtime);
+    });
 
     py::class_<Work>(m, "Work").def(py::init<Address, int, Address, int, int>(), py::arg("tiles"), py::arg("num_tiles"),
                                     py::arg("merges"), py::arg("num_merges"), py::arg("block"));
-    py::class_<ForwardPlan>(m, "ForwardPlan").def("launch", &ForwardPlan::launch);
+    py::class_<ForwardPlan>(m, "ForwardPlan").def("launch", &ForwardPlan::launch, py::arg("stream"));
     py::class_<AmpereForward, ForwardPlan>(m, "AmpereForward")
         .def(py::init<int, std::string, int, int, int, Work>(), py::arg("device"), py::arg("dtype"), py::arg("heads"),
              py::arg("group"), py::arg("head_dim"), py::arg("work"));
@@ -278,7 +338,7 @@ PYBIND11_MODULE(extension, m) {
         return py::make_tuple(tile.block_q, tile.block_k, tile.blocks_per_sm);
     });
 
-    py::class_<BackwardPlan>(m, "BackwardPlan").def("launch", &BackwardPlan::launch);
+    py::class_<BackwardPlan>(m, "BackwardPlan").def("launch", &BackwardPlan::launch, py::arg("stream"));
     def_backward<AmpereBackward>(m, "AmpereBackward");
     def_gradient_tile(m, "ampere_gradient_tile", ampere::gradient_tile);
 #if TIVTOK_HAS_HOPPER

@@ -12,7 +12,7 @@ into pieces of almost equal length; they write partial results, which a merge ad
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class WorkList(NamedTuple):
     tiles: int32 (tiles, 8): row, row end, A, A end, B, B end, slot of its partial result or -1, in_tiv (0 or 1).
     merges: int32 (merges, 8): row, row end, first slot, slots, in_tiv, 0, 0, 0.
     num_slots: partial results per head.
+    streams: that the allocator knows to read the lists, see `hold`.
     """
 
     tiles: Tensor
@@ -43,6 +44,21 @@ class WorkList(NamedTuple):
     num_tiles: int
     num_merges: int
     num_slots: int
+    streams: set[int]
+
+    @property
+    def memory(self) -> Tensor:
+        return self.tiles
+
+
+class Held(Protocol):
+    """Lists on a device: a tensor in whose memory they lie, and the streams that the allocator knows to read it."""
+
+    @property
+    def memory(self) -> Tensor: ...
+
+    @property
+    def streams(self) -> set[int]: ...
 
 
 @lru_cache(maxsize=1024)
@@ -67,10 +83,20 @@ def key_work(
     return _work_list(layout.ranges(scope).key_runs, block, step, heads, workers, device)
 
 
-def keep_if_captured(plan: T, device: torch.device) -> T:
-    """``plan``, which holds work lists. A replay of a CUDA graph reads them, so they must outlive the caches."""
+def hold(plan: T, device: torch.device, *lists: Held | None) -> T:
+    """``plan``, whose lists the current stream is about to read.
+
+    They may leave their caches before it has: the allocator, which would hand their memory out again, is told of every
+    stream once. A replay of a CUDA graph reads them whenever it likes: what was captured is kept for good.
+    """
     if _is_capturing(device):
         _captured[id(plan)] = plan
+    elif device.type == "cuda":
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        for used in lists:
+            if used is not None and stream not in used.streams:
+                used.memory.record_stream(torch.cuda.current_stream(device))
+                used.streams.add(stream)
     return plan
 
 
@@ -107,7 +133,7 @@ def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int
         rows[:, 2 + end], rows[:, 4 + end] = tiles[:, 2] + in_a, tiles[:, 4] + cut_at - in_a
     rows[:, 6] = np.where(pieces > 1, first_slot[tile] + piece, -1)
     both = upload(np.concatenate([rows, merges]), device)
-    return WorkList(both[: len(rows)], both[len(rows) :], len(rows), len(merges), int(slots.sum()))
+    return WorkList(both[: len(rows)], both[len(rows) :], len(rows), len(merges), int(slots.sum()), set())
 
 
 def cut(runs: np.ndarray, block: int) -> np.ndarray:
@@ -125,7 +151,7 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 def upload(table: np.ndarray, device: torch.device) -> Tensor:
-    """An int32 table on ``device``. The caller may use it on any stream at once.
+    """An int32 table on ``device``. The caller may use it on any stream at once, and lets `hold` know of that.
 
     On a GPU it comes from pinned memory on a stream that only such copies use: waiting for that one, the host waits for
     the copy and not for what other streams still have to do.
@@ -137,7 +163,6 @@ def upload(table: np.ndarray, device: torch.device) -> Tensor:
     with torch.cuda.stream(copies):
         on_device = tensor.pin_memory().to(device, non_blocking=True)
     copies.synchronize()
-    on_device.record_stream(torch.cuda.current_stream(device))  # its memory belongs to the other stream
     return on_device
 
 

@@ -17,6 +17,7 @@ def faults(job: Job, found: Resources) -> list[str]:
     spills = found.total.spill_loads + found.total.spill_stores
     if spills:
         lines.append(f"{spills} spills")
+    lines += found.hazards[:3]
     if found.blocks_per_sm == 0:
         lines.append(f"no block fits on an SM ({found.registers} registers, {found.shared} bytes of shared memory)")
     if job.is_pass:

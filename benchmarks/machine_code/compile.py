@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from benchmarks.machine_code import pipes, sass
+from benchmarks.machine_code.hazards import hazards
 from benchmarks.machine_code.machine import blocks_per_sm
 from benchmarks.machine_code.pipes import Pipes
 from benchmarks.machine_code.sass import Counts
@@ -66,6 +67,7 @@ class Resources(NamedTuple):
         total, loop: instructions of the kernel and of its main loop (None for helpers without one).
         loop_flops: of the matrix instructions in one step of a block, 0 where they do not name their shape (sm_100).
         pipes: the model of the main loop, on the architecture it knows; none with UTMALDG, which names no size.
+        hazards: registers of products in flight that something else touches (see `hazards`).
     """
 
     registers: int
@@ -79,6 +81,7 @@ class Resources(NamedTuple):
     loop: Counts | None
     loop_flops: float
     pipes: Pipes | None
+    hazards: tuple[str, ...] = ()
 
 
 def shipped() -> list[Job]:
@@ -133,6 +136,7 @@ def compile_job(job: Job) -> Resources:
         loop=None if loop is None else sass.count(loop),
         loop_flops=sass.matrix_flops(loop or ()) * warps,
         pipes=pipes.pipes(loop, warps) if loop and job.arch == pipes.ARCH and not sass.count(loop).utmaldg else None,
+        hazards=tuple(hazards(code)),
     )
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.dumps import write_json
 from benchmarks.machine_code import sass
+from benchmarks.machine_code.hazards import hazards
 from benchmarks.machine_code.sass import Counts
 
 NOTE = "Read from compiled code, never run. Shared memory is dynamic: csrc/*/config.h counts it."
@@ -39,12 +40,14 @@ class Resources(NamedTuple):
 
     registers: per thread, before setmaxnreg moves them between warps. stack: bytes per thread.
     total, loop: instructions of the kernel and of its main loop (None where no loop has exponentials).
+    hazards: registers of products in flight that something else touches (see `hazards`).
     """
 
     registers: int
     stack: int
     total: Counts
     loop: Counts | None
+    hazards: tuple[str, ...] = ()
 
 
 @app.command()
@@ -54,7 +57,8 @@ def inspect(
 ) -> None:
     """Report registers, spills, matrix instructions and asynchronous copies of every kernel of the CUDA extension.
 
-    Exits with 1 if any kernel spills, multiplies on the wrong unit or copies synchronously.
+    Exits with 1 if any kernel spills, multiplies on the wrong unit, copies synchronously, or touches registers of wgmma
+    in flight.
     """
     console = Console(stderr=True)
     library = library or installed()
@@ -88,7 +92,7 @@ def read(library: Path) -> dict[Kernel, Resources]:
             code = sass.parse(listing)
             loop = sass.main_loop(code)
             counts = sass.count(code), None if loop is None else sass.count(loop)
-            found[Kernel(names[name], arch)] = Resources(*usage[name], *counts)
+            found[Kernel(names[name], arch)] = Resources(*usage[name], *counts, tuple(hazards(code)))
     return dict(sorted(found.items()))
 
 
@@ -97,6 +101,7 @@ def faults(kernel: Kernel, found: Resources) -> list[str]:
     total, loop = found.total, found.loop
     spills = total.spill_loads + total.spill_stores
     lines = [f"{spills} spills, {found.stack} bytes of stack"] if spills or found.stack else []
+    lines += found.hazards[:3]
     match kernel.name.partition("::")[0]:
         case "hopper":  # other warps copy than multiply
             lines += ["products not on wgmma"] * (loop is None or not loop.hgmma or total.hmma > 0)

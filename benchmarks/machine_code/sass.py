@@ -6,18 +6,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\S+)\s*([^;]*?)\s*;", re.MULTILINE)
-_HGMMA = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)\.\w+\.(\w+)")
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?(\S+)\s*([^;]*?)\s*;", re.MULTILINE)
+_HGMMA = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)\.\w+(?:\.(\w+))?")
 _HMMA = re.compile(r"HMMA\.(\d\d)(\d)(\d+)\.\w+(?:\.(\w+))?")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) ")
 
 
 class Instruction(NamedTuple):
-    """``opcode`` with all its suffixes ("HGMMA.64x128x16.F32.BF16"), without predicate; ``operands`` as printed."""
+    """``opcode`` with all its suffixes ("HGMMA.64x128x16.F32.BF16"); ``operands`` as printed; ``predicate`` or ""."""
 
     address: int
     opcode: str
     operands: str
+    predicate: str = ""
 
     @property
     def name(self) -> str:
@@ -66,7 +67,8 @@ class Counts(NamedTuple):
 
 def parse(text: str) -> list[Instruction]:
     """The instructions of ``cuobjdump -sass`` output that holds one function."""
-    return [Instruction(int(at, 16), opcode, operands) for at, opcode, operands in _INSTRUCTION.findall(text)]
+    found = _INSTRUCTION.findall(text)
+    return [Instruction(int(at, 16), opcode, operands, predicate) for at, predicate, opcode, operands in found]
 
 
 def parse_usage(text: str) -> tuple[int, int]:
@@ -133,7 +135,7 @@ def matrix_flops(code: Iterable[Instruction]) -> float:
 def product(instruction: Instruction) -> Product | None:
     """The shape of an HMMA or HGMMA instruction, None for any other."""
     if wgmma := _HGMMA.match(instruction.opcode):
-        return Product(int(wgmma[1]), int(wgmma[2]), int(wgmma[3]), wgmma[4], warps=4)
+        return Product(int(wgmma[1]), int(wgmma[2]), int(wgmma[3]), wgmma[4] or "F16", warps=4)
     if mma := _HMMA.match(instruction.opcode):
         return Product(int(mma[1]), int(mma[2]), int(mma[3]), mma[4] or "F16", warps=1)
     return None

@@ -19,8 +19,6 @@
 
 namespace backward {
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 // One row of both matrices of a side; zeros are copied in the place of an invalid one.
 struct RowPair {
     const uint16_t *first, *second;

@@ -13,6 +13,7 @@
 //   cp_async_commit(), cp_async_wait<N>()     until at most N groups of this thread are pending
 //   pack<E>(lo, hi), unpack<E>(x, lo, hi)     two floats <-> two 16-bit values, to nearest even
 //   ex2(x), lg2(x), neg_inf()                 approximate 2^x and log2 x, subnormals flushed to 0
+//   pack_operand<E>(a, sums)                  accumulators as the left operand of the next product
 //
 // sm_90a
 //   mbar_init(bar, count), fence_mbar_init()  by one thread; a barrier of the block before anybody uses it
@@ -63,7 +64,26 @@ enum class Swizzle : uint64_t { none = 0, b128 = 1, b64 = 2, b32 = 3 };
 
 namespace dev {
 
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
 DEVICE float neg_inf() { return -__builtin_huge_valf(); }
+
+// The accumulators of a product lie as the left operand of the next one wants them, 16 columns in a[0] ... a[3].
+template <class Element>
+DEVICE void pack_operand(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
+    a[0] = pack<Element>(left[0], left[1]);
+    a[1] = pack<Element>(left[2], left[3]);
+    a[2] = pack<Element>(right[0], right[1]);
+    a[3] = pack<Element>(right[2], right[3]);
+}
+
+// The same for all columns of a warpgroup's product.
+template <class Element, int kSteps>
+DEVICE void pack_operand(uint32_t (&a)[kSteps][4], const float (&sums)[8 * kSteps]) {
+#pragma unroll
+    for (int i = 0; i < 4 * kSteps; ++i) a[i / 4][i % 4] = pack<Element>(sums[2 * i], sums[2 * i + 1]);
+}
 
 DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
     while (!mbar_try_wait(bar, parity)) {

@@ -5,8 +5,15 @@
 #include <stdexcept>
 #include <string>
 
-enum class ElementType { bf16, fp16 };
+#include "common/tensor.h"
 
 inline void check(cudaError_t error, const char* what) {
     if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// Lets a kernel have so much dynamic shared memory on the current device.
+template <class Kernel>
+void allow_shared(Kernel kernel, int bytes, const char* name) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          (std::string("shared memory of ") + name).c_str());
 }

@@ -6,3 +6,5 @@ struct Tensor {
     const void* data;
     int64_t row, head;  // strides in elements
 };
+
+enum class ElementType { bf16, fp16 };

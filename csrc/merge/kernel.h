@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) outputs(const __grid_constant__ Merg
         }
         const int64_t out_row = static_cast<int64_t>(entry.row + row) * p.heads + i_h;
         store<Element>(p.out, out_row * p.head_dim + column, sum, total == 0 ? 0 : 1 / total);
-        if (column == 0) p.lse[out_row] = (shift + dev::lg2(total)) * 0.6931471805599453f;
+        if (column == 0) p.lse[out_row] = (shift + dev::lg2(total)) * dev::kLn2;
     }
 }
 

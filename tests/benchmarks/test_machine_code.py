@@ -44,10 +44,10 @@ def code(*lines: str) -> list[sass.Instruction]:
     return sass.parse("\n".join(f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines)))
 
 
-def test_parser_reads_instructions_without_predicates():
+def test_parser_reads_instructions_and_their_predicates():
     instructions = sass.parse(LISTING)
     assert len(instructions) == 16
-    assert instructions[9] == sass.Instruction(0x90, "FSEL", "R3, R3, -INF , P4")
+    assert instructions[9] == sass.Instruction(0x90, "FSEL", "R3, R3, -INF , P4", "!P1")
     assert instructions[4].opcode == "MUFU.EX2" and instructions[4].name == "MUFU"
 
 

@@ -12,10 +12,10 @@ void run(const ForwardParams& params) {
 }  // namespace
 
 extern "C" void forward(const ForwardParams* params, int64_t is_bf16) {
-    ampere::with_config(params->head_dim, is_bf16, [&]<class C>(C) { run<C>(*params); });
+    ampere::with_config(params->head_dim, is_bf16 ? ElementType::bf16 : ElementType::fp16, [&]<class C>(C) { run<C>(*params); });
 }
 
 extern "C" void forward_tile(int64_t head_dim, int32_t* rows_and_keys) {
-    ampere::with_config(head_dim, true,
+    ampere::with_config(head_dim, ElementType::bf16,
                         [&]<class C>(C) { rows_and_keys[0] = C::kBlockQ, rows_and_keys[1] = C::kBlockK; });
 }

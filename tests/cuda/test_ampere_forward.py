@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation("sum of half a row", KERNEL, "total += dev::shfl_xor(total, 2);", ""),
     Mutation("results do not decay", KERNEL, "out[m][n][2 * h + 1] *= decay;", ""),
     Mutation("sign of the scale ignored", KERNEL, "if (p.scale < 0)", "if (false)"),
-    Mutation("a scale of 0", KERNEL, "fmaxf(fabsf(p.scale) * kLog2E, FLT_MIN)", "fabsf(p.scale) * kLog2E"),
-    Mutation("natural and binary logarithms mixed", KERNEL, "lse[m][h] * kLn2", "lse[m][h]"),
+    Mutation("a scale of 0", KERNEL, "fmaxf(fabsf(p.scale) * dev::kLog2E, FLT_MIN)", "fabsf(p.scale) * dev::kLog2E"),
+    Mutation("natural and binary logarithms mixed", KERNEL, "lse[m][h] * dev::kLn2", "lse[m][h]"),
     Mutation("rows past the tile are written", KERNEL, "i_row < tile.row_end && c * 8", "c * 8"),
     Mutation("no warp barrier between turning and storing", KERNEL, "__syncwarp();\n    constexpr", "constexpr"),
     Mutation(

@@ -1,5 +1,6 @@
 """The CUDA extension as setup.py builds it: it loads without a GPU, its code is clean, launches are packed right."""
 
+import ast
 import fcntl
 import importlib.util
 import json
@@ -40,7 +41,14 @@ def library():
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = setup_py("build_ext", "--build-lib", folder / "lib", TIVTOK_BUILD_CUDA="1", TIVTOK_CUDA_ARCHS="")
+        done = setup_py(
+            "build_ext",
+            "--build-lib",
+            folder / "lib",
+            TIVTOK_BUILD_CUDA="1",
+            TIVTOK_CUDA_ARCHS="",
+            TIVTOK_STRICT_BUILD="1",
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (folder / "lib").rglob("extension*.so")
     return path
@@ -86,35 +94,77 @@ def test_architectures(monkeypatch):
         build.architectures()
 
 
+SPILL = "    8 bytes stack frame, 0 bytes spill stores, 4 bytes spill loads"
+KERNEL = "ptxas info    : Compiling entry function 'x' for 'sm_80'"
+
+
 @pytest.mark.parametrize(
-    ("line", "unwanted"),
+    ("line", "fails", "fails_strictly"),
     [
-        ("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", False),
-        ("    8 bytes stack frame, 0 bytes spill stores, 4 bytes spill loads", True),
-        ("    8 bytes stack frame, 120 bytes spill stores, 0 bytes spill loads", True),
-        ("ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum ...", True),
-        ("ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized", True),
+        ("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", False, False),
+        (SPILL, False, True),
+        ("    8 bytes stack frame, 120 bytes spill stores, 0 bytes spill loads", False, True),
+        (
+            "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum ...",
+            True,
+            True,
+        ),
+        ("ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized", True, True),
     ],
 )
-def test_what_ptxas_says_that_fails_a_build(line, unwanted):
-    kernel = "ptxas info    : Compiling entry function 'x' for 'sm_80'"
-    log = f"ptxas info    : 0 bytes gmem\n{kernel}\n{line}\nptxas info    : Used 9 registers"
-    assert load("setup", ROOT / "setup.py").complaints(log) == ([kernel, line] if unwanted else [])
+def test_what_ptxas_says_that_fails_a_build(capsys, line, fails, fails_strictly):
+    judge = load("setup", ROOT / "setup.py").judge
+    log = f"ptxas info    : 0 bytes gmem\n{KERNEL}\n{line}\nptxas info    : Used 9 registers"
+    for strict, wrong in ((False, fails), (True, fails_strictly)):
+        if wrong:
+            with pytest.raises(SystemExit, match=r"ptxas about csrc/a\.cu") as error:
+                judge("a.cu", log, strict)
+            assert error.value.code.splitlines()[1:] == [KERNEL, line]
+        else:
+            judge("a.cu", log, strict)
+            printed = capsys.readouterr().out
+            assert (line in printed and "warning" in printed) == fails_strictly
 
 
-def test_objects_are_made_again_only_when_a_source_changed(tmp_path):
-    is_stale = load("setup", ROOT / "setup.py").is_stale
-    source, output = tmp_path / "kernel.h", tmp_path / "launch.o"
-    source.touch()
-    assert is_stale(output)
-    output.touch()
-    assert is_stale(output)  # nobody knows what it was made from
-    output.with_suffix(".d").write_text(f"{output} : {source} \\\n    {ROOT / 'setup.py'}\n")  # as nvcc writes it
-    assert not is_stale(output)
-    os.utime(source, (2**32, 2**32))
-    assert is_stale(output)
-    source.unlink()
-    assert is_stale(output)
+def test_a_toolkit_that_is_too_old_is_left_out_or_an_error(tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    nvcc.chmod(0o755)
+    variables = {"TIVTOK_BUILD_CPU": "0", "CUDA_HOME": str(tmp_path)}
+    done = setup_py("build_ext", **variables, TIVTOK_BUILD_CUDA="")
+    assert done.returncode == 0 and "is of CUDA 12.4, left out: the CUDA kernels need nvcc of CUDA 12.5" in done.stderr
+    done = setup_py("build_ext", **variables, TIVTOK_BUILD_CUDA="1")
+    assert done.returncode and "TIVTOK_BUILD_CUDA=1 needs nvcc of CUDA 12.5 or newer" in done.stderr
+
+
+def test_ninja_makes_what_changed_and_shows_what_fails(tmp_path, capfd):
+    """Its folder has a space, a colon and a dollar in its name, as folders of users do."""
+    setup = load("setup", ROOT / "setup.py")
+    folder, header = tmp_path / "a b:$c", tmp_path / "x y.h"
+    header.write_text("one")
+    made = tmp_path / "made"
+    escaped = str(header).replace(" ", "\\ ")
+    listing = f"echo 'object.o: {escaped}' > object.o.d"
+    compiles = f"echo once >> {made} && cat '{header}' > object.o && {listing}"
+    edges = [
+        setup.Edge("object.o", (), compiles),
+        setup.Edge("library.so", ("object.o",), "cp object.o library.so", compiles=False),
+    ]
+    assert setup.build(folder, edges).read_text() == "one"
+    setup.build(folder, edges)
+    assert made.read_text() == "once\n"
+    header.write_text("another")
+    os.utime(header, (2**31, 2**31))
+    assert setup.build(folder, edges).read_text() == "another"
+    assert made.read_text() == "once\nonce\n"
+    edges[0] = edges[0]._replace(command=f"{compiles} && true")  # other flags
+    setup.build(folder, edges)
+    assert len(made.read_text().splitlines()) == 3
+    failing = setup.compile_edge(["sh", "-c", "echo what is wrong; exit 1"], "a.cu")._replace(inputs=())
+    with pytest.raises(SystemExit, match=r"a.cu.o was not built"):
+        setup.build(folder, [failing])
+    assert "what is wrong" in capfd.readouterr().out
 
 
 @pytest.mark.emulator
@@ -132,6 +182,9 @@ def test_the_extension_loads_without_a_gpu(extension):
 def test_cuda_errors_become_exceptions(extension):
     with pytest.raises(RuntimeError, match="asking for the current device: "):
         extension.AmpereForward(0, "float16", 1, 1, 64, extension.Work(0, 0, 0, 0, 128))
+    driver, toolkit = extension.versions()
+    assert driver == 0 and toolkit >= 12050  # no driver here
+    assert extension.ARCHITECTURES == "80,90a"
 
 
 @pytest.mark.emulator
@@ -183,6 +236,55 @@ def test_an_extension_that_is_not_built_or_broken(monkeypatch):
     backend._load_error.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("driver", "toolkit", "archs", "capability", "reason"),
+    [
+        (13000, 13000, "80,90a", (9, 0), None),
+        (13000, 13020, "80,90a", (8, 9), None),  # machine code runs under older drivers of the same major version
+        (12080, 13000, "80,90a", (9, 0), "was built by CUDA 13.0, and the driver is of CUDA 12.8"),
+        (0, 12050, "80", (8, 0), "was built by CUDA 12.5, and the driver is of CUDA 0.0"),
+        (13020, 13020, "80,90a", (12, 0), None),
+        (13000, 13020, "80,90a", (12, 0), "has machine code for 80,90a, not for compute capability 12.0, and a driver"),
+        (13000, 13020, "90a", (8, 0), "cannot compile the PTX of CUDA 13.2"),
+        (13000, 13020, "86,90a", (8, 0), "cannot compile the PTX"),
+        (13000, 13020, "90a,120", (12, 1), None),
+    ],
+)
+def test_drivers_and_architectures(monkeypatch, driver, toolkit, archs, capability, reason):
+    fake = SimpleNamespace(versions=lambda: (driver, toolkit), ARCHITECTURES=archs)
+    monkeypatch.setattr(backend, "import_module", lambda name: fake)
+    monkeypatch.setattr(backend, "gpu_limit", lambda device: None)
+    monkeypatch.setattr(configs, "capability", lambda device: capability)
+    backend._driver_limit.cache_clear()
+    said = backend.why_not(Problem(GPU, torch.float16, 64))
+    backend._driver_limit.cache_clear()
+    backend._load_error.cache_clear()
+    assert said is None if reason is None else reason in said
+
+
+@pytest.mark.parametrize("method", ["plan_call", "forward", "backward"])
+def test_the_device_of_the_tensors_is_made_current(monkeypatch, method):
+    inside = []
+
+    class OnDevice:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __enter__(self):
+            inside.append(self.tensor)
+
+        def __exit__(self, *error):
+            inside.append("left")
+
+    launch = SimpleNamespace(**{method: lambda *args: inside.append("launched")})
+    monkeypatch.setattr(torch.cuda, "device_of", OnDevice)
+    monkeypatch.setattr(backend, "_launch", lambda name: launch)
+    call = SimpleNamespace(q=object())
+    arguments = {"plan_call": ("forward",), "forward": (), "backward": (None,) * 4}[method]
+    getattr(backend, method)(call, *arguments)
+    assert inside == [call.q, "launched", "left"]
+
+
 def test_asked_for_by_name_it_runs_or_raises():
     x = torch.randn(5, 1, 16, dtype=torch.bfloat16)
     with pytest.raises(BackendUnavailable, match=r'"cuda" cannot run this call: it runs on NVIDIA GPUs'):
@@ -202,7 +304,7 @@ def test_auto_takes_it_only_where_a_measurement_says_so(monkeypatch):
 @pytest.mark.emulator
 @pytest.mark.parametrize("has_hopper", [False, True])
 @pytest.mark.parametrize("scope", ["clip", "broadcast"])
-def test_launches_are_packed_in_the_order_of_the_binding(monkeypatch, extension, scope, has_hopper):
+def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scope, has_hopper):
     """The extension's own plans, with a launch that records; a GPU is pretended."""
     launched, made = [], []
 
@@ -210,8 +312,8 @@ def test_launches_are_packed_in_the_order_of_the_binding(monkeypatch, extension,
         def __init__(self, **shape):
             made.append(shape)
 
-        def launch(self, *args):
-            launched.append(args)
+        def launch(self, stream, **arguments):
+            launched.append((stream, arguments))
 
     names = ("Work", "ampere_forward_tile", "hopper_forward_tile")
     fake = SimpleNamespace(
@@ -232,14 +334,31 @@ def test_launches_are_packed_in_the_order_of_the_binding(monkeypatch, extension,
     tiv = tuple(inputs[3:]) or None
     out, lse = launch.forward(Call(*inputs[:3], tiv, layout, scope, -0.5))
 
-    (shape,), ((scale, stream, addresses),) = made, launched
+    (shape,), ((stream, arguments),) = made, launched
     assert (shape["dtype"], shape["heads"], shape["group"], shape["head_dim"]) == ("bfloat16", 4, 2, 64)
     assert ("order" in shape) == has_hopper
-    assert (scale, stream, len(addresses)) == (-0.5, 77, 19)
-    q, k, v = inputs[:3]
-    expected = [n for x in (q, k, v, *(tiv or (k, v))) for n in (x.data_ptr(), *x.stride()[:2])]
-    assert addresses[:17] == [*expected, out.data_ptr(), lse.data_ptr()]
-    assert all(addresses[17:]) == (scope == "clip")
+    assert sorted(arguments) == sorted(extension.FORWARD_ARGUMENTS)
+    assert (stream, arguments["scale"]) == (77, -0.5)
+    k_tiv, v_tiv = tiv or inputs[1:3]
+    tensors = dict(zip(("q", "k", "v", "k_tiv", "v_tiv"), (*inputs[:3], k_tiv, v_tiv), strict=True))
+    for name, x in tensors.items():
+        assert arguments[name] == (x.data_ptr(), *x.stride()[:2])
+    assert (arguments["out"], arguments["lse"]) == (out.data_ptr(), lse.data_ptr())
+    assert [bool(arguments[name]) for name in ("part_out", "part_lse")] == [scope == "clip"] * 2
+
+
+@pytest.mark.emulator
+def test_the_stub_states_the_arguments_of_the_binding(extension):
+    stub = ast.parse((ROOT / "tivtok_kernels" / "cuda" / "extension.pyi").read_text())
+    stated = {
+        node.name: {argument.arg for argument in method.args.kwonlyargs}
+        for node in stub.body
+        if isinstance(node, ast.ClassDef)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and method.name == "launch"
+    }
+    bound = {"ForwardPlan": set(extension.FORWARD_ARGUMENTS), "BackwardPlan": set(extension.BACKWARD_ARGUMENTS)}
+    assert stated == bound
 
 
 @pytest.mark.emulator

@@ -1,7 +1,9 @@
 """Packing of the backward's arguments, with an extension that records; a GPU is pretended."""
 
 import importlib.util
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -24,8 +26,8 @@ class Recorder:
         self.args, self.kwargs = args, kwargs
         self.made.append(self)
 
-    def launch(self, *args):
-        self.launched = args
+    def launch(self, stream, **arguments):
+        self.launched = stream, arguments
 
 
 @pytest.fixture(params=["ampere", "hopper"])
@@ -54,7 +56,7 @@ def launch_backward(request, monkeypatch):
 
 @pytest.mark.parametrize("scope", ["clip", "broadcast"])
 @pytest.mark.parametrize("with_dlse", [False, True])
-def test_addresses_in_the_order_of_the_binding(launch_backward, scope, with_dlse):
+def test_every_argument_by_its_name(launch_backward, scope, with_dlse):
     layout = SifLayout.uniform(1, 64, 16, 64)  # TIV keys are seen by enough rows to be split
     case = make_case(layout, scope, heads=4, kv_heads=2, head_dim=64).to(torch.bfloat16)
     inputs = list(case.inputs.values())
@@ -67,11 +69,18 @@ def test_addresses_in_the_order_of_the_binding(launch_backward, scope, with_dlse
     assert type(plan).__name__ == ("HopperBackward" if launch_backward.extension.HAS_HOPPER else "AmpereBackward")
     assert [plan.kwargs[n] for n in ("dtype", "heads", "group", "head_dim")] == ["bfloat16", 4, 2, 64]
     assert plan.kwargs["queries"][4] == 128 and plan.kwargs["keys"][4] == 64  # rows per tile
-    scale, rows, stream, addresses = plan.launched
-    assert (scale, rows, stream, len(addresses)) == (-0.5, len(out), 77, 30)
-    q, k, v = inputs[:3]
-    strided = [n for x in (q, case.dout, k, v, *(tiv or (k, v))) for n in (x.data_ptr(), *x.stride()[:2])]
-    assert addresses[:20] == [*strided, out.data_ptr(), lse.data_ptr()]
-    assert addresses[20] == (dlse.data_ptr() if with_dlse else 0) and addresses[21]
-    assert addresses[22:27] == [x.data_ptr() for x in (grads if tiv else [*grads, *grads[1:]])]
-    assert all(addresses[28:]) and bool(addresses[27]) == (scope == "clip")  # only TIV queries of a clip are split
+    stream, arguments = plan.launched
+    assert (stream, arguments["scale"], arguments["rows"]) == (77, -0.5, len(out))
+    k_tiv, v_tiv = tiv or inputs[1:3]
+    strided = {"q": inputs[0], "dout": case.dout, "k": inputs[1], "v": inputs[2], "k_tiv": k_tiv, "v_tiv": v_tiv}
+    for name, x in strided.items():
+        assert arguments[name] == (x.data_ptr(), *x.stride()[:2])
+    names = ("dq", "dk", "dv", "dk_tiv", "dv_tiv")
+    pointers = dict(zip(names, grads if tiv else [*grads, *grads[1:]], strict=True)) | {"out": out, "lse": lse}
+    assert {name: arguments[name] for name in pointers} == {name: x.data_ptr() for name, x in pointers.items()}
+    assert arguments["dlse"] == (dlse.data_ptr() if with_dlse else 0) and arguments["stats"]
+    assert arguments["part_dk"] and arguments["part_dv"]
+    assert bool(arguments["part_dq"]) == (scope == "clip")  # only TIV queries of a clip are split
+    stub = Path(tivtok_kernels.cuda.__file__).with_name("extension.pyi").read_text()
+    stated = re.search(r"class BackwardPlan.*?\*,(.*?)\) -> None", stub, re.DOTALL)[1]
+    assert sorted(arguments) == sorted(re.findall(r"(\w+):", stated))

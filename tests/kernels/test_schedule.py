@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_planning_does_nothing_frame_by_frame():
 
 
 def test_tables_are_uploaded_on_a_stream_of_their_own(monkeypatch):
-    """The host waits for the copy alone, and memory that another stream frees waits for the one that uses it."""
+    """The host waits for the copy alone; `hold` says who uses the memory, which belongs to that stream."""
     log = []
 
     class Stream:
@@ -130,9 +131,6 @@ def test_tables_are_uploaded_on_a_stream_of_their_own(monkeypatch):
             log.append(("copy", non_blocking, current[-1]))
             return self
 
-        def record_stream(self, stream):
-            log.append(("used on", stream))
-
     @contextmanager
     def entered(stream):
         current.append(stream)
@@ -143,12 +141,11 @@ def test_tables_are_uploaded_on_a_stream_of_their_own(monkeypatch):
     monkeypatch.setattr(torch, "from_numpy", lambda table: Table())
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     schedule._stream_of_copies.cache_clear()
     schedule.upload(np.zeros((1, 8), np.int32), gpu)
     copies = schedule._stream_of_copies(gpu)
     schedule._stream_of_copies.cache_clear()
-    assert log == ["pin", ("copy", True, copies), "wait for the copy", ("used on", "the caller's")]
+    assert log == ["pin", ("copy", True, copies), "wait for the copy"]
 
 
 def test_upload_during_a_graph_capture_is_refused(monkeypatch):
@@ -156,3 +153,33 @@ def test_upload_during_a_graph_capture_is_refused(monkeypatch):
     layout = SifLayout.uniform(batch=1, num_tiv=1, num_frames=1, frame_tokens=1)
     with pytest.raises(RuntimeError, match="run it once before the capture"):
         schedule.query_work(layout, "clip", 8, 4, 1, 1, torch.device("cuda", 0))
+
+
+class Memory:
+    """A tensor that notes the streams that the allocator is told of."""
+
+    def __init__(self):
+        self.told = []
+
+    def record_stream(self, stream):
+        self.told.append(stream)
+
+
+def test_the_allocator_is_told_once_of_every_stream_that_reads_a_list(monkeypatch):
+    stream = SimpleNamespace(raw=7)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.raw is None)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream.raw, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream {stream.raw}")
+    monkeypatch.setattr(schedule, "_captured", {})
+    one, other = (SimpleNamespace(memory=Memory(), streams=set()) for _ in range(2))
+    device, plan = torch.device("cuda", 0), object()
+    for raw in (7, 7, 9, 7):
+        stream.raw = raw
+        assert schedule.hold(plan, device, one, None) is plan
+    schedule.hold(plan, device, one, other)
+    assert one.memory.told == ["stream 7", "stream 9"] and other.memory.told == ["stream 7"]
+    stream.raw = None  # a capture: kept for good, since a replay says nothing
+    schedule.hold(plan, device, one, other)
+    assert schedule._captured == {id(plan): plan} and len(one.memory.told) == 2
+    schedule.hold(plan, torch.device("cpu"), one)
+    assert len(one.memory.told) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -54,12 +55,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two workers, each on one thread as is this process: in other numbers of threads sums are rounded otherwise."""
-    threads = torch.get_num_threads()
+    threads, on_sigterm = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)  # which Ray replaces
     torch.set_num_threads(1)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, on_sigterm)
     torch.set_num_threads(threads)
 
 

@@ -27,24 +27,52 @@ def why_not(problem: Problem) -> str | None:
         return f"it has kernels for bfloat16 and float16, not for {str(dtype).removeprefix('torch.')}"
     if head_dim is not None and (head_dim % 8 or head_dim > configs.MAX_HEAD_DIM):
         return f"head_dim must be a multiple of 8 up to {configs.MAX_HEAD_DIM}, got {head_dim}"
-    return _load_error() or gpu_limit(device)
+    return _load_error() or gpu_limit(device) or _driver_limit(device)
+
+
+# The extension works on the current device. torch changes it without a context on one that nobody uses.
 
 
 def plan_call(call: Call, direction: Direction) -> None:
-    _launch("launch" if direction == "forward" else "launch_backward").plan_call(call)
+    with torch.cuda.device_of(call.q):
+        _launch("launch" if direction == "forward" else "launch_backward").plan_call(call)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    return _launch("launch").forward(call)
+    with torch.cuda.device_of(call.q):
+        return _launch("launch").forward(call)
 
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
-    return _launch("launch_backward").backward(call, out, lse, dout, dlse)
+    with torch.cuda.device_of(call.q):
+        return _launch("launch_backward").backward(call, out, lse, dout, dlse)
 
 
 @cache
 def _launch(name: str) -> ModuleType:
     return import_module(f"tivtok_kernels.cuda.{name}")
+
+
+@cache
+def _driver_limit(device: torch.device) -> str | None:
+    """Why the driver cannot run the extension's code on ``device``, None if it can.
+
+    Machine code needs a driver of the toolkit's major version, PTX one as new as the toolkit, since the driver is its
+    compiler.
+    """
+    extension = import_module("tivtok_kernels.cuda.extension")
+    driver, toolkit = extension.versions()
+    built, knows = (f"CUDA {version // 1000}.{version % 1000 // 10}" for version in (toolkit, driver))
+    if driver // 1000 < toolkit // 1000:
+        return f"its extension was built by {built}, and the driver is of {knows}"
+    major, minor = configs.capability(device)
+    names = [name for name in extension.ARCHITECTURES.split(",") if configs.runs_on(name, (major, minor))]
+    if not names and driver < toolkit:
+        return (
+            f"its extension has machine code for {extension.ARCHITECTURES}, not for compute capability "
+            f"{major}.{minor}, and a driver of {knows} cannot compile the PTX of {built}"
+        )
+    return None
 
 
 @cache

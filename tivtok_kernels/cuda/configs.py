@@ -22,6 +22,12 @@ def engine(device: torch.device, head_dim: int, *, has_hopper: bool) -> Engine:
     return "hopper" if has_hopper and capability(device) == (9, 0) and head_dim in HOPPER_HEAD_DIMS else "ampere"
 
 
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether machine code for "80" runs on such a device: the same major version, no older; "90a" on 9.0 alone."""
+    major, minor = int(architecture.rstrip("af")[:-1]), int(architecture.rstrip("af")[-1])
+    return major == capability[0] and (minor == capability[1] if architecture[-1] == "a" else minor <= capability[1])
+
+
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

@@ -1,6 +1,17 @@
-"""The extension built from csrc/binding.cpp. Addresses are of device memory; strides count elements."""
+"""The extension built from csrc/binding.cpp. Addresses are of device memory; strides count elements.
+
+It works on the current device, which must be that of the plan.
+"""
+
+Strided = tuple[int, int, int]  # address, row stride, head stride
 
 HAS_HOPPER: bool  # built for sm_90a
+ARCHITECTURES: str  # that it has machine code for, "80,90a"
+FORWARD_ARGUMENTS: tuple[str, ...]  # what launch takes by name
+BACKWARD_ARGUMENTS: tuple[str, ...]
+
+def versions() -> tuple[int, int]:
+    """The newest CUDA that the driver knows (0: no driver), and the toolkit's, as 1000 * major + 10 * minor."""
 
 class Work:
     """A `schedule.WorkList` on the device, for tiles of ``block`` rows."""
@@ -8,14 +19,25 @@ class Work:
     def __init__(self, tiles: int, num_tiles: int, merges: int, num_merges: int, block: int) -> None: ...
 
 class ForwardPlan:
-    def launch(self, scale: float, stream: int, addresses: list[int], /) -> None:
+    def launch(
+        self,
+        stream: int,
+        *,
+        scale: float,
+        q: Strided,
+        k: Strided,
+        v: Strided,
+        k_tiv: Strided,
+        v_tiv: Strided,
+        out: int,
+        lse: int,
+        part_out: int,
+        part_lse: int,
+    ) -> None:
         """The forward kernel and, if tiles are split, the merge of their pieces.
 
-        Args:
-            addresses: pointer, row stride and head stride of q, k, v, k_tiv, v_tiv, then the pointers out, lse,
-                part_out, part_lse.
-
         Raises:
+            TypeError: an argument is missing, or there are others.
             RuntimeError: CUDA refused a launch.
         """
 
@@ -47,15 +69,39 @@ def hopper_forward_tile(head_dim: int) -> tuple[int, int, int, int]:
     """Query rows, keys, blocks per SM, the most pairs of key tiles that a block can keep."""
 
 class BackwardPlan:
-    def launch(self, scale: float, rows: int, stream: int, addresses: list[int], /) -> None:
+    def launch(
+        self,
+        stream: int,
+        *,
+        scale: float,
+        rows: int,
+        q: Strided,
+        dout: Strided,
+        k: Strided,
+        v: Strided,
+        k_tiv: Strided,
+        v_tiv: Strided,
+        out: int,
+        lse: int,
+        dlse: int,
+        stats: int,
+        dq: int,
+        dk: int,
+        dv: int,
+        dk_tiv: int,
+        dv_tiv: int,
+        part_dq: int,
+        part_dk: int,
+        part_dv: int,
+    ) -> None:
         """Row statistics, both gradient kernels and, if tiles are split, the sums of their pieces.
 
         Args:
             rows: of q.
-            addresses: pointer, row stride and head stride of q, dout, k, v, k_tiv, v_tiv, then the pointers out, lse,
-                dlse (0: none), stats, dq, dk, dv, dk_tiv, dv_tiv, part_dq, part_dk, part_dv.
+            dlse: 0 for none.
 
         Raises:
+            TypeError: an argument is missing, or there are others.
             RuntimeError: CUDA refused a launch.
         """
 

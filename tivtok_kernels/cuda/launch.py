@@ -15,7 +15,7 @@ from tivtok_kernels.cuda import configs, extension, shares
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
-from tivtok_kernels.schedule import WorkList, keep_if_captured, query_work
+from tivtok_kernels.schedule import WorkList, hold, query_work
 from tivtok_kernels.tensors import aligned
 
 MAX_ROW_STRIDE = 1 << 30  # elements: kernels count row strides in bytes, as 32-bit integers
@@ -53,19 +53,20 @@ def plan_call(call: Call) -> ForwardPlan:
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     plan = plan_call(call)
-    keep_if_captured(plan, call.q.device)
+    hold(plan, call.q.device, plan.work, plan.shares)
     q, k, v, k_tiv, v_tiv = map(addressable, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    addresses = [*strided(q, k, v, k_tiv, v_tiv), out.data_ptr(), lse.data_ptr()]
+    part_out = part_lse = None
     if plan.work.num_slots:
         part_out = torch.empty((*plan.part_shape, q.shape[2]), dtype=torch.float32, device=q.device)
         part_lse = torch.empty(plan.part_shape, dtype=torch.float32, device=q.device)
-        addresses += [part_out.data_ptr(), part_lse.data_ptr()]
-    else:
-        addresses += [0, 0]
-    stream = torch._C._cuda_getCurrentRawStream(q.device.index)  # what torch.cuda.current_stream wraps in an object
-    plan.native.launch(call.scale, stream, addresses)
+    plan.native.launch(
+        current_stream(q),
+        scale=call.scale,
+        **strided(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv),
+        **addresses(out=out, lse=lse, part_out=part_out, part_lse=part_lse),
+    )
     return out, lse
 
 
@@ -122,9 +123,19 @@ def native_work(work: WorkList, block: int) -> extension.Work:
     return extension.Work(work.tiles.data_ptr(), work.num_tiles, work.merges.data_ptr(), work.num_merges, block)
 
 
-def strided(*tensors: Tensor) -> list[int]:
+def strided(**tensors: Tensor) -> dict[str, Any]:
     """Address, row stride and head stride of each."""
-    return [n for x in tensors for n in (x.data_ptr(), *x.stride()[:2])]
+    return {name: (x.data_ptr(), *x.stride()[:2]) for name, x in tensors.items()}
+
+
+def addresses(**tensors: Tensor | None) -> dict[str, Any]:
+    """The address of each, 0 for none."""
+    return {name: 0 if x is None else x.data_ptr() for name, x in tensors.items()}
+
+
+def current_stream(x: Tensor) -> int:
+    """What torch.cuda.current_stream wraps in an object."""
+    return torch._C._cuda_getCurrentRawStream(x.device.index)
 
 
 def addressable(x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cuda import configs, extension
-from tivtok_kernels.cuda.launch import Heads, addressable, native_shape, native_work, strided
+from tivtok_kernels.cuda.launch import Heads, addressable, addresses, current_stream, native_shape, native_work, strided
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
-from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
+from tivtok_kernels.schedule import WorkList, hold, key_work, query_work
 
 
 class BackwardPlan(NamedTuple):
@@ -39,20 +39,25 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     """dq, dk, dv and, with the TIV keys apart, dk_tiv, dv_tiv."""
     rows, heads, head_dim = call.q.shape
     plan = plan_call(call)
-    keep_if_captured(plan, call.q.device)
+    hold(plan, call.q.device, plan.queries, plan.keys)
     q, dout, k, v, k_tiv, v_tiv = map(addressable, (call.q, dout, call.k, call.v, *call.tiv_or_own))
     dlse = None if dlse is None else dlse.contiguous()
     stats = torch.empty((heads, rows, 2), dtype=torch.float32, device=q.device)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, *(call.tiv or ()))]
-    own_or_tiv = grads if call.tiv else [*grads, *grads[1:]]
-    parts = [
+    dq, dk, dv, dk_tiv, dv_tiv = grads if call.tiv else [*grads, *grads[1:]]
+    part_dq, part_dk, part_dv = (
         torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device) if shape[0] else None
         for shape in (plan.query_parts, plan.key_parts, plan.key_parts)
-    ]
-    addresses = strided(q, dout, k, v, k_tiv, v_tiv)
-    addresses += [0 if x is None else x.data_ptr() for x in (out, lse, dlse, stats, *own_or_tiv, *parts)]
-    stream = torch._C._cuda_getCurrentRawStream(q.device.index)  # what torch.cuda.current_stream wraps in an object
-    plan.native.launch(call.scale, rows, stream, addresses)
+    )
+    plan.native.launch(
+        current_stream(q),
+        scale=call.scale,
+        rows=rows,
+        **strided(q=q, dout=dout, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv),
+        **addresses(out=out, lse=lse, dlse=dlse, stats=stats),
+        **addresses(dq=dq, dk=dk, dv=dv, dk_tiv=dk_tiv, dv_tiv=dv_tiv),
+        **addresses(part_dq=part_dq, part_dk=part_dk, part_dv=part_dv),
+    )
     return grads
 
 

@@ -21,11 +21,17 @@ class Shares(NamedTuple):
     order: int32 (tiles * heads): items, ``tile * heads + head``. Block i works on ``order[bounds[i] : bounds[i + 1]]``.
     bounds: int32 (blocks + 1).
     kept_pairs: key tiles in which an item leaves range A for the next one; 0 if all come through the ring.
+    streams: as in `schedule.WorkList`.
     """
 
     order: Tensor
     bounds: Tensor
     kept_pairs: int
+    streams: set[int]
+
+    @property
+    def memory(self) -> Tensor:
+        return self.order
 
 
 def by_length(work: WorkList, heads: int, blocks: int, step: int) -> Shares:
@@ -73,4 +79,4 @@ def _upload(order: np.ndarray, owner: np.ndarray, blocks: int, kept_pairs: int, 
     """order: items, those of block 0 first. owner: the blocks, once per item in any order."""
     bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=blocks))])
     both = upload(np.concatenate([order, bounds]).astype(np.int32), device)
-    return Shares(both[: len(order)], both[len(order) :], kept_pairs)
+    return Shares(both[: len(order)], both[len(order) :], kept_pairs, set())

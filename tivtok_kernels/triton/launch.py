@@ -15,7 +15,7 @@ from torch import Tensor
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call, Direction
 from tivtok_kernels.ranges import RangeLayout
-from tivtok_kernels.schedule import WorkList, keep_if_captured, key_work, query_work
+from tivtok_kernels.schedule import WorkList, hold, key_work, query_work
 from tivtok_kernels.tensors import STRIDE_UNIT, aligned
 from tivtok_kernels.triton import configs
 from tivtok_kernels.triton.backward import DELTA_ROWS, delta_kernel, key_gradient_kernel, query_gradient_kernel
@@ -154,7 +154,7 @@ def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
     shape, device = _shape(call), call.q.device
     config = configs.select(kernel, device, configs.padded(shape.head_dim), shape.math)
     plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, configs.workers(device, config), device)
-    return keep_if_captured(plan, device)
+    return hold(plan, device, plan.work)
 
 
 @lru_cache(maxsize=1024)

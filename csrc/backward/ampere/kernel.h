@@ -49,13 +49,7 @@ DEVICE void accumulate(Fragments<C, C::kHeadDim>& gradient, const Fragments<C, C
     for (int k = 0; k < C::kWalked / 16; ++k) {
         uint32_t a[C::kRowTiles][4];
 #pragma unroll
-        for (int m = 0; m < C::kRowTiles; ++m) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float* pair = &weights[m][2 * k + j / 2][j % 2 * 2];
-                a[m][j] = dev::pack<E>(pair[0], pair[1]);
-            }
-        }
+        for (int m = 0; m < C::kRowTiles; ++m) dev::pack_operand<E>(a[m], weights[m][2 * k], weights[m][2 * k + 1]);
 #pragma unroll
         for (int n = 0; n < C::kHeadDim / 8; n += 2) {
             uint32_t b[4];
@@ -97,7 +91,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) gradients(const 
 
     const bool has_rows = place.tile.row + warp_row < place.tile.row_end;  // or this warp only copies
     Fragments<C, C::kHeadDim> d_first = {}, d_second = {};
-    const float scale = p.scale * backward::kLog2E;
+    const float scale = p.scale * dev::kLog2E;
     // Offset of the row that a lane names to ldmatrix: in a left operand or one transposed on the way, and in a right
     // one.
     const uint32_t left = lane % 16 * C::kPitch + lane / 16 * 16;

@@ -1,51 +1,33 @@
 #include "backward/ampere/kernel.h"
-#include "backward/launch.h"
+#include "backward/launcher.h"
 
 namespace ampere {
 namespace {
 
-// Calls visit with the configuration for a head_dim: that of the smallest width that holds it.
-template <class Element, Owner kOwner, class Visit>
-auto with_width(int head_dim, Visit visit) {
-    if (head_dim <= 32) return visit(GradientConfigOf<Element, 32, kOwner>{});
-    if (head_dim <= 64) return visit(GradientConfigOf<Element, 64, kOwner>{});
-    return visit(GradientConfigOf<Element, 128, kOwner>{});
-}
+struct Kernels {
+    static constexpr const char* kName = "an Ampere gradient kernel";
 
-template <Owner kOwner, class Visit>
-auto with_type(int head_dim, ElementType type, Visit visit) {
-    return type == ElementType::bf16 ? with_width<dev::bf16, kOwner>(head_dim, visit)
-                                     : with_width<dev::fp16, kOwner>(head_dim, visit);
-}
+    template <class Element, int kWidth, Owner kOwner>
+    using Config = GradientConfigOf<Element, kWidth, kOwner>;
 
-template <class Visit>
-auto with_config(Owner owner, int head_dim, ElementType type, Visit visit) {
-    return owner == Owner::keys ? with_type<Owner::keys>(head_dim, type, visit)
-                                : with_type<Owner::queries>(head_dim, type, visit);
-}
+    template <class C>
+    static auto kernel() {
+        return gradients<C>;
+    }
+    template <class Visit>
+    static auto with_width(int head_dim, Visit visit) {
+        return ::with_width<32, 64, 128>(head_dim, visit);
+    }
+};
 
 }  // namespace
 
-GradientTile gradient_tile(Owner owner, int head_dim) {
-    return with_config(owner, head_dim, ElementType::bf16,
-                       []<class C>(C) { return GradientTile{C::kOwned, C::kWalked, C::kBlocksPerSm}; });
-}
+GradientTile gradient_tile(Owner owner, int head_dim) { return backward::tile<Kernels>(owner, head_dim); }
 
-void prepare_gradients(int head_dim, ElementType type) {
-    for (Owner owner : {Owner::queries, Owner::keys}) {
-        with_config(owner, head_dim, type, []<class C>(C) {
-            check(cudaFuncSetAttribute(gradients<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes),
-                  "shared memory of an Ampere gradient kernel");
-        });
-    }
-}
+void prepare_gradients(int head_dim, ElementType type) { backward::prepare<Kernels>(head_dim, type); }
 
 void launch_gradients(Owner owner, const GradientParams& params, ElementType type, cudaStream_t stream) {
-    const int heads = owner == Owner::keys ? params.heads / params.group : params.heads;
-    with_config(owner, params.head_dim, type, [&]<class C>(C) {
-        gradients<C><<<params.num_tiles * heads, C::kThreads, C::kSharedBytes, stream>>>(params);
-    });
-    check(cudaGetLastError(), "launch of an Ampere gradient kernel");
+    backward::launch<Kernels>(owner, params, type, stream);
 }
 
 }  // namespace ampere

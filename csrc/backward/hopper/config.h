@@ -13,6 +13,7 @@ struct GradientConfig {
     static constexpr Owner kOwner = kOwner_;
     static constexpr int kWalked = kWalked_;  // rows per step
     static constexpr int kStages = kStages_;  // steps in shared memory
+    static constexpr int kBlocksPerSm = 1;
     static_assert(kHeadDim % 64 == 0, "whole panels");
 
     // One warpgroup copies; each of the others owns 64 rows of the gradients, the M of wgmma, so that P and dS go from

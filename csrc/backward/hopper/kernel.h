@@ -90,18 +90,6 @@ DEVICE void issue_product(float (&scores)[C::kWalked / 2], uint32_t own, uint32_
     dev::wgmma_commit();
 }
 
-// The left operand that the accumulators of a product are for the next one.
-template <class C>
-DEVICE void pack(uint32_t (&packed)[C::kWalked / 16][4], const float (&weights)[C::kWalked / 2]) {
-#pragma unroll
-    for (int k = 0; k < C::kWalked / 16; ++k) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            packed[k][j] = dev::pack<typename C::Element>(weights[k * 8 + j * 2], weights[k * 8 + j * 2 + 1]);
-        }
-    }
-}
-
 // gradient += weights walked; to be waited for.
 template <class C>
 DEVICE void issue_accumulation(float (&gradient)[C::kHeadDim / 2], const uint32_t (&weights)[C::kWalked / 16][4],
@@ -133,7 +121,7 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
                    own_second = own_first + C::template kBytes<C::kOwned>;
     const backward::Walk<C> walk(p, place);
     const int steps = walk.steps();
-    const float scale = p.scale * backward::kLog2E;
+    const float scale = p.scale * dev::kLog2E;
 
     const bool has_rows = place.tile.row + first_row < place.tile.row_end;  // or this warpgroup only keeps step
     float2 row_stats[2];  // of queries owned: LSE and delta of the rows that a lane has elements of
@@ -188,7 +176,7 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
 
         uint32_t packed[C::kWalked / 16][4], d_packed[C::kWalked / 16][4];
         if constexpr (kKeys) {
-            pack<C>(packed, weights);
+            dev::pack_operand<typename C::Element>(packed, weights);
             issue_accumulation<C>(d_second, packed, second);
         }
         wait<kKeys ? 1 : 0>(d_weights);
@@ -201,7 +189,7 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
                 d_weights[n * 4 + j] = weights[n * 4 + j] * (d_weights[n * 4 + j] - delta);
             }
         }
-        pack<C>(d_packed, d_weights);
+        dev::pack_operand<typename C::Element>(d_packed, d_weights);
         issue_accumulation<C>(d_first, d_packed, first);
         wait<0>(d_first);
         if constexpr (kKeys) dev::wgmma_hold(d_second);

@@ -13,7 +13,6 @@ constexpr int kThreads = 256;
 template <class Element, int kLanes>
 __global__ void __launch_bounds__(kThreads) rows(const __grid_constant__ RowStatisticsParams p) {
     constexpr int kRows = kThreads / kLanes;
-    constexpr float kLog2E = 1.4426950408889634f;
     const int i_head = blockIdx.x % p.heads;
     const int row = blockIdx.x / p.heads * kRows + threadIdx.x / kLanes;
     const int column = threadIdx.x % kLanes * 8;
@@ -39,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) rows(const __grid_constant__ RowStat
     if (row < p.rows && column == 0) {
         if (p.dlse) delta -= p.dlse[i_row];
         float* p_stats = p.stats + (static_cast<int64_t>(i_head) * p.rows + row) * 2;
-        *reinterpret_cast<float2*>(p_stats) = make_float2(p.lse[i_row] * kLog2E, delta);
+        *reinterpret_cast<float2*>(p_stats) = make_float2(p.lse[i_row] * dev::kLog2E, delta);
     }
 }
 

@@ -1,7 +1,7 @@
 // Tiles of the Ampere forward kernel. Chosen from registers, spills and shared memory as ptxas reports them; never
 // timed.
 #pragma once
-#include "common/device.h"
+#include "common/visit.h"
 
 namespace ampere {
 
@@ -41,18 +41,14 @@ struct ForwardConfigOf : ForwardConfig<Element, kHeadDim, 2, 64, 3, 2> {};
 template <class Element>
 struct ForwardConfigOf<Element, 128> : ForwardConfig<Element, 128, 2, 48, 3, 2> {};
 
-// Calls visit with the configuration for a head_dim, a multiple of 8 up to 128: that of the smallest width that holds
-// it.
-template <class Element, class Visit>
-auto with_width(int head_dim, Visit visit) {
-    if (head_dim <= 32) return visit(ForwardConfigOf<Element, 32>{});
-    if (head_dim <= 64) return visit(ForwardConfigOf<Element, 64>{});
-    return visit(ForwardConfigOf<Element, 128>{});
-}
-
+// Calls visit with the configuration for a head_dim, a multiple of 8 up to 128.
 template <class Visit>
-auto with_config(int head_dim, bool is_bf16, Visit visit) {
-    return is_bf16 ? with_width<dev::bf16>(head_dim, visit) : with_width<dev::fp16>(head_dim, visit);
+auto with_config(int head_dim, ElementType type, Visit visit) {
+    return with_element(type, [&]<class Element>(Element) {
+        return with_width<32, 64, 128>(head_dim, [&]<int kWidth>(std::integral_constant<int, kWidth>) {
+            return visit(ForwardConfigOf<Element, kWidth>{});
+        });
+    });
 }
 
 }  // namespace ampere

@@ -13,9 +13,6 @@
 
 namespace ampere {
 
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
 // Byte offset of 16-byte chunk `chunk` of row `row` in a tile.
 template <class C>
 DEVICE uint32_t offset(uint32_t row, uint32_t chunk) {
@@ -241,13 +238,7 @@ struct WarpSoftmax {
         for (int k = 0; k < C::kBlockK / 16; ++k) {
             uint32_t a[C::kRowTiles][4];
 #pragma unroll
-            for (int m = 0; m < C::kRowTiles; ++m) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const float* pair = &p[m][2 * k + j / 2][j % 2 * 2];
-                    a[m][j] = dev::pack<Element>(pair[0], pair[1]);
-                }
-            }
+            for (int m = 0; m < C::kRowTiles; ++m) dev::pack_operand<Element>(a[m], p[m][2 * k], p[m][2 * k + 1]);
 #pragma unroll
             for (int n = 0; n < C::kHeadDim / 16; ++n) {
                 uint32_t b[4];
@@ -321,7 +312,7 @@ DEVICE void store_rows(const ForwardParams& p, const WarpSoftmax<C>& state, cons
                     dev::pack<typename C::Element>(pair[0], pair[1]);
             }
             const int64_t i_row = tile.row + row;
-            if (i_row < tile.row_end && lane % 4 == 0) p.lse[i_row * p.heads + i_h] = lse[m][h] * kLn2;
+            if (i_row < tile.row_end && lane % 4 == 0) p.lse[i_row * p.heads + i_h] = lse[m][h] * dev::kLn2;
         }
     }
     __syncwarp();
@@ -380,7 +371,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) forward(const __
     __syncthreads();
 
     // The smallest positive scale stands for 0, which would make NaN of a masked score's -inf.
-    WarpSoftmax<C> state(q_tile, fmaxf(fabsf(p.scale) * kLog2E, FLT_MIN));
+    WarpSoftmax<C> state(q_tile, fmaxf(fabsf(p.scale) * dev::kLog2E, FLT_MIN));
     const bool has_rows = threadIdx.x / 32 * C::kWarpRows < tile.row_end - tile.row;  // else this warp only copies
     for (int step = 0; step * C::kBlockK < keys.count; ++step) {
         typename WarpSoftmax<C>::Scores s;

@@ -102,14 +102,6 @@ DEVICE void issue_output(float (&out)[C::kHeadDim / 2], const uint32_t (&weights
     dev::wgmma_commit();
 }
 
-// Accumulators of a product as the left operand of the next: 16 columns at a time.
-template <class C>
-DEVICE void pack_weights(uint32_t (&weights)[C::kBlockK / 16][4], const float (&s)[C::kBlockK / 2]) {
-#pragma unroll
-    for (int i = 0; i < C::kBlockK / 4; ++i)
-        weights[i / 4][i % 4] = dev::pack<typename C::Element>(s[2 * i], s[2 * i + 1]);
-}
-
 // The maximum needs a scale >= 0; the sign goes to the queries, which is exact. The barrier of the next turn lets the
 // warpgroup see all of it.
 template <class C>
@@ -141,7 +133,7 @@ DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>&
     steps.release_key(now);
     if (n == 1) release(query_empty);
     softmax.first(scores, steps.item.first_keys);
-    pack_weights<C>(weights, scores);
+    dev::pack_operand<typename C::Element>(weights, scores);
     steps.wait_value(now);
 
     for (int j = 1; j < n; ++j) {
@@ -165,7 +157,7 @@ DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>&
         steps.release_value(now);
 #pragma unroll
         for (int i = 0; i < C::kHeadDim / 2; ++i) out[i] *= decay[i / 2 % 2];
-        pack_weights<C>(weights, scores);
+        dev::pack_operand<typename C::Element>(weights, scores);
         now = next;
     }
 
@@ -219,7 +211,7 @@ DEVICE void store_rows(const ForwardParams& p, const Item& item, float (&out)[C:
         const bool inside = row < item.row_end;
         if (item.slot < 0) {
             const int64_t o_head = static_cast<int64_t>(row) * p.heads + item.head;
-            if (inside && t == 0) p.lse[o_head] = lse * kLn2;
+            if (inside && t == 0) p.lse[o_head] = lse * dev::kLn2;
             uint16_t* p_out = static_cast<uint16_t*>(p.out) + o_head * C::kHeadDim;
 #pragma unroll
             for (int c = 0; c < C::kHeadDim / 8; c += 4) {
@@ -260,7 +252,7 @@ DEVICE void consume(const KernelParams& p, const Shared<C>& shared, int first, i
             const uint32_t tile = shared.query(queries.slot, consumer_group());
             if (f.scale < 0) negate_queries<C>(tile - shared.base);
             float out[C::kHeadDim / 2] = {};
-            RowSoftmax softmax{fabsf(f.scale) * kLog2E};
+            RowSoftmax softmax{fabsf(f.scale) * dev::kLog2E};
             if (item.steps > 0)
                 attend(out, softmax, steps, tile_descriptor(tile, 0), query_empty);
             else

@@ -1,3 +1,4 @@
+#include "common/visit.h"
 #include "forward/hopper/arguments.h"
 #include "forward/hopper/kernel.h"
 #include "forward/hopper/launch.h"
@@ -8,12 +9,11 @@ namespace {
 // Calls visit with the configuration for a head_dim.
 template <class Visit>
 auto with_config(int head_dim, ElementType type, Visit visit) {
-    if (head_dim == 64)
-        return type == ElementType::bf16 ? visit(ForwardConfigOf<dev::bf16, 64>{})
-                                         : visit(ForwardConfigOf<dev::fp16, 64>{});
-    if (head_dim != 128) throw std::invalid_argument("head_dim must be 64 or 128, got " + std::to_string(head_dim));
-    return type == ElementType::bf16 ? visit(ForwardConfigOf<dev::bf16, 128>{})
-                                     : visit(ForwardConfigOf<dev::fp16, 128>{});
+    return with_element(type, [&]<class Element>(Element) {
+        return with_exact_width<64, 128>(head_dim, [&]<int kWidth>(std::integral_constant<int, kWidth>) {
+            return visit(ForwardConfigOf<Element, kWidth>{});
+        });
+    });
 }
 
 // From the driver that is loaded already, so that nothing links to libcuda.
@@ -38,10 +38,8 @@ ForwardTile forward_tile(int head_dim) {
 }
 
 void prepare_forward(int head_dim, ElementType type) {
-    with_config(head_dim, type, []<class C>(C) {
-        check(cudaFuncSetAttribute(forward<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shared<C>::kBytes),
-              "shared memory of the Hopper forward kernel");
-    });
+    with_config(head_dim, type,
+                []<class C>(C) { allow_shared(forward<C>, Shared<C>::kBytes, "the Hopper forward kernel"); });
 }
 
 void launch_forward(const ForwardParams& params, const RowCounts& rows, const Shares& shares, ElementType type,

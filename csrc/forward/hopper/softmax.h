@@ -6,9 +6,6 @@
 
 namespace hopper {
 
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
 DEVICE float quad_max(float x) {
     x = fmaxf(x, dev::shfl_xor(x, 1));
     return fmaxf(x, dev::shfl_xor(x, 2));
