@@ -54,7 +54,6 @@ def test_doctor_says_so(edited, capsys):
     assert len(lines) == 2 and all(backend.OTHER_SOURCES[:40] in line for line in lines)  # the table may cut it
 
 
-
 def test_where_it_is_installed_the_structures_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "SOURCES", tmp_path / "none")
     assert backend.why_not(PROBLEM) is None
