@@ -41,7 +41,8 @@ def on_device(chunks: Iterable[Tensor], device: torch.device) -> Iterator[Tensor
     if device.type != "cuda":
         yield from (chunk.to(device) for chunk in chunks)
         return
-    copying, before = torch.cuda.Stream(device), None
+    copying = torch.cuda.Stream(device)
+    before: tuple[Tensor, torch.cuda.Event] | None = None
     for chunk in chunks:
         with torch.cuda.stream(copying):
             coming = chunk.pin_memory().to(device, non_blocking=True)
