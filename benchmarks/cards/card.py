@@ -1,8 +1,7 @@
 """The model card of a finished run: ``python -m benchmarks.cards.card CONFIG.toml [--data DIR] [--output DIR]``.
 
 Measures the run's checkpoint on the held-out videos (on those the config excludes, where it does: nothing was chosen on
-these), next to what resampling makes of as many numbers and to other
-checkpoints, draws the training curve, and writes README.md, curve.png and metrics.json beside the weights.
+these), next to what resampling makes of as many numbers and to other checkpoints, draws the training curve, and writes README.md, curve.png and metrics.json beside the weights.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def write_card(
     log = [record for record in read_log(config.output) if "held_out_psnr" in record]
     with replacing(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics | {"curve": log}, indent=1) + "\n")
-    _draw_curve(folder / "curve.png", log, metrics)
+    _draw_curve(folder / "curve.png", log, None if config.excluded else metrics["means"][RESAMPLING]["psnr"])
     with replacing(folder / "README.md") as temporary:
         temporary.write_text(_markdown(config, model, metrics, introduction, len(training)))
     return folder / "README.md"
@@ -128,13 +127,15 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
     return {name: round(scores[name], 4) for name in DIGITS if name in scores and math.isfinite(scores[name])}
 
 
-def _draw_curve(path: Path, log: list[dict], metrics: dict) -> None:
+def _draw_curve(path: Path, log: list[dict], resampling: float | None) -> None:
+    """PSNR over training, beside resampling where that was measured on the same clips."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([r["step"] for r in log], [r["held_out_psnr"] for r in log], marker=".", label="TivTok, averaged weights")
-    axes.axhline(metrics["means"][RESAMPLING]["psnr"], color="gray", linestyle="--", label="resampling")
+    if resampling is not None:
+        axes.axhline(resampling, color="gray", linestyle="--", label="resampling")
     axes.set(xlabel="step", ylabel="PSNR on held-out clips (dB)")
     axes.grid(alpha=0.3)
     axes.legend()
