@@ -1,7 +1,8 @@
 """The model card of a finished run: ``python -m benchmarks.cards.card CONFIG.toml [--data DIR] [--output DIR]``.
 
 Measures the run's checkpoint on the held-out videos (on those the config excludes, where it does: nothing was chosen on
-these), next to what resampling makes of as many numbers and to other checkpoints, draws the training curve, and writes README.md, curve.png and metrics.json beside the weights.
+these), next to what resampling makes of as many numbers and to other checkpoints, draws the training curve, and writes
+README.md, curve.png and metrics.json beside the weights.
 """
 
 from __future__ import annotations
