@@ -109,7 +109,7 @@ def write_card(
     log = [record for record in read_log(config.output) if "held_out_psnr" in record]
     with replacing(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics | {"curve": log}, indent=1) + "\n")
-    _draw_curve(folder / "curve.png", log, None if config.excluded else metrics["means"][RESAMPLING]["psnr"])
+    _draw_curve(folder / "curve.png", log, None if config.excluded else scores[RESAMPLING].means()["psnr"])
     with replacing(folder / "README.md") as temporary:
         temporary.write_text(_markdown(config, model, metrics, introduction, len(training)))
     return folder / "README.md"
