@@ -251,7 +251,8 @@ def test_demo(
     monkeypatch.setattr("tivtok.cli.demo.load_model", lambda name: load_model(files.model))
     assert main(["demo", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
-    assert "48 frames of 32x32" in out and "3 sets of 20 = 60" in out and "PSNR" in out and "SSIM" in out
+    assert "48 frames of 32x32" in out and "PSNR" in out and "SSIM" in out
+    assert re.search(r"TIV tokens +[1-9] sets? of 20 = \d+", out) and "12 frame groups of 5 = 60" in out
     assert sorted(os.listdir(tmp_path / "new")) == ["bikes.tivtok", "contact_sheet.png", "side_by_side.mp4"]
     assert len(list(VideoReader(tmp_path / "new" / "side_by_side.mp4"))) == 48
 
