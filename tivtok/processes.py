@@ -65,11 +65,12 @@ def _submitted(pool: ProcessPoolExecutor, jobs: Sequence[Any]) -> list[Future[An
 
 
 def _start_worker(seats: SimpleQueue[Callable[[Any], Any]], threads: int) -> None:
+    """Take one of the works. What it needs is imported here, so only then may ctrl-C come."""
     global _work
     Thread(target=_end_with_parent, daemon=True).start()
-    _quiet_ctrl_c()
-    torch.set_num_threads(threads)
     _work = seats.get()
+    torch.set_num_threads(threads)
+    _quiet_ctrl_c()
 
 
 def _do(job: Any) -> Any:

@@ -102,7 +102,7 @@ def test_parts_make_the_same_shards(
     assert encode(videos, whole, model) == 0
     made: list[str] = []
     monkeypatch.setattr(
-        "tivtok.cli.encode_dir.encode_shard", lambda job, encoder: made.append(job.shard) or encode_shard(job, encoder)
+        "tivtok.shards.encode_shard", lambda job, encoder: made.append(job.shard) or encode_shard(job, encoder)
     )
     capsys.readouterr()
     assert encode(videos, shared, model, "--part", "2/2") == 0
