@@ -13,6 +13,7 @@ from benchmarks import method
 from benchmarks.attention.cases import Case, Inputs, make_inputs
 from benchmarks.attention.libraries import library_peers
 from benchmarks.attention.peers import Attention, Peer, default_peer, own_attention, own_peers, torch_peers
+from tivtok_kernels import timing
 
 CEILING = "matmul ceiling"
 
@@ -96,7 +97,7 @@ def measure(case: Case, device: torch.device, seconds: float, peers: Sequence[Pe
             results[name] |= _host_and_graph(call, device)
 
     ceiling, ceiling_flops = method.matmul_ceiling(device, case.dtype)
-    samples = method.interleave({**calls, CEILING: ceiling}, method.Stopwatch(device), seconds)
+    samples = timing.interleave({**calls, CEILING: ceiling}, timing.Stopwatch(device), seconds)
     ceiling_rate = ceiling_flops / method.summary(samples[CEILING])["median_s"]
     for name in calls:
         results[name] |= method.summary(samples[name])
@@ -124,17 +125,17 @@ def _prepare(peer: Peer, case: Case, inputs: Inputs, expected: list[Tensor]) -> 
     device = inputs.q.device
     started = time.perf_counter()
     attention = peer.prepare(case, device)
-    method.synchronize(device)
+    timing.synchronize(device)
     prepared = time.perf_counter()
     outcome = run(attention, inputs, case.backward)
-    method.synchronize(device)
+    timing.synchronize(device)
     called = time.perf_counter()
     if wrong := disagreement(outcome, expected, case.dtype):
         raise WrongResult(wrong)
     return attention, {"prepare_s": prepared - started, "first_call_s": called - prepared}
 
 
-def _rotating(attention: Attention, rotation: list[Inputs], backward: bool) -> method.Call:
+def _rotating(attention: Attention, rotation: list[Inputs], backward: bool) -> timing.Call:
     turn = 0
 
     def call() -> None:
@@ -145,13 +146,13 @@ def _rotating(attention: Attention, rotation: list[Inputs], backward: bool) -> m
     return call
 
 
-def _host_and_graph(call: method.Call, device: torch.device) -> Record:
+def _host_and_graph(call: timing.Call, device: torch.device) -> Record:
     """Host time of a call, and its device time replayed from a CUDA graph (None where it cannot be captured)."""
     host = method.host_seconds(call, device)
-    watch = method.Stopwatch(device)
+    watch = timing.Stopwatch(device)
     try:
         replay = method.cuda_graph(call)
-        graph = method.interleave({"graph": replay}, watch, seconds=0.0)["graph"]
+        graph = timing.interleave({"graph": replay}, watch, seconds=0.0)["graph"]
     except Exception:  # synchronising calls, private streams, allocations: capture fails in many ways
         torch.cuda.synchronize(device)
         return {"host_s": host, "graph_s": None}

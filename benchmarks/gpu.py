@@ -23,8 +23,9 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.provenance import ROOT, provenance, slug
+from benchmarks.provenance import ROOT, provenance
 from tivtok.files import replacing
+from tivtok_kernels.measured import slug
 
 FOLDER = ROOT / "docs" / "results"
 STATE = ROOT / "build" / "gpu"

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tivtok_kernels.timing import MIN_ROUNDS, Call, Stopwatch, interleave, synchronize
-
-__all__ = ["MIN_ROUNDS", "Call", "Stopwatch", "interleave", "synchronize"]
+from tivtok_kernels.timing import Call, synchronize
 
 
 def summary(samples: list[float]) -> dict[str, float]:

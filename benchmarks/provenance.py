@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from tivtok_kernels.measured import device_name, driver, slug, version
-
-__all__ = ["ROOT", "committed", "committed_files", "device_name", "provenance", "slug"]
+from tivtok_kernels.measured import device_name, driver, version
 
 ROOT = Path(__file__).parents[1]
 

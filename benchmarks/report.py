@@ -24,7 +24,7 @@ from benchmarks.model.models import measure_model, model_cases
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.render import performance_table, replace_table, write_page
 from tivtok.files import replacing
-from tivtok_kernels import SifLayout, sif_attention
+from tivtok_kernels import SifLayout, sif_attention, timing
 
 FOLDER = ROOT / "docs" / "results"
 
@@ -68,7 +68,7 @@ def _record(
 def _ceilings(device: torch.device) -> Record:
     matmul, flops = method.matmul_ceiling(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     copy, size = method.copy_ceiling(device)
-    samples = method.interleave({"matmul": matmul, "copy": copy}, method.Stopwatch(device), seconds=2.0)
+    samples = timing.interleave({"matmul": matmul, "copy": copy}, timing.Stopwatch(device), seconds=2.0)
     medians = {name: method.summary(seconds)["median_s"] for name, seconds in samples.items()}
     return {"matmul_flops_per_s": flops / medians["matmul"], "copy_bytes_per_s": size / medians["copy"]}
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.compare import Record
 from benchmarks.dumps import parse_json, write_json
-from benchmarks.provenance import committed, committed_files, slug
+from benchmarks.provenance import committed, committed_files
+from tivtok_kernels.measured import slug
 
 FORMAT = 1
 _DATE = "-".join(["[0-9]" * digits for digits in (4, 2, 2)])  # as a glob and as a regular expression

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from benchmarks import method
 from benchmarks.compare import CEILING, Measurement
 from tivtok import TivTok, TivTokConfig, Tokens
-from tivtok_kernels import backends
+from tivtok_kernels import backends, timing
 from tivtok_kernels.problem import Call, Problem
 
 FRAMES = (16, 32, 128)
@@ -72,7 +72,7 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
     clip = video.to(next(inference.parameters()).dtype)
     with torch.no_grad():
         tokens = inference.encode(clip)
-    calls: dict[str, method.Call] = {
+    calls: dict[str, timing.Call] = {
         "encode": torch.no_grad()(lambda: inference.encode(clip)),
         "decode": torch.no_grad()(lambda: inference.decode(tokens)),
     }
@@ -90,7 +90,7 @@ def measure_model(case: ModelCase, device: torch.device, seconds: float) -> Meas
         call()
     peaks = {stage: method.peak_bytes(call, device) for stage, call in calls.items()}
     ceiling, _ = method.matmul_ceiling(device, clip.dtype)
-    samples = method.interleave({**calls, CEILING: ceiling}, method.Stopwatch(device), seconds)
+    samples = timing.interleave({**calls, CEILING: ceiling}, timing.Stopwatch(device), seconds)
     matmul_s = method.summary(samples[CEILING])["median_s"]
     stages = {stage: method.summary(samples[stage]) | {"peak_bytes": peaks[stage]} for stage in calls}
     for stage in stages.values():
@@ -120,7 +120,7 @@ def _decode(model: TivTok, tokens: Tokens) -> torch.Tensor:
     return model.decode_groups(model.prepare(tokens.tiv), tokens.tv, groups, tokens.height, tokens.width)
 
 
-def _share_of_forward(backend: ModuleType, call: method.Call) -> float:
+def _share_of_forward(backend: ModuleType, call: timing.Call) -> float:
     """The part of a call's time that is spent in the backend's forward: median of five calls."""
     seconds, shares = 0.0, []
     forward = backend.forward
@@ -143,7 +143,7 @@ def _share_of_forward(backend: ModuleType, call: method.Call) -> float:
     return statistics.median(shares)
 
 
-def _training_step(model: TivTok, video: torch.Tensor) -> method.Call:
+def _training_step(model: TivTok, video: torch.Tensor) -> timing.Call:
     """Forward, L1 loss, backward and AdamW on one clip."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 

@@ -22,7 +22,7 @@ from benchmarks.compare import measure
 from benchmarks.dumps import write_json
 from benchmarks.model import models
 from tivtok import TivTokConfig
-from tivtok_kernels import SifLayout
+from tivtok_kernels import SifLayout, measured, timing
 
 CPU = torch.device("cpu")
 
@@ -51,8 +51,8 @@ def test_provenance_names_what_a_result_depends_on() -> None:
         *("device", "kind", "driver", "cuda", "threads", "system", "python", "torch", "triton", "commit", "dirty")
     }
     assert facts["kind"] == "cpu" and facts["torch"] == torch.__version__ and facts["threads"] >= 1
-    assert provenance.slug("NVIDIA H200") == "nvidia-h200"
-    assert provenance.slug("Intel(R) Xeon(R) Processor, 2 cores") == "intel-xeon-processor-2-cores"
+    assert measured.slug("NVIDIA H200") == "nvidia-h200"
+    assert measured.slug("Intel(R) Xeon(R) Processor, 2 cores") == "intel-xeon-processor-2-cores"
 
 
 def test_run_survives_the_disk(measured_run: results.Run, tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_a_missing_gpu_is_an_error() -> None:
 def test_rounds_are_interleaved() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    samples = method.interleave(calls, method.Stopwatch(CPU), seconds=0.0)
+    samples = timing.interleave(calls, timing.Stopwatch(CPU), seconds=0.0)
     rounds = len(samples["a"])
-    assert rounds == len(samples["b"]) >= method.MIN_ROUNDS
+    assert rounds == len(samples["b"]) >= timing.MIN_ROUNDS
     assert order == ["a", "b"] * (rounds + 1)  # one round warms up
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -178,63 +179,43 @@ def test_a_run_begins_with_the_weights_of_any_checkpoint(config: TrainConfig, tm
         train(wider)
 
 
-def test_siblings_are_drawn_by_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+ForwardCalls = list[tuple[torch.Tensor, dict[str, Any]]]
+
+
+@pytest.fixture
+def training_calls(monkeypatch: pytest.MonkeyPatch) -> ForwardCalls:
+    """The video and the options of every forward pass in training, as they come."""
+    seen: ForwardCalls = []
     forward = TivTok.forward
 
-    def watched(
-        self: TivTok,
-        video: torch.Tensor,
-        siblings: bool = False,
-        without_tv: torch.Tensor | None = None,
-        budget: tuple[int, int] | None = None,
-    ) -> torch.Tensor:
+    def watched(self: TivTok, video: torch.Tensor, **options: Any) -> torch.Tensor:
         if self.training:
-            assert without_tv is budget is None
-            seen.append(siblings)
-        return forward(self, video, siblings, without_tv)
+            seen.append((video, options))
+        return forward(self, video, **options)
 
     monkeypatch.setattr(TivTok, "forward", watched)
+    return seen
+
+
+def test_siblings_are_drawn_by_step(config: TrainConfig, training_calls: ForwardCalls) -> None:
     config = replace(config, model=config.model.replace(groups_per_chunk=1), chunks=(2, 3), steps=40, siblings=0.3)
     train(replace(config, evaluate_every=40, save_every=40))
-    assert len(seen) == 40 and 5 < sum(seen) < 20
+    assert all(options["without_tv"] is options["budget"] is None for _, options in training_calls)
+    assert len(training_calls) == 40 and 5 < sum(options["siblings"] for _, options in training_calls) < 20
 
 
-def test_clips_without_tv_tokens_are_drawn_one_by_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    forward = TivTok.forward
-
-    def watched(
-        self: TivTok,
-        video: torch.Tensor,
-        siblings: bool = False,
-        without_tv: torch.Tensor | None = None,
-        budget: tuple[int, int] | None = None,
-    ) -> torch.Tensor:
-        if self.training:
-            assert without_tv is not None and without_tv.shape == video.shape[:1]
-            seen.extend(without_tv.tolist())
-        return forward(self, video, siblings, without_tv)
-
-    monkeypatch.setattr(TivTok, "forward", watched)
+def test_clips_without_tv_tokens_are_drawn_one_by_one(config: TrainConfig, training_calls: ForwardCalls) -> None:
     config = replace(config, batch_size=4, accumulate=2, steps=10, without_tv=0.3)
     train(replace(config, evaluate_every=10, save_every=10))
-    assert len(seen) == 40 and 5 < sum(seen) < 20
+    assert all(options["without_tv"].shape == video.shape[:1] for video, options in training_calls)
+    drawn = torch.cat([options["without_tv"] for _, options in training_calls])
+    assert len(drawn) == 40 and 5 < drawn.sum() < 20
 
 
-def test_any_number_of_nested_tokens_is_decoded(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    forward = TivTok.forward
-
-    def watched(self: TivTok, video: torch.Tensor, **how: object) -> torch.Tensor:
-        if self.training:
-            seen.append(how["budget"])
-        return forward(self, video, **how)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(TivTok, "forward", watched)
+def test_any_number_of_nested_tokens_is_decoded(config: TrainConfig, training_calls: ForwardCalls) -> None:
     config = replace(config, model=config.model.replace(nested=True), steps=80, nested=0.8)
     train(replace(config, evaluate_every=80, save_every=80))
-    drawn = [budget for budget in seen if budget is not None]
+    drawn = [options["budget"] for _, options in training_calls if options["budget"] is not None]
     assert 50 < len(drawn) < 75
     assert {tiv for tiv, _ in drawn} == {1, 2, 3, 4} and {tv for _, tv in drawn} == {1, 2}
     for change in ({"nested": 0.0}, {"model": config.model.replace(nested=False)}):

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -95,12 +96,11 @@ class Trainer:
         budget = self._draw_budget(step)
 
         outputs, terms = [], []
-        shared_out = (x.chunk(config.accumulate) for x in (video, draws[0], without_tv))
-        parts = list(zip(*shared_out, strict=True))
+        parts = list(zip(*(x.chunk(config.accumulate) for x in (video, draws[0], without_tv)), strict=True))
         for number, (clips, clip_draws, its_without_tv) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
-                its_without_tv = its_without_tv if config.without_tv else None
-                model = partial(self.model, siblings=siblings, without_tv=its_without_tv, budget=budget)
+                alone = its_without_tv if config.without_tv else None
+                model = partial(self.model, siblings=siblings, without_tv=alone, budget=budget)
                 output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, step, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
@@ -180,23 +180,24 @@ class Trainer:
         batch, _, length = video.shape[:3]
         frames = rng.choice(length, min(config.feature_frames or length, length), replace=False)
         draws = rng.random((3, config.batch_size, NUM_DRAWS), dtype="float32")
-        first = self.accelerator.process_index * batch
-        return torch.from_numpy(frames).sort().values, torch.from_numpy(draws[:, first : first + batch])
+        return torch.from_numpy(frames).sort().values, self._own(draws, batch)
 
     def _draw_again(self, step: int, video: Tensor) -> Tensor:
         """Random numbers (2 B, NUM_DRAWS) for the second augmentation of this process's real and fake clips."""
-        config, batch = self.config, video.shape[0]
-        shape = (2, config.batch_size, NUM_DRAWS)
-        draws = generator(config.seed, Purpose.CONSISTENCY, step).random(shape, dtype="float32")
-        first = self.accelerator.process_index * batch
-        return torch.from_numpy(draws[:, first : first + batch]).flatten(0, 1)
+        shape = (2, self.config.batch_size, NUM_DRAWS)
+        draws = generator(self.config.seed, Purpose.CONSISTENCY, step).random(shape, dtype="float32")
+        return self._own(draws, len(video)).flatten(0, 1)
 
     def _draw_without_tv(self, step: int, video: Tensor) -> Tensor:
         """Which of this process's clips are decoded without their TV tokens: bool (B,)."""
-        config, batch = self.config, video.shape[0]
-        drawn = generator(config.seed, Purpose.WITHOUT_TV, step).random(config.batch_size) < config.without_tv
+        config = self.config
+        drawn = generator(config.seed, Purpose.WITHOUT_TV, step).random((1, config.batch_size)) < config.without_tv
+        return self._own(drawn, len(video))[0].to(video.device)
+
+    def _own(self, drawn: np.ndarray, batch: int) -> Tensor:
+        """Of numbers (n, clips of a step, ...) those for this process's ``batch`` clips: (n, ``batch``, ...)."""
         first = self.accelerator.process_index * batch
-        return torch.from_numpy(drawn[first : first + batch]).to(video.device)
+        return torch.from_numpy(drawn[:, first : first + batch])
 
     def _draw_budget(self, step: int) -> tuple[int, int] | None:
         """How many TIV and TV tokens are decoded in this step, None for all."""
