@@ -5,6 +5,7 @@ import typer
 from benchmarks.studies.ablations import ablations
 from benchmarks.studies.coded import coded
 from benchmarks.studies.factorisation import factorisation
+from benchmarks.studies.linear_codes import linear_codes
 from benchmarks.studies.memory import memory
 from benchmarks.studies.random_access import random_access
 from benchmarks.studies.synthetic_motion import synthetic_motion
@@ -17,6 +18,7 @@ app.command("memory")(memory)
 app.command("random-access")(random_access)
 app.command("ablations")(ablations)
 app.command("factorisation")(factorisation)
+app.command("linear-codes")(linear_codes)
 app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
 app.command("throughput")(throughput)
