@@ -88,9 +88,10 @@ def measure(model: TivTok, calibration: Calibration, clip: Tensor) -> dict[str, 
     for kind, (stored, _) in kinds.items():
         again = Tokens.from_stored(stored, {name: getattr(tokens, name) for name in _SCALARS})
         rows[kind] = {"tokens": [len(stored[PACKED]), _psnr(video_to_frames(model.decode(again)[0]), clip)]}
-    for row in rows.values():
-        for codec in VIDEO_CODECS:
-            row[codec] = best_within(codec, clip, row["tokens"][0])
+    for codec in VIDEO_CODECS:
+        known: dict[int, list[float]] = {}
+        for row in rows.values():
+            row[codec] = best_within(codec, clip, row["tokens"][0], known)
     return rows
 
 
@@ -103,14 +104,23 @@ def with_step(calibration: Calibration, times: float) -> Calibration:
     return Calibration(Codecs(tiv, tv), calibration.model_id)
 
 
-def best_within(codec: str, clip: Tensor, limit: int) -> list[float] | None:
-    """[bytes, dB] of the finest quantiser that takes at most ``limit`` bytes; None where the coarsest takes more."""
+def best_within(
+    codec: str, clip: Tensor, limit: int, known: dict[int, list[float]] | None = None
+) -> list[float] | None:
+    """[bytes, dB] of the finest quantiser that takes at most ``limit`` bytes; None where the coarsest takes more.
+
+    Args:
+        known: [bytes, dB] of this clip by quantiser, as far as they are known; grows.
+    """
+    known = {} if known is None else known
     low, high, best = 0, VIDEO_CODECS[codec][1] + 1, None
     while low < high:
         middle = (low + high) // 2
-        packets, size = encode(codec, clip, middle)
-        if size <= limit:
-            best, high = [size, _psnr(torch.from_numpy(np.stack(list(decode(packets)))), clip)], middle
+        if middle not in known:
+            packets, size = encode(codec, clip, middle)
+            known[middle] = [size, _psnr(torch.from_numpy(np.stack(list(decode(packets)))), clip)]
+        if known[middle][0] <= limit:
+            best, high = known[middle], middle
         else:
             low = middle + 1
     return best
