@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tivtok.tokenizer import TivTok
-from tivtok.tokens import Tokens, TokensError
+from tivtok.tokens import Counts, Tokens, TokensError
 
 
 @torch.no_grad()
@@ -22,12 +22,12 @@ def grey_tokens(model: TivTok, height: int, width: int) -> Tokens:
 
 def tiv_only(tokens: Tokens, grey: Tokens) -> Tokens:
     """Replace the TV tokens of every frame group by those of grey, to see what the TIV tokens hold."""
-    return replace(tokens, tv=grey.tv.mean(dim=1, keepdim=True).expand_as(tokens.tv))
+    return replace(tokens, tv=grey.tv.mean(dim=1, keepdim=True)[:, :, : tokens.tv.shape[2]].expand_as(tokens.tv))
 
 
 def tv_only(tokens: Tokens, grey: Tokens) -> Tokens:
     """Replace every TIV set by that of grey, to see what the TV tokens hold."""
-    return replace(tokens, tiv=grey.tiv.expand_as(tokens.tiv))
+    return replace(tokens, tiv=grey.tiv[:, :, : tokens.tiv.shape[2]].expand_as(tokens.tiv))
 
 
 def swap(tiv_from: Tokens, tv_from: Tokens) -> Tokens:
@@ -50,8 +50,12 @@ def swap(tiv_from: Tokens, tv_from: Tokens) -> Tokens:
         )
     groups = torch.arange(tv_from.tv.shape[1])
     stretched = groups * tiv_from.tv.shape[1] // tv_from.tv.shape[1]
+    counts = None
+    if tiv_from.counts is not None or tv_from.counts is not None:
+        counts = Counts(tuple(map(int, tiv_from.there()[0].sum(1))), tuple(map(int, tv_from.there()[1].sum(1))))
     return replace(
         tv_from,
         tiv=tiv_from.tiv.to(tv_from.tv),
+        counts=counts,
         tiv_index=tiv_from.sets_of(stretched).to(tv_from.tiv_index.device),
     )

@@ -18,9 +18,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from tivtok.budgets import EVERYTHING, Budget, Fitted
 from tivtok.chunks.sharing import TivSets
 from tivtok.loading import load_model
-from tivtok.streaming import Stream, decode_stream, encode_stream, encode_streams
+from tivtok.streaming import Stream, decode_stream, encode_streams, encode_within
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.tokens.rows import empty_row, from_row, to_row
@@ -81,9 +82,11 @@ class Encoder(_WithModel):
         threads: of each video's decoder.
         at_once: chunks that go through the model together, of one video or of several, where they have one shape; more
             need more memory, and change tokens by rounding.
+        budget: how many tokens to keep, of a model whose tokens are nested.
 
     Raises:
-        ValueError: ``at_once`` is below 1, or above it with ``refine``, which takes one video at a time.
+        ValueError: ``at_once`` is below 1, or above it with ``refine`` or ``budget.psnr``, which take one video at a
+            time.
     """
 
     frame_size: str = "native"
@@ -93,10 +96,15 @@ class Encoder(_WithModel):
     strict: bool = False
     threads: int = 1
     at_once: int = 1
+    budget: Budget = EVERYTHING
 
     def __post_init__(self) -> None:
-        if self.at_once < 1 or (self.refine and self.at_once > 1):
-            raise ValueError(f"at_once must be at least 1, and 1 with refine, got {self.at_once}")
+        if self.at_once < 1 or (self._one_by_one and self.at_once > 1):
+            raise ValueError(f"at_once must be at least 1, and 1 with refine or budget.psnr, got {self.at_once}")
+
+    @property
+    def _one_by_one(self) -> bool:
+        return bool(self.refine) or self.budget.psnr is not None
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """
@@ -121,18 +129,21 @@ class Encoder(_WithModel):
                     sources.append(source)
                     yield source
 
-        results: Iterator[Tokens | Exception]
-        if self.refine:
-            results = (source if isinstance(source, Exception) else self._refined(source) for source in opened())
+        self.budget.check(model.config, self.refine)
+        results: Iterator[Tokens | Fitted | Exception]
+        if self._one_by_one:
+            results = (source if isinstance(source, Exception) else self._alone(source) for source in opened())
         else:
             streams = (s if isinstance(s, Exception) else Stream(s.chunks(), s.fps) for s in opened())
-            results = encode_streams(model, streams, self.at_once, self.tiv_sets)
+            results = encode_streams(model, streams, self.at_once, self.tiv_sets, self.budget)
         for result in results:
             source = sources.popleft()
             if isinstance(result, Exception):
                 yield Encoded(None, str(result))
-            else:
-                yield Encoded(result, warning=source.damage() if source else "")
+                continue
+            tokens, missed = result if isinstance(result, Fitted) else (result, 0)
+            warnings = [source.damage() if source else "", self.budget.says(missed, source.path if source else None)]
+            yield Encoded(tokens, warning="; ".join(filter(None, warnings)))
 
     def _source(self, ref: VideoRef) -> Source:
         config = self.tokenizer.config
@@ -140,9 +151,9 @@ class Encoder(_WithModel):
             ref, config.chunk_frames, self.frame_size, config.native_size, strict=self.strict, threads=self.threads
         )
 
-    def _refined(self, source: Source) -> Tokens | Exception:
+    def _alone(self, source: Source) -> Fitted | Exception:
         try:
-            return encode_stream(self.tokenizer, source.chunks(), self.tiv_sets, source.fps, self.refine)
+            return encode_within(self.tokenizer, source.chunks(), self.budget, self.tiv_sets, source.fps, self.refine)
         except (ValueError, OSError) as error:
             return error
 

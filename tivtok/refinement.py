@@ -44,10 +44,12 @@ def refine(
         tokens on the device of ``tokens``, in float32 (or float64, where they are).
 
     Raises:
-        ValueError: as in `check_refinable`.
+        ValueError: as in `check_refinable`, or ``tokens`` has counts.
         TokensError: another model made the tokens.
     """
     check_refinable(model.config, steps)
+    if tokens.counts is not None:
+        raise ValueError("tokens whose numbers differ cannot be refined: refine them before they are chosen")
     model.check_ours(tokens)
     per_group = model.config.frames_per_group
     with torch.inference_mode(False), torch.enable_grad():

@@ -6,6 +6,7 @@ import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tivtok.budgets import EVERYTHING, Budget, Fitted, fit
 from tivtok.chunks.sharing import TivSets
 from tivtok.model.config import TivTokConfig
 from tivtok.refinement import OnStep, check_refinable
@@ -61,10 +63,23 @@ def encode_stream(
     Returns:
         float32 Tokens mapped from a temporary file, which goes when they do, so that they take no memory.
     """
+    return encode_within(model, chunks, EVERYTHING, tiv_sets, fps, refine, on_step).tokens
+
+
+def encode_within(
+    model: TivTok,
+    chunks: Iterable[Tensor],
+    budget: Budget,
+    tiv_sets: TivSets = 1,
+    fps: float | None = None,
+    refine: int = 0,
+    on_step: OnStep = lambda done, total: None,
+) -> Fitted:
+    """`encode_stream` within a budget: its tokens, and how many frame groups stay below ``budget.psnr``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stream.tivtok"
-        encode_to_file(model, chunks, path, tiv_sets, fps, "float32", refine, on_step)
-        return Tokens.open(path)
+        missed = encode_to_file(model, chunks, path, tiv_sets, fps, "float32", refine, on_step, budget=budget)
+        return Fitted(Tokens.open(path), missed)
 
 
 @torch.no_grad()
@@ -78,10 +93,12 @@ def encode_to_file(
     refine: int = 0,
     on_step: OnStep = lambda done, total: None,
     calibration: Calibration | None = None,
-) -> None:
+    budget: Budget = EVERYTHING,
+) -> int:
     """Encode a video chunk by chunk, appending to a token file as it goes (see `TokenWriter`).
 
-    Refining reads the frames many times, so they are kept in an unnamed file in the same folder until it is done.
+    Refining, and choosing tokens for a quality, reads the frames many times, so they are kept in an unnamed file in the
+    same folder until it is done.
 
     Args:
         chunks: uint8 (f, H, W, 3) on the CPU, each of ``model.config.chunk_frames`` frames, the last may be shorter.
@@ -91,27 +108,43 @@ def encode_to_file(
         dtype: as in ``Tokens.save``.
         calibration: as in ``Tokens.save``.
         on_step: as in `tivtok.refinement.refine`.
+        budget: how many tokens to keep.
+
+    Returns:
+        how many frame groups stay below ``budget.psnr`` with all of their tokens; 0 where it says none.
 
     Raises:
         ValueError: there are no chunks, a chunk before the last is shorter or longer, ``tiv_sets`` does not fit, or the
-            model's tokens cannot be refined.
+            model's tokens cannot be refined or chosen so.
         OSError, TokensError: the file cannot be written, or not with these tokens.
     """
+    budget.check(model.config, refine)
     if refine:
         check_refinable(model.config, refine)
+    if refine or budget.psnr is not None:
         with tempfile.TemporaryFile(dir=Path(path).parent) as shelf:
-            tokens = encode_stream(model, _kept(chunks, shelf), tiv_sets, fps)
+            numbers = replace(budget, psnr=None)
+            tokens, missed = encode_within(model, _kept(chunks, shelf), numbers, tiv_sets, fps)
             shape = (tokens.num_frames, tokens.height, tokens.width, 3)
-            frames = torch.from_numpy(np.memmap(shelf, np.uint8, "c", shape=shape))
-            improve(model, tokens, frames.permute(3, 0, 1, 2)[None], refine, on_step).save(path, dtype, calibration)
-        return
+            frames = torch.from_numpy(np.memmap(shelf, np.uint8, "c", shape=shape)).permute(3, 0, 1, 2)[None]
+            if budget.psnr is not None:
+                tokens, missed = fit(model, tokens, frames, budget.psnr)
+            if refine:
+                tokens = improve(model, tokens, frames, refine, on_step)
+            tokens.save(path, dtype, calibration)
+        return missed
     with TokenWriter.create(path, dtype, calibration, model.model_id, model.config.levels) as out:
-        model.encode_into(out, _videos(model, chunks), tiv_sets, fps)
+        model.encode_into(out, _videos(model, chunks), tiv_sets, fps, budget=budget)
+    return 0
 
 
 @torch.no_grad()
 def encode_streams(
-    model: TivTok, streams: Iterable[Stream | Exception], at_once: int = 1, tiv_sets: TivSets = 1
+    model: TivTok,
+    streams: Iterable[Stream | Exception],
+    at_once: int = 1,
+    tiv_sets: TivSets = 1,
+    budget: Budget = EVERYTHING,
 ) -> Iterator[Tokens | Exception]:
     """The tokens of many videos, in order, float32 on the CPU; chunks of one shape go through the model together.
 
@@ -122,12 +155,13 @@ def encode_streams(
         streams: the videos, and in the place of one that could not be opened the error, which is passed on.
         at_once: chunks in a batch, of one video or of several.
         tiv_sets: as in ``TivTok.encode``.
+        budget: as in ``TivTok.encode_into``.
 
     Returns:
         for each video its tokens, or the ValueError or OSError of reading it, or of fewer chunks than ``tiv_sets``.
     """
     batch: list[_Piece] = []
-    for piece in _pieces(model, streams, tiv_sets):
+    for piece in _pieces(model, streams, tiv_sets, budget):
         batch.append(piece)
         if sum(isinstance(what, Tensor) for _, what in batch) == at_once:
             yield from _encoded(model, batch)
@@ -138,6 +172,8 @@ def encode_streams(
 @torch.no_grad()
 def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = None) -> Iterator[Tensor]:
     """Decode frames to uint8 (f, H, W, 3) on the CPU, in runs that lie within one chunk and use one TIV set.
+
+    Runs also end where the number of TV tokens changes.
 
     Reads and computes only what these frames need of ``tokens`` (mapped from a file by ``Tokens.open``, say): the keys
     and values of a TIV set once, unless `KEPT_SETS` or more others come in between, then each frame group in its run.
@@ -155,7 +191,7 @@ def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = 
 
     @lru_cache(maxsize=KEPT_SETS)
     def prepared(tiv_set: int) -> list[tuple[Tensor, ...]]:
-        tiv = tokens.tiv[:, tiv_set : tiv_set + 1]
+        tiv = tokens.tiv[:, tiv_set : tiv_set + 1][:, :, : tokens.counts.tiv[tiv_set] if tokens.counts else None]
         check_finite("tiv", tiv, f"in set {tiv_set}")
         return model.prepare(tiv)
 
@@ -163,16 +199,19 @@ def decode_stream(model: TivTok, tokens: Tokens, frames: Sequence[int] | None = 
     for tiv_set, run in _runs(model.config, tokens, range(tokens.num_frames) if frames is None else frames):
         groups, where = (run // per_group).unique(return_inverse=True)
         tv = tokens.tv[:, groups.to(tokens.tv.device)]
+        tv = tv[:, :, : tokens.counts.tv[int(groups[0])] if tokens.counts else None]
         check_finite("tv", tv, f"in frame groups {groups[0]} to {groups[-1]}")
         video = model.decode_groups(prepared(tiv_set), tv, [len(groups)], tokens.height, tokens.width)[0]
         yield video_to_frames(video[:, (where * per_group + run % per_group).to(video.device)]).cpu()
 
 
-def _pieces(model: TivTok, streams: Iterable[Stream | Exception], tiv_sets: TivSets) -> Iterator[_Piece]:
+def _pieces(
+    model: TivTok, streams: Iterable[Stream | Exception], tiv_sets: TivSets, budget: Budget
+) -> Iterator[_Piece]:
     """The chunks of all videos, each with the encoding it belongs to, and after those of a video None or its error."""
     for stream in streams:
         opened = stream if isinstance(stream, Stream) else Stream(())
-        encoding = Encoding(model, TokenCollector(), tiv_sets, opened.fps)
+        encoding = Encoding(model, TokenCollector(), tiv_sets, opened.fps, budget)
         end = stream if isinstance(stream, Exception) else None
         try:
             if end is None:
@@ -228,16 +267,17 @@ def _checked(chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:
 
 
 def _runs(config: TivTokConfig, tokens: Tokens, frames: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-    """(TIV set, frame numbers): consecutive entries of ``frames`` of one chunk and one set, at most a chunk of them."""
+    """(TIV set, frame numbers): consecutive entries of ``frames`` of one chunk, one set and one number of TV tokens, at
+    most a chunk of them."""
     chunk_ends = None if tokens.chunk_frames is None else list(accumulate(tokens.chunk_frames))
     run: list[int] = []
-    last = (-1, -1)
+    last = (-1, -1, -1)
     for frame in frames:
         if not 0 <= frame < tokens.num_frames:
             raise IndexError(f"frames must be within 0..{tokens.num_frames - 1}, got {frame}")
         group = torch.tensor([frame // config.frames_per_group])
         chunk = frame // config.chunk_frames if chunk_ends is None else bisect_right(chunk_ends, frame)
-        here = (int(tokens.sets_of(group)), chunk)
+        here = (int(tokens.sets_of(group)), chunk, tokens.counts.tv[int(group)] if tokens.counts else 0)
         if run and (here != last or len(run) == config.chunk_frames):
             yield last[0], torch.tensor(run)
             run = []

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tivtok.budgets import EVERYTHING, Budget, check_number, fit
 from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.chunks.cuts import end_at_cuts
 from tivtok.chunks.sharing import Follow, Sharing, TivSets, mean_tiv
@@ -24,7 +25,7 @@ from tivtok.model.patchify import pad_to_patches, patch_grid, unpatchify
 from tivtok.model.quantizer import FSQ, SoftVQ
 from tivtok.refinement import check_refinable
 from tivtok.refinement import refine as improve
-from tivtok.tokens import TokenCollector, Tokens, TokensError
+from tivtok.tokens import Counts, TokenCollector, Tokens, TokensError
 from tivtok.video.frames import to_float
 
 # Videos are in [-1, 1], plus a little that resizing adds. Values beyond this have another scale (0..255, say).
@@ -140,6 +141,7 @@ class TivTok(nn.Module):
         refine: int = 0,
         num_tiv: int | None = None,
         num_tv: int | None = None,
+        psnr: float | None = None,
     ) -> Tokens:
         """Tokenise a video (paper Sec. 3.5, Alg. 1).
 
@@ -152,6 +154,8 @@ class TivTok(nn.Module):
             refine: how many steps to improve the tokens by, through the decoder (`tivtok.refinement.refine`).
             num_tiv: of a model with nested tokens, how many to keep of each TIV set; all by default.
             num_tv: how many TV tokens to keep of each frame group, likewise.
+            psnr: of a model with nested tokens: in dB, to keep as few tokens of each TIV set and of each frame group as
+                give every frame group so much (`tivtok.budgets.fit`), of several videos each; costs many decodings.
 
         Returns:
             tokens in the dtype of the weights; refined ones in float32, or float64 if the weights are. They can be
@@ -161,15 +165,18 @@ class TivTok(nn.Module):
             TypeError: ``video`` is no tensor, or of another dtype.
             ValueError: ``video`` has another shape or is on another device than the weights, has values that are not
                 finite or beyond +-`LARGEST_VALUE`, there are fewer chunks than ``tiv_sets``, or the model's tokens
-                cannot be refined.
+                cannot be refined or chosen so.
         """
         _check_video(video)
         _check_values(video, self._like.device)
+        budget = Budget(num_tiv, num_tv, psnr)
+        budget.check(self.config, refine)
         if refine:
             check_refinable(self.config, refine)
         chunks = video.split(self.config.chunk_frames, dim=2)
-        tokens = self.encode_into(TokenCollector(), chunks, tiv_sets, fps, at_once=None)
-        tokens = self.cut(tokens, num_tiv, num_tv)
+        tokens = self.encode_into(TokenCollector(), chunks, tiv_sets, fps, at_once=None, budget=budget)
+        if psnr is not None:
+            tokens = fit(self, tokens, video, psnr).tokens
         return improve(self, tokens, video, refine) if refine else tokens
 
     def cut(self, tokens: Tokens, num_tiv: int | None = None, num_tv: int | None = None) -> Tokens:
@@ -181,11 +188,13 @@ class TivTok(nn.Module):
         """
         self.check_ours(tokens)
         for name, wanted, there in (("num_tiv", num_tiv, tokens.tiv.shape[2]), ("num_tv", num_tv, tokens.tv.shape[2])):
-            if wanted is not None and not self.config.nested:
-                raise ValueError(f"{name} is for models with nested tokens: model {self.config.name} needs all of them")
-            if wanted is not None and not 1 <= wanted <= there:
-                raise ValueError(f"{name} must be between 1 and {there}, got {wanted}")
-        return replace(tokens, tiv=tokens.tiv[:, :, :num_tiv], tv=tokens.tv[:, :, :num_tv])
+            if wanted is not None:
+                check_number(name, wanted, there, self.config)
+        tiv, tv, counts = tokens.tiv[:, :, :num_tiv], tokens.tv[:, :, :num_tv], tokens.counts
+        if counts is not None:
+            most = (tiv.shape[2], tv.shape[2])
+            counts = Counts(*(tuple(min(n, m) for n in numbers) for numbers, m in zip(counts, most, strict=True)))
+        return replace(tokens, tiv=tiv, tv=tv, counts=counts)
 
     def encode_into(
         self,
@@ -194,6 +203,7 @@ class TivTok(nn.Module):
         tiv_sets: TivSets = 1,
         fps: float | None = None,
         at_once: int | None = 1,
+        budget: Budget = EVERYTHING,
     ) -> Result:
         """Tokenise a video that comes in chunks (paper Sec. 3.5, Alg. 1).
 
@@ -204,6 +214,7 @@ class TivTok(nn.Module):
             tiv_sets: as in `encode`.
             fps: as in `encode`.
             at_once: how many chunks go through the encoder together, to bound memory; None for all of them.
+            budget: its numbers of tokens are kept; what it says of quality is not heeded here.
 
         Returns:
             what ``sink.close`` returns.
@@ -211,7 +222,7 @@ class TivTok(nn.Module):
         Raises:
             ValueError: there are fewer chunks than ``tiv_sets``.
         """
-        encoding = Encoding(self, sink, tiv_sets, fps)
+        encoding = Encoding(self, sink, tiv_sets, fps, budget)
         for batch in _batched(encoding.cut(chunks), at_once):
             for chunk, (tiv, tv) in zip(batch, self.encode_batch(batch), strict=True):
                 encoding.add(chunk, tiv, tv)
@@ -283,15 +294,21 @@ class TivTok(nn.Module):
         if not len(wanted):
             return tokens.tv.new_empty(tokens.tv.shape[0], 3, 0, tokens.height, tokens.width)
         groups, where = (wanted // per_group).unique(return_inverse=True)
+        budgets, budget_of_group = tokens.counts_of(groups).unique(dim=0, return_inverse=True)
+        alike = [(budget_of_group == number).nonzero().squeeze(1) for number in range(len(budgets))]
+        parts = [self._decode_alike(tokens, groups[at], *budgets[n].tolist()) for n, at in enumerate(alike)]
+        video = torch.cat(parts, dim=2)
+        place_of_group = torch.cat(alike).argsort()
+        return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
 
+    def _decode_alike(self, tokens: Tokens, groups: Tensor, num_tiv: int, num_tv: int) -> Tensor:
+        """The frames of ``groups`` (n,), which have as many tokens each: (B, 3, n * frames per group, H, W)."""
         sets, set_of_group = tokens.sets_of(groups).unique(return_inverse=True)
         order = set_of_group.argsort(stable=True)
-        prepared = self.prepare(tokens.tiv[:, sets.to(tokens.tiv.device)])
-        tv = tokens.tv[:, groups[order].to(tokens.tv.device)]
+        prepared = self.prepare(tokens.tiv[:, sets.to(tokens.tiv.device)][:, :, :num_tiv])
+        tv = tokens.tv[:, groups[order].to(tokens.tv.device)][:, :, :num_tv]
         video = self.decode_groups(prepared, tv, set_of_group.bincount().tolist(), tokens.height, tokens.width)
-
-        place_of_group = order.argsort()
-        return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
+        return video.unflatten(2, (len(groups), -1))[:, :, order.argsort().to(video.device)].flatten(2, 3)
 
     def prepare(self, tiv: Tensor) -> Prepared:
         """Compute what `decode_groups` needs of the TIV sets (B, S, N_TIV, D), once for any number of calls."""
@@ -323,6 +340,8 @@ class TivTok(nn.Module):
         config = self.config
         ours = (config.num_tiv, config.num_tv, config.latent_dim, config.num_groups(tokens.num_frames))
         theirs = (tokens.tiv.shape[2], tokens.tv.shape[2], tokens.tiv.shape[3], tokens.tv.shape[1])
+        if tokens.counts is not None and not config.nested:
+            raise TokensError(f"the tokens have numbers of their own, and model {config.name} needs all of them")
         if config.nested and 0 not in theirs:
             ours = (min(ours[0], theirs[0]), min(ours[1], theirs[1]), *ours[2:])
         if theirs != ours:
@@ -349,10 +368,18 @@ class Encoding(Generic[Result]):
         model: what encodes the chunks.
         sink: takes the tokens of each chunk, and in the end which chunks share a TIV set.
         tiv_sets, fps: as in `TivTok.encode`.
+        budget: as in `TivTok.encode_into`.
     """
 
-    def __init__(self, model: TivTok, sink: Sink[Result], tiv_sets: TivSets = 1, fps: float | None = None) -> None:
-        self._model, self._sink, self._tiv_sets, self._fps = model, sink, tiv_sets, fps
+    def __init__(
+        self,
+        model: TivTok,
+        sink: Sink[Result],
+        tiv_sets: TivSets = 1,
+        fps: float | None = None,
+        budget: Budget = EVERYTHING,
+    ) -> None:
+        self._model, self._sink, self._tiv_sets, self._fps, self._budget = model, sink, tiv_sets, fps, budget
         self._sharing = Sharing(tiv_sets)
         self._lengths: list[int] = []
         self._size: tuple[int, ...] = (0, 0)
@@ -365,7 +392,7 @@ class Encoding(Generic[Result]):
     def add(self, chunk: Tensor, tiv: Tensor, tv: Tensor) -> None:
         """Take the next chunk (B, 3, f, H, W) and its tokens (B, N_TIV, D) and (B, T, N_TV, D)."""
         self._sharing.add(tiv, tv.shape[1] / self._model.config.groups_per_chunk)
-        self._sink.add(tiv, tv)
+        self._sink.add(tiv[:, : self._budget.num_tiv], tv[:, :, : self._budget.num_tv])
         self._lengths.append(chunk.shape[2])
         self._size = chunk.shape[3:]
 

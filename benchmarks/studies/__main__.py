@@ -11,6 +11,7 @@ from benchmarks.studies.random_access import random_access
 from benchmarks.studies.synthetic_motion import synthetic_motion
 from benchmarks.studies.throughput import throughput
 from benchmarks.studies.tiv_sets import tiv_sets
+from benchmarks.studies.token_budget import token_budget
 
 app = typer.Typer(help="Measurements behind decisions.", add_completion=False, pretty_exceptions_enable=False)
 app.command("tiv-sets")(tiv_sets)
@@ -22,6 +23,7 @@ app.command("linear-codes")(linear_codes)
 app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
 app.command("throughput")(throughput)
+app.command("token-budget")(token_budget)
 
 
 @app.callback()

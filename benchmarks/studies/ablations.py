@@ -140,7 +140,7 @@ def _optimizers(model: TivTok, budget: Budget) -> tuple[list[Optimizer], list[La
     config = TrainConfig(
         output=Path(),
         data=Path(),
-        model=model.config,
+        model=model.config.replace(nested=False),  # whose own steps draw their budgets
         steps=budget.steps,
         optimizer="muon",
         learning_rate=budget.learning_rate,

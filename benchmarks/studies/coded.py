@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ out = Console(highlight=False, markup=False)
 def coded(
     data: Annotated[Path, typer.Option(help="A folder of clips that neither training nor calibration has seen.")],
     model: Annotated[str, typer.Option(help="A checkpoint that `tivtok calibrate` was run on.")] = "tiny",
+    only: Annotated[list[str] | None, typer.Option(help="Name patterns of the clips; all by default.")] = None,
     frames: Annotated[int, typer.Option(help="Of each clip, from its start; shorter clips are taken whole.")] = 64,
     results: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path("docs/results"),
     note: Annotated[str, typer.Option(help="Kept with the numbers: what the clips are.")] = "",
@@ -57,10 +59,14 @@ def coded(
         "frames": frames,
         "data": note,
         "clips": fingerprint(data),
+        "only": only,
         "protocol": PROTOCOL,
     }
     record = Record.open(results / "coded.json.gz", settings)
-    for path in find_videos(data):
+    chosen = [path for path in find_videos(data) if any(fnmatch(path.name, pattern) for pattern in only or ["*"])]
+    if not chosen:
+        raise ValueError(f"there are no clips in {data} by the names {only or ['*']}")
+    for path in chosen:
         if path.stem not in record.measured:
             reader = VideoReader(path, allow_truncated=True)
             clip = fit(next(iter(reader.chunks(frames))), *tokenizer.config.native_size)
@@ -68,7 +74,8 @@ def coded(
             out.print(f"measured {path.stem}")
     with replacing(beside(record.path, ".md")) as temporary:
         temporary.write_text(report(record.settings, record.measured))
-    out.print(f"wrote {record.path} and .md", soft_wrap=True)
+    plot(record.settings, record.measured, beside(record.path, ".png"))
+    out.print(f"wrote {record.path}, .md and .png", soft_wrap=True)
 
 
 def measure(model: TivTok, calibration: Calibration, clip: Tensor) -> dict[str, Any]:
@@ -81,9 +88,10 @@ def measure(model: TivTok, calibration: Calibration, clip: Tensor) -> dict[str, 
     for kind, (stored, _) in kinds.items():
         again = Tokens.from_stored(stored, {name: getattr(tokens, name) for name in _SCALARS})
         rows[kind] = {"tokens": [len(stored[PACKED]), _psnr(video_to_frames(model.decode(again)[0]), clip)]}
-    for row in rows.values():
-        for codec in VIDEO_CODECS:
-            row[codec] = best_within(codec, clip, row["tokens"][0])
+    for codec in VIDEO_CODECS:
+        known: dict[int, list[float]] = {}
+        for row in rows.values():
+            row[codec] = best_within(codec, clip, row["tokens"][0], known)
     return rows
 
 
@@ -96,14 +104,23 @@ def with_step(calibration: Calibration, times: float) -> Calibration:
     return Calibration(Codecs(tiv, tv), calibration.model_id)
 
 
-def best_within(codec: str, clip: Tensor, limit: int) -> list[float] | None:
-    """[bytes, dB] of the finest quantiser that takes at most ``limit`` bytes; None where the coarsest takes more."""
+def best_within(
+    codec: str, clip: Tensor, limit: int, known: dict[int, list[float]] | None = None
+) -> list[float] | None:
+    """[bytes, dB] of the finest quantiser that takes at most ``limit`` bytes; None where the coarsest takes more.
+
+    Args:
+        known: [bytes, dB] of this clip by quantiser, as far as they are known; grows.
+    """
+    known = {} if known is None else known
     low, high, best = 0, VIDEO_CODECS[codec][1] + 1, None
     while low < high:
         middle = (low + high) // 2
-        packets, size = encode(codec, clip, middle)
-        if size <= limit:
-            best, high = [size, _psnr(torch.from_numpy(np.stack(list(decode(packets)))), clip)], middle
+        if middle not in known:
+            packets, size = encode(codec, clip, middle)
+            known[middle] = [size, _psnr(torch.from_numpy(np.stack(list(decode(packets)))), clip)]
+        if known[middle][0] <= limit:
+            best, high = known[middle], middle
         else:
             low = middle + 1
     return best
@@ -149,6 +166,8 @@ def report(settings: dict[str, Any], measured: dict[str, Any]) -> str:
         "packed tokens and of the packets, neither with its container. A codec has the finest quantiser that takes no "
         "more bytes, in each clip; clips that its coarsest cannot make so small are left out of its column.",
         "",
+        "![PSNR against bytes](coded.png)",
+        "",
         f"| tokens | bytes a clip | PSNR | {' | '.join(f'{NAMES[c]}: tokens, codec, clips' for c in VIDEO_CODECS)} |",
         "|---|---|---|" + "---|" * len(VIDEO_CODECS),
     ]
@@ -167,6 +186,37 @@ def _against(pairs: list[tuple[list[float], list[float] | None]]) -> str:
         return "none so small"
     ours, theirs = np.mean(both, axis=0)
     return f"{ours:.2f}, {theirs:.2f}, {len(both)}"
+
+
+def plot(settings: dict[str, Any], measured: dict[str, Any], path: Path) -> None:
+    """PSNR against bytes, means over all clips."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    kinds = list(next(iter(measured.values())))
+    packed = [kind for kind in kinds if kind not in ("float16", "int8")]
+    axis.plot(*_curve(measured, packed, "tokens"), "o-", label="coded tokens")
+    for kind, marker in (("int8", "s"), ("float16", "^")):
+        axis.plot(*_curve(measured, [kind], "tokens"), marker, label=f"{kind} tokens")
+    for codec in VIDEO_CODECS:
+        axis.plot(*_curve(measured, kinds, codec), ".--", label=NAMES[codec])
+    axis.set(xscale="log", xlabel="bytes a clip, without containers (mean)", ylabel="PSNR in dB (mean)")
+    axis.set_title(f"Quality against bytes, {settings['model']}", fontsize=10)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+
+
+def _curve(measured: dict[str, Any], kinds: list[str], of: str) -> tuple[list[float], list[float]]:
+    """Bytes and dB by kind of tokens, ascending; kinds that not all clips could be made as small as are left out."""
+    rows = [[clip[kind][of] for clip in measured.values()] for kind in kinds]
+    points = sorted(np.mean(row, axis=0).tolist() for row in rows if None not in row)
+    return [size for size, _ in points], [quality for _, quality in points]
 
 
 def _with_step(codec: Codec, times: float) -> Coded:

@@ -35,9 +35,10 @@ class Trial:
     """A model and how it is trained; every step has as many chunks.
 
     Attributes:
-        num_tiv, num_tv, encoder_time, latent_positions: of `TivTokConfig`.
+        num_tiv, num_tv, encoder_time, latent_positions, quantizer, fsq_levels: of `TivTokConfig`.
         chunks: of a clip, drawn for each step.
         siblings: the share of steps in which a chunk is decoded through another one's TIV set instead of the mean.
+        nested: the share of steps that decode only the first tokens, any numbers of them; above 0 they are nested.
     """
 
     num_tiv: int = 24
@@ -46,10 +47,14 @@ class Trial:
     latent_positions: str = "grid"
     chunks: tuple[int, ...] = (2,)
     siblings: float = 0.0
+    nested: float = 0.0
+    quantizer: str = "none"
+    fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
 
     def build(self) -> TivTok:
-        names = ("num_tiv", "num_tv", "encoder_time", "latent_positions")
-        return TivTok(FULL.replace(name="motion", **{name: getattr(self, name) for name in names}))
+        names = ("num_tiv", "num_tv", "encoder_time", "latent_positions", "quantizer", "fsq_levels")
+        changes = {name: getattr(self, name) for name in names}
+        return TivTok(FULL.replace(name="motion", nested=self.nested > 0, **changes))
 
 
 # 40 tokens for 16 frames each.
@@ -118,8 +123,11 @@ def train(trial: Trial, steps: int, batch: int, seed: int) -> TivTok:
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         chunks, siblings = int(rng.choice(trial.chunks)), rng.random() < trial.siblings
+        budget = None
+        if trial.nested and rng.random() < trial.nested:
+            budget = int(rng.integers(1, trial.num_tiv + 1)), int(rng.integers(1, trial.num_tv + 1))
         video = moving_discs(rng, batch // chunks, chunks * FULL.chunk_frames)
-        F.mse_loss(model(video, siblings), video).backward()
+        F.mse_loss(model(video, siblings, budget=budget), video).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -65,17 +66,41 @@ class Rows:
         return SifLayout.uniform(batch, self.seeing_all, *self.frames)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How noise becomes tokens.
+
+    Attributes:
+        steps: of Euler's method.
+        guidance: what the velocity's difference from that without a class is multiplied by (arXiv 2207.12598); 1: no
+            guidance, and half the work.
+        guidance_from: the level, from 0, noise, to 1, tokens, that guidance begins at (arXiv 2404.07724).
+        shift: above 1 more of the steps are near noise, as in arXiv 2403.03206; 1: all are as long.
+    """
+
+    steps: int = 50
+    guidance: float = 1.0
+    guidance_from: float = 0.0
+    shift: float = 1.0
+
+    def levels(self) -> Tensor:
+        """(steps + 1,), from 0 to 1."""
+        noise = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        return (1 - self.shift * noise / (1 + (self.shift - 1) * noise)).float()
+
+
 class Flow(nn.Module):
     """Predicts the velocity from noise to tokens, as DiT does (arXiv 2212.09748): class and noise level scale the rows.
 
     Args:
         tokenizer: the sizes of the tokens.
-        classes: how many there are.
+        classes: how many there are; where one is -1 in `forward`, there is none.
         width, layers, heads: of the transformer.
     """
 
     def __init__(self, tokenizer: TivTokConfig, classes: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
+        self.unlabelled = nn.Parameter(torch.zeros(width))
         self.width = width
         self.embed = nn.Linear(tokenizer.latent_dim, width)
         self.slot = nn.Embedding(tokenizer.num_tiv + tokenizer.num_tv, width)
@@ -93,13 +118,14 @@ class Flow(nn.Module):
 
         Args:
             level: (B,) from 0, noise, to 1, tokens. Known rows have 1.
-            labels: (B,) classes.
+            labels: (B,) classes, -1 for none.
         """
         batch, layout = len(x), rows.layout(len(x))
-        is_drawn = (torch.arange(len(rows.slot)) >= rows.known).long()
+        is_drawn = (torch.arange(len(rows.slot), device=x.device) >= rows.known).long()
         levels = torch.stack([torch.ones_like(level), level], dim=1)  # of known and of drawn rows
-        condition = F.silu(self.level(waves(1000 * levels, self.width)) + self.label(labels)[:, None])
-        x = self.embed(x) + self.slot(rows.slot) + waves(rows.group.float(), self.width)
+        of_class = torch.where(labels[:, None] < 0, self.unlabelled, self.label(labels.clamp_min(0)))
+        condition = F.silu(self.level(waves(1000 * levels, self.width)) + of_class[:, None])
+        x = self.embed(x) + self.slot(rows.slot.to(x.device)) + waves(rows.group.to(x), self.width)
         for block in self.blocks:
             x = block(x, block.modulate(condition)[:, is_drawn], layout)
         scale, shift = self.modulate(condition)[:, is_drawn].chunk(2, dim=-1)
@@ -131,14 +157,23 @@ def normed(x: Tensor) -> Tensor:
 
 def waves(x: Tensor, width: int) -> Tensor:
     """Sines and cosines of ``x`` (...), periods from 6 to 60,000: (..., width)."""
-    angles = x[..., None] * torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2))
+    angles = x[..., None] * torch.exp(-math.log(10_000) * torch.arange(width // 2, device=x.device) / (width // 2))
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def flow_loss(flow: Flow, tokens: Tensor, labels: Tensor, rows: Rows, generator: torch.Generator) -> Tensor:
-    """Squared error of the velocity, on the straight way from noise to ``tokens`` (B, N, D)."""
-    noise = torch.randn(tokens.shape, generator=generator)
-    level = torch.rand(len(tokens), generator=generator)
+def flow_loss(
+    flow: Flow, tokens: Tensor, labels: Tensor, rows: Rows, generator: torch.Generator, dropout: float = 0.0
+) -> Tensor:
+    """Squared error of the velocity, on the straight way from noise to ``tokens`` (B, N, D).
+
+    Args:
+        dropout: the share of the labels that are left out, so that the model can do without.
+    """
+    noise = torch.randn(tokens.shape, generator=generator, device="cpu").to(tokens)
+    level = torch.rand(len(tokens), generator=generator, device="cpu").to(tokens)
+    if dropout:
+        left_out = torch.rand(len(tokens), generator=generator, device="cpu") < dropout
+        labels = labels.masked_fill(left_out.to(labels.device), -1)
     mixed = torch.lerp(noise, tokens, level[:, None, None])
     mixed = torch.cat([tokens[:, : rows.known], mixed[:, rows.known :]], dim=1)
     error = flow(mixed, level, labels, rows) - (tokens - noise)
@@ -151,32 +186,38 @@ TRIVIAL_LOSS = math.pi / 2
 
 
 @torch.no_grad()
-def draw(flow: Flow, labels: Tensor, rows: Rows, known: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+def draw(flow: Flow, labels: Tensor, rows: Rows, known: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
     """Tokens (B, N, D) of the classes ``labels`` (B,), in Euler steps; ``known`` (B, n, D) are the first of them."""
-    x = torch.randn(len(labels), len(rows.slot) - rows.known, known.shape[2], generator=generator)
-    for step in range(steps):
-        level = torch.full((len(labels),), step / steps)
-        velocity = flow(torch.cat([known, x], dim=1), level, labels, rows)
-        x = x + velocity[:, rows.known :] / steps
+    shape = (len(labels), len(rows.slot) - rows.known, known.shape[2])
+    x = torch.randn(shape, generator=generator, device="cpu").to(known)
+    for level, after in pairwise(how.levels().tolist()):
+        both = torch.cat([known, x], dim=1)
+        levels = both.new_full((len(labels),), level)
+        velocity = flow(both, levels, labels, rows)
+        if how.guidance != 1 and level >= how.guidance_from:
+            without = flow(both, levels, torch.full_like(labels, -1), rows)
+            velocity = without + how.guidance * (velocity - without)
+        x = x + velocity[:, rows.known :] * (after - level)
     return torch.cat([known, x], dim=1)
 
 
 def draw_split(
-    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, steps: int, generator: torch.Generator
+    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, how: Sampling, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """One TIV set (B, 1, N_TIV, D) for each video, then its TV tokens (B, groups, N_TV, D)."""
-    nothing = torch.empty(len(labels), 0, config.latent_dim)
-    tiv = draw(flow, labels, Rows.of_tiv(config), nothing, steps, generator)
-    both = draw(flow, labels, Rows.of_tv(config, groups), tiv, steps, generator)
+    nothing = torch.empty(len(labels), 0, config.latent_dim, device=labels.device)
+    tiv = draw(flow, labels, Rows.of_tiv(config), nothing, how, generator)
+    both = draw(flow, labels, Rows.of_tv(config, groups), tiv, how, generator)
     return tiv[:, None], both[:, config.num_tiv :].unflatten(1, (groups, config.num_tv))
 
 
 def draw_undivided(
-    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, steps: int, generator: torch.Generator
+    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, how: Sampling, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """A TIV set for each chunk (B, chunks, N_TIV, D) and the TV tokens (B, groups, N_TV, D), all in one sequence."""
     rows = Rows.undivided(config, groups)
-    drawn = draw(flow, labels, rows, torch.empty(len(labels), 0, config.latent_dim), steps, generator)
+    nothing = torch.empty(len(labels), 0, config.latent_dim, device=labels.device)
+    drawn = draw(flow, labels, rows, nothing, how, generator)
     is_tiv = rows.slot < config.num_tiv
     return (
         drawn[:, is_tiv].unflatten(1, (-1, config.num_tiv)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.generate.flow import Flow, draw_split, draw_undivided
+from examples.generate.flow import Flow, Sampling, draw_split, draw_undivided
 from examples.generate.settings import Settings
 from examples.generate.shapes import CLASSES, MOTIONS, detect, render
 from tivtok import TivTok, Tokens
@@ -44,7 +44,7 @@ def generated(name: str, flow: Flow, model: TivTok, stats: LatentStats, settings
     def videos(labels: Tensor, frames: int) -> Tensor:
         generator = torch.Generator().manual_seed(settings.seed + 3)
         groups = frames // model.config.frames_per_group
-        drawn = DRAW[name](flow, model.config, labels, groups, settings.euler_steps, generator)
+        drawn = DRAW[name](flow, model.config, labels, groups, settings.sampling, generator)
         return to_video(model, stats, *drawn)
 
     return videos
@@ -88,9 +88,9 @@ def cost(name: str, flow: Flow, settings: Settings, frames: int) -> dict[str, fl
     generator = torch.Generator().manual_seed(0)
     one, dozen = (torch.arange(count) % len(CLASSES) for count in (1, 12))
     with FlopCounterMode(display=False) as counter:
-        DRAW[name](flow, config, one, groups, 1, generator)
+        DRAW[name](flow, config, one, groups, Sampling(1), generator)
     begun = time.process_time()
-    DRAW[name](flow, config, dozen, groups, settings.euler_steps, generator)
+    DRAW[name](flow, config, dozen, groups, settings.sampling, generator)
     return {
         "tokens": config.num_tokens(frames, sets) / frames,
         "flops": counter.get_total_flops() * settings.euler_steps / frames,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from examples.generate.flow import Sampling
 from tivtok import TivTokConfig
 
 
@@ -38,6 +39,10 @@ class Settings:
     rates: tuple[float, float] = (2e-3, 0.02)
     euler_steps: int = 50
     seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.euler_steps)
 
 
 # Three TIV tokens to a TV token in each chunk, as T128 has them. The encoder cannot tell the time, so that TV tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from examples.generate.flow import Flow, Rows, flow_loss
 from examples.generate.settings import Settings
@@ -56,20 +56,17 @@ def fit(
     model: nn.Module,
     loss_at: Callable[[int], Tensor],
     steps: int,
-    rates: tuple[float, float],
+    optimizers: Sequence[Optimizer],
+    share_at: Callable[[int], float],
     folder: Path,
 ) -> Trained:
     """Minimise ``loss_at(step)``, whose random numbers depend on the step alone; ``folder`` keeps the state.
 
     Args:
-        rates: peak learning rates of AdamW, and of Muon for the matrices inside the blocks.
+        share_at: the share of the optimizers' learning rates that a step takes.
     """
     path = folder / f"{name}.pt"
-    hidden = {
-        key: p for key, p in model.named_parameters() if "blocks." in key and p.ndim == 2 and "modulate" not in key
-    }
-    rest = [p for key, p in model.named_parameters() if key not in hidden]
-    optimizers = [AdamW(rest, betas=(0.9, 0.95), weight_decay=1e-4), Muon(list(hidden.values()), 0.0, 1e-4)]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     losses: list[float] = []
     spent = 0.0
     if path.exists():
@@ -82,10 +79,9 @@ def fit(
     with Progress() as progress:
         task = progress.add_task(name, total=steps, completed=len(losses))
         for step in range(len(losses), steps):
-            scale = min(1.0, (step + 1) / (steps / 20)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            for optimizer, rate in zip(optimizers, rates, strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * scale
+            for optimizer, of_groups in zip(optimizers, rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, of_groups, strict=True):
+                    group["lr"] = rate * share_at(step)
             loss = loss_at(step)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,6 +100,23 @@ def fit(
     return Trained(losses, spent)
 
 
+def adamw_and_muon(model: nn.Module, rates: tuple[float, float]) -> list[Optimizer]:
+    """AdamW, and Muon for the matrices inside the blocks, at these learning rates."""
+    hidden = {
+        key: p for key, p in model.named_parameters() if "blocks." in key and p.ndim == 2 and "modulate" not in key
+    }
+    rest = [p for key, p in model.named_parameters() if key not in hidden]
+    return [
+        AdamW(rest, rates[0], betas=(0.9, 0.95), weight_decay=1e-4),
+        Muon(list(hidden.values()), rates[1], 1e-4),
+    ]
+
+
+def cosine(steps: int) -> Callable[[int], float]:
+    """A twentieth of the steps up, then half a cosine down."""
+    return lambda step: min(1.0, (step + 1) / (steps / 20)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def train_tokenizer(settings: Settings, folder: Path) -> tuple[TivTok, Trained]:
     """A tokenizer of clips of two chunks that share the mean of their TIV sets (Eq. 6)."""
     torch.manual_seed(settings.seed)
@@ -120,8 +133,8 @@ def train_tokenizer(settings: Settings, folder: Path) -> tuple[TivTok, Trained]:
         moving = (video - video.mean(2, keepdim=True)).abs()  # a tenth of the picture, most of its worth
         return ((1 + 10 * moving) * (decoded - video).square()).mean()
 
-    trained = fit("tokenizer", model, loss_at, settings.tokenizer_steps, settings.tokenizer_rates, folder)
-    return model, trained
+    steps, optimizers = settings.tokenizer_steps, adamw_and_muon(model, settings.tokenizer_rates)
+    return model, fit("tokenizer", model, loss_at, steps, optimizers, cosine(steps), folder)
 
 
 def _jittered(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -168,7 +181,8 @@ def train_flow(name: str, latents: Latents, settings: Settings, folder: Path) ->
         both = torch.cat([one, tv.flatten(1, 2)], dim=1)
         return (of_tiv + flow_loss(flow, both, labels, Rows.of_tv(config, groups), generator)) / 2
 
-    return flow, fit(name, flow, loss_at, settings.steps, settings.rates, folder)
+    optimizers = adamw_and_muon(flow, settings.rates)
+    return flow, fit(name, flow, loss_at, settings.steps, optimizers, cosine(settings.steps), folder)
 
 
 def window(

@@ -39,6 +39,23 @@ def test_short_videos_stand_still_at_their_end() -> None:
         clip_frames(PROTOCOLS["omnitokenizer"], 5, None, "a")
 
 
+def test_videos_from_their_start_are_as_long_as_they_are() -> None:
+    """At most 300 frames, none of them twice; rFVD counts each video as one clip of its length."""
+    rules = PROTOCOLS["tokenbench"]
+    assert clip_frames(rules, 310, None, "a") == list(range(300)) and clip_frames(rules, 5, None, "a") == list(range(5))
+    lengths = []
+
+    def features(video: torch.Tensor) -> torch.Tensor:
+        lengths.append(video.shape[2])
+        return video.mean(dim=(3, 4))[:, :, :5].flatten(1)
+
+    evaluation = Evaluation(rules, {}, features)
+    for count in (300, 21):
+        a, b = frames(1, count), frames(2, count)
+        evaluation.add(zip(a.split(16), b.split(16), strict=True), 16)
+    assert lengths == [300, 300, 21, 21] and evaluation.clips == 2
+
+
 def test_pick_frames_reads_no_further_than_it_must() -> None:
     video = torch.arange(20)[:, None, None, None].expand(20, 1, 1, 3)
 
@@ -56,6 +73,9 @@ def test_published_settings() -> None:
     assert facts["adaptok"] == ("first", 16, (128, 128), "torchscript", "N")
     assert facts["omnitokenizer"] == ("centre", 17, (256, 256), "logits", "N-1")
     assert facts["paper"][1:3] == (16, (256, 256))
+    assert facts["vidtok"][:3] == ("all", 16, (256, 256)) and PROTOCOLS["vidtok"].psnr == "frame"
+    assert facts["tokenbench"] == ("start", 300, "source", "torchscript", "N-1")
+    assert PROTOCOLS["tokenbench"].psnr == "clip"
     assert all("arXiv" in p.source and f"({p.covariance})" in str(p) for n, p in PROTOCOLS.items() if n != "whole")
 
 
@@ -176,7 +196,10 @@ def test_eval_of_a_list_by_several_processes_goes_on(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol", "ucf"], "--protocol must be one of whole, larp, adaptok, omnitokenizer, paper, got"),
+        (
+            ["--protocol", "ucf"],
+            "--protocol must be one of whole, larp, adaptok, omnitokenizer, paper, vidtok, tokenbench, got",
+        ),
         (["--metrics", "psnr,fid"], '--metrics must be "all" or some of psnr, ssim, lpips-vgg, lpips-alex, rfvd'),
         (["--features", "pooled"], '--features must be "protocol", "logits" or "torchscript", got "pooled"'),
         (["--metrics", "lpips-vgg", "--weights", "nowhere"], 'run "tivtok weights lpips-vgg"'),

@@ -139,7 +139,7 @@ def test_fields_that_do_not_fit(change: dict[str, object], message: str) -> None
     [
         ({"format": "other"}, {}, "not a token file"),
         ({"format": None}, {}, "not a token file"),
-        ({"version": "4"}, {}, "version '4' of the format, this program reads 1, 2, 3"),
+        ({"version": "5"}, {}, "version '5' of the format, this program reads 1, 2, 3, 4"),
         ({"version": "2"}, {}, "must hold the tensors tiv, tiv_index, tv, chunk_frames"),
         ({"height": None, "fps": None}, {}, "lacks fps, height"),
         ({"height": "tall"}, {}, "height = 'tall'"),

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from tivtok.budgets import Budget
 from tivtok.cli.options import (
     CompileOption,
     DeviceOption,
     ModelOption,
+    NumTivOption,
+    NumTvOption,
     Precision,
     PrecisionOption,
+    PsnrOption,
     RefineOption,
     SizeOption,
     StoredDtypeOption,
@@ -42,6 +46,9 @@ def encode(
     tiv_sets: TivSetsOption = "1",
     dtype: StoredDtypeOption = "float16",
     refine: RefineOption = 0,
+    num_tiv: NumTivOption = None,
+    num_tv: NumTvOption = None,
+    psnr: PsnrOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.AUTO,
     compile: CompileOption = False,
@@ -58,12 +65,17 @@ def encode(
     sets = parse_tiv_sets(tiv_sets)
     calibration = calibration_for(dtype, model)
     tokenizer = load_model(model, device, precision, compile)
+    budget = Budget(num_tiv, num_tv, psnr)
+    budget.check(tokenizer.config, refine)
     source = Source(video, size, tokenizer, allow_truncated, strict)
     with StepsBar("refining") as bar:
         chunks = source.tracked("encoding")
-        encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype, refine, bar.show, calibration)
+        missed = encode_to_file(
+            tokenizer, chunks, tokens_file, sets, source.fps, dtype, refine, bar.show, calibration, budget
+        )
     tokens = Tokens.open(tokens_file)
     print_rows({"wrote": str(tokens_file)} | token_rows(tokens, tokens_file.stat().st_size))
+    warn(budget.says(missed, video))
     warn(source.damage())
     summary.write(tokenizer, tokens_file, 1, tokens.num_frames, tokens.num_tokens)
 

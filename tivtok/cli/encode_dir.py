@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,15 @@ from typing import Annotated, Any
 
 import typer
 
+from tivtok.budgets import Budget
 from tivtok.cli.options import (
     CompileOption,
     ModelOption,
+    NumTivOption,
+    NumTvOption,
     Precision,
     PrecisionOption,
+    PsnrOption,
     RefineOption,
     SizeOption,
     StoredDtypeOption,
@@ -43,7 +48,7 @@ PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
 
 # Values of plans that do not state them: earlier versions did not write them.
-NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors"}
+NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors", "num_tiv": None, "num_tv": None, "psnr": None}
 
 
 class Storage(StrEnum):
@@ -86,6 +91,9 @@ def encode_dir(
     ] = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what could not be encoded.")] = False,
     refine: RefineOption = 0,
+    num_tiv: NumTivOption = None,
+    num_tv: NumTvOption = None,
+    psnr: PsnrOption = None,
     devices: Annotated[
         str, typer.Option("--devices", "--device", help='As of `encode`, or several GPUs by their numbers: "0,1".')
     ] = "auto",
@@ -104,8 +112,8 @@ def encode_dir(
     """
     summary = Summary("encode-dir", json_file)
     sets, (share, shares) = parse_tiv_sets(tiv_sets), _parse_part(part)
-    if refine and batch > 1:
-        raise CommandError("--batch does not go with --refine, which takes one video at a time")
+    if (refine or psnr is not None) and batch > 1:
+        raise CommandError("--batch does not go with --refine and --psnr, which take one video at a time")
     result = result.removeprefix("file://")
     _check_storage(storage, dtype, result)
     names, count = _parse_devices(devices, workers, engine)
@@ -116,15 +124,17 @@ def encode_dir(
     videos = [(ref, _about(ref, data)) for ref in found.videos]
     alone = engine is Engine.LOCAL and count == 1
     threads = 0 if alone else 1
+    budget = Budget(num_tiv, num_tv, psnr)
     encoder = Encoder(
-        model, names[0], precision, size, sets, refine, strict=strict, threads=threads, at_once=batch, compile=compile
+        model, names[0], precision, size, sets, refine, "float16", strict, threads, batch, budget, compile=compile
     )
     tokenizer = (encoder if alone else Encoder(model, "cpu")).tokenizer
     calibration = calibration_for(dtype, model)
+    budget.check(tokenizer.config, refine)
     if refine:
         check_refinable(tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype, "per_shard": per_shard}
-    options |= {"refine": refine, "precision": precision.value, "format": storage.value}
+    options |= {"refine": refine, "precision": precision.value, "format": storage.value, **asdict(budget)}
     listing = [about["path"] if len(about) == 1 else about for _, about in videos]
     _check_plan(result, options | {"model": tokenizer.model_id, "videos": listing})
     shards = [shard_name(number, storage.value) for number in range(-(-len(videos) // per_shard))]

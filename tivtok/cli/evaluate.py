@@ -29,6 +29,7 @@ from tivtok.processes import each
 from tivtok.video import LeftOut, VideoError
 from tivtok.video.sources import LISTS, VideoRef, find_sources
 
+_published = ", ".join(f'"{name}"' for name in PROTOCOLS if name != "whole")
 METRICS = ("psnr", "ssim", "lpips-vgg", "lpips-alex", "rfvd")
 # Scores of each video, and their titles.
 COLUMNS = {
@@ -50,7 +51,7 @@ def evaluate(
     model: ModelOption = "tiny",
     protocol: Annotated[
         str,
-        typer.Option(help='"whole" (every frame), or a published one: "larp", "adaptok", "omnitokenizer", "paper".'),
+        typer.Option(help=f'"whole" (every frame), or a published one: {_published}.'),
     ] = "whole",
     metrics: Annotated[
         str, typer.Option(help='"all", or some of psnr, ssim, lpips-vgg, lpips-alex, rfvd, with commas.')
@@ -92,7 +93,7 @@ def evaluate(
     found = _videos(paths)
     rules = _parse_protocol(protocol, features)
     if size == "protocol":
-        size = "native" if rules.size is None else f"{rules.size[1]}x{rules.size[0]}"
+        size = rules.size_text
     sets, wanted = parse_tiv_sets(tiv_sets), frozenset(_parse_metrics(metrics))
     alone = workers == 1
     measurer = Measurer(model, device, precision, compile, rules, wanted, weights, size, sets, refine, strict, alone)
@@ -204,7 +205,7 @@ def _row(scores: dict[str, float], columns: dict[str, str]) -> str:
 def _print_protocol(rules: Protocol, size: str, name: str) -> None:
     published = PROTOCOLS[name]
     changed = ["features"] * (rules.features != published.features)
-    changed += ["size"] * (published.size is not None and size != f"{published.size[1]}x{published.size[0]}")
+    changed += ["size"] * (published.size is not None and size != published.size_text)
     note = f" (CHANGED: {', '.join(changed)})" if changed else ""
     say(f"protocol {rules}{note}")
     seams = f"; seams: {SEAMS}" if rules.clip == "all" else ""

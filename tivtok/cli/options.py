@@ -64,6 +64,24 @@ RefineOption = Annotated[
 ]
 
 
+NumTivOption = Annotated[
+    int | None,
+    typer.Option("--num-tiv", metavar="N", min=1, help="Keep N tokens of each TIV set, of a model with nested tokens."),
+]
+NumTvOption = Annotated[
+    int | None,
+    typer.Option("--num-tv", metavar="N", min=1, help="Keep N TV tokens of each frame group, likewise."),
+]
+PsnrOption = Annotated[
+    float | None,
+    typer.Option(
+        "--psnr",
+        metavar="DB",
+        help="Keep as few tokens as give every frame group so much, by trial: slow; likewise.",
+    ),
+]
+
+
 def _stored_dtype(text: str) -> StoredDtype:
     for known in get_args(StoredDtype):
         if text == known:

@@ -151,16 +151,22 @@ def _print(what: str | Table) -> None:
 
 def token_rows(tokens: Tokens, stored_bytes: int | None = None) -> dict[str, str]:
     """The token budget, for `print_rows`. ``stored_bytes``: of the file that holds the tokens, if there is one."""
-    videos, sets, num_tiv, latent_dim = tokens.tiv.shape
-    groups, num_tv = tokens.tv.shape[1:3]
+    videos, sets, _, latent_dim = tokens.tiv.shape
+    groups = tokens.tv.shape[1]
+    of_each, of_kind = [], [sets * tokens.tiv.shape[2], groups * tokens.tv.shape[2]]
+    for x, numbers in zip((tokens.tiv, tokens.tv), tokens.counts or (None, None), strict=True):
+        low, high = (x.shape[2],) * 2 if numbers is None else (min(numbers), max(numbers))
+        of_each.append(f"{low}" if low == high else f"{low} to {high}")
+    if tokens.counts is not None:
+        of_kind = [sum(numbers) for numbers in tokens.counts]
     rate = "" if tokens.fps is None else f", {tokens.fps:g} per second"
     raw_bytes = 3 * tokens.num_frames * tokens.height * tokens.width
     stored = {} if stored_bytes is None else _bytes_row(stored_bytes, videos * raw_bytes)
     return {
         "video": (f"{videos} of " if videos > 1 else "")
         + f"{tokens.num_frames} frames of {tokens.width}x{tokens.height}{rate}",
-        "TIV tokens": f"{sets} set{'s' if sets > 1 else ''} of {num_tiv} = {sets * num_tiv}",
-        "TV tokens": f"{groups} frame groups of {num_tv} = {groups * num_tv}",
+        "TIV tokens": f"{sets} set{'s' if sets > 1 else ''} of {of_each[0]} = {of_kind[0]}",
+        "TV tokens": f"{groups} frame groups of {of_each[1]} = {of_kind[1]}",
         "tokens": f"{tokens.num_tokens}, of {latent_dim} values each",
         "values": f"{tokens.num_values:,}, {tokens.compression_rate:.3%} of the video's {raw_bytes:,} values",
         **stored,

@@ -112,7 +112,10 @@ class Evaluation:
         return self._originals.count
 
     def _through_features(self, pairs: Iterable[Pair], features: list[Tensor]) -> Iterator[Pair]:
-        """Pass the pairs on, and add every whole clip of ``protocol.frames``, (2, D), to ``features``."""
+        """Pass the pairs on, and add every whole clip of ``protocol.frames``, (2, D), to ``features``.
+
+        Where clips are whole videos (``protocol.clip`` "start"), a shorter one counts as well.
+        """
         length = self.protocol.frames
         waiting: list[Tensor] = []  # (2, f, H, W, 3)
         for pair in pairs:
@@ -122,9 +125,16 @@ class Evaluation:
             waiting.append(torch.stack(pair))
             frames = torch.cat(waiting, dim=1)
             whole = frames.shape[1] // length * length
-            for clip in frames[:, :whole].split(length, dim=1) if whole else ():
-                features.append(torch.cat([self.features(frames_to_video(frames)[None]) for frames in clip]).cpu())
+            features += [self._features(clip) for clip in (frames[:, :whole].split(length, dim=1) if whole else ())]
             waiting = [frames[:, whole:]]
+        rest = torch.cat(waiting, dim=1) if waiting else torch.empty(2, 0)
+        if self.protocol.clip == "start" and rest.shape[1]:
+            features.append(self._features(rest))
+
+    def _features(self, clip: Tensor) -> Tensor:
+        """(2, D) of (2, f, H, W, 3)."""
+        assert self.features is not None
+        return torch.cat([self.features(frames_to_video(frames)[None]) for frames in clip]).cpu()
 
 
 def _mean(values: list[float]) -> float:

@@ -26,11 +26,12 @@ class Protocol:
 
     Attributes:
         split: the videos that published numbers are of.
-        clip: "all": every frame, and rFVD of the clips one after another; else one clip of each video: its "first", its
-            "centre" one, or a "random" one that depends on the video's name alone.
+        clip: "all": every frame, and rFVD of the clips one after another; "start": as many frames from the start as
+            there are, up to ``frames``, and rFVD of all of them as one clip; else one clip of each video: its "first",
+            its "centre" one, or a "random" one that depends on the video's name alone.
         frames: of a clip.
         fps: frames are picked at this rate, None: each frame.
-        size: (height, width), None: what is asked for, or the model's.
+        size: (height, width), "source": the video's, None: what is asked for, or the model's.
         features: of rFVD. "logits": `tivtok.metrics.i3d` with the weights of `tivtok weights i3d`; "torchscript": the
             program i3d_torchscript.pt.
         covariance: what rFVD's covariances are divided by.
@@ -40,10 +41,10 @@ class Protocol:
 
     name: str
     split: str
-    clip: Literal["all", "first", "centre", "random"]
+    clip: Literal["all", "start", "first", "centre", "random"]
     frames: int
     fps: float | None
-    size: tuple[int, int] | None
+    size: tuple[int, int] | Literal["source"] | None
     features: Features
     covariance: Covariance
     psnr: Literal["frame", "clip"]
@@ -52,12 +53,20 @@ class Protocol:
     def __str__(self) -> str:
         rate = "" if self.fps is None else f" at {self.fps:g} fps"
         what = f"{self.frames} frames{rate}"
-        clip = f"clip after clip of {what}" if self.clip == "all" else f"{self.clip} {what}"
-        size = "" if self.size is None else f", {self.size[1]}x{self.size[0]}"
+        clips = {"all": f"clip after clip of {what}", "start": f"first {what} or fewer"}
+        clip = clips.get(self.clip, f"{self.clip} {what}")
+        size = "" if self.size is None else f", {self.size_text}"
         return (
             f"{self.name}: {self.split}; {clip}{size}; PSNR of each {self.psnr}; "
             f"rFVD of I3D {self.features}, covariance / ({self.covariance}); {self.source}"
         )
+
+    @property
+    def size_text(self) -> str:
+        """``size`` as the commands take it."""
+        if self.size is None or self.size == "source":
+            return self.size or "native"
+        return f"{self.size[1]}x{self.size[0]}"
 
 
 _UCF_TRAIN = "UCF-101, the 9,537 videos of train list 1"
@@ -82,6 +91,14 @@ PROTOCOLS = {
             *("paper", _UCF_TRAIN, "first", 16, None, (256, 256), "torchscript", "N", "frame"),
             "TivTok, arXiv 2606.17590, says 16 frames of 256x256 of UCF-101; the rest is our reading",
         ),
+        Protocol(
+            *("vidtok", "MCL-JCV, its 30 videos", "all", 16, None, (256, 256), "torchscript", "N", "frame"),
+            "VidTok, arXiv 2412.13061, and its evaluation code, of its models that are not causal (rFVD: ours)",
+        ),
+        Protocol(
+            *("tokenbench", "TokenBench", "start", 300, None, "source", "torchscript", "N-1", "clip"),
+            "Cosmos, arXiv 2501.03575, and the code of TokenBench",
+        ),
     )
 }
 
@@ -97,6 +114,8 @@ def clip_frames(protocol: Protocol, num_frames: int, fps: float | None, name: st
     """
     if protocol.fps is not None and fps is None:
         raise ValueError(f"protocol {protocol.name} picks frames at {protocol.fps:g} fps, and {name} states no rate")
+    if protocol.clip == "start":
+        return list(range(min(num_frames, protocol.frames)))
     step = 1.0 if protocol.fps is None or fps is None else fps / protocol.fps
     offsets = [int(step * i) for i in range(protocol.frames)]
     room = max(0, num_frames - 1 - offsets[-1])

@@ -1,8 +1,8 @@
 """Tokens: what a video becomes, in memory, in files and in data sets."""
 
 from tivtok.tokens.collector import TokenCollector
-from tivtok.tokens.format import TokensError
+from tivtok.tokens.format import Counts, TokensError
 from tivtok.tokens.statistics import LatentStats
 from tivtok.tokens.tokens import Tokens
 
-__all__ = ["LatentStats", "TokenCollector", "Tokens", "TokensError"]
+__all__ = ["Counts", "LatentStats", "TokenCollector", "Tokens", "TokensError"]

@@ -36,18 +36,19 @@ class TokenSequence:
 
 
 def flatten(tokens: Tokens) -> TokenSequence:
-    """One sequence per video of a batch, without padding: L = S * N_TIV + T * N_TV."""
+    """One sequence per video of a batch, without padding: L = ``tokens.num_tokens``."""
     batch, sets, num_tiv, _ = tokens.tiv.shape
     groups, num_tv = tokens.tv.shape[1:3]
     device = tokens.tv.device
+    there = torch.cat([mask.flatten() for mask in tokens.there()]).to(device)
 
     def columns(first: Tensor, second: Tensor) -> Tensor:
-        return torch.cat([first, second]).to(device).expand(batch, -1)
+        return torch.cat([first, second]).to(device)[there].expand(batch, -1)
 
     set_numbers = torch.arange(sets, device=device).repeat_interleave(num_tiv)
     group_numbers = torch.arange(groups, device=device).repeat_interleave(num_tv)
     return TokenSequence(
-        values=torch.cat([tokens.tiv.flatten(1, 2), tokens.tv.flatten(1, 2)], dim=1),
+        values=torch.cat([tokens.tiv.flatten(1, 2), tokens.tv.flatten(1, 2)], dim=1)[:, there],
         kind=columns(torch.full_like(set_numbers, TIV), torch.full_like(group_numbers, TV)),
         group=columns(set_numbers, group_numbers),
         position=columns(torch.arange(num_tiv).repeat(sets), torch.arange(num_tv).repeat(groups)),
@@ -95,9 +96,13 @@ def collate(videos: Sequence[Tokens]) -> TokenSequence:
 
 def _unflatten(values: Tensor, kind: Tensor, like: Tokens) -> Tokens:
     tiv, tv = values[kind == TIV], values[kind == TV]
-    if tiv.numel() != like.tiv.numel() or tv.numel() != like.tv.numel():
+    places = [mask.to(values.device) for mask in like.there()]
+    if any(x.shape != (int(there.sum()), like.tv.shape[3]) for x, there in zip((tiv, tv), places, strict=True)):
         raise TokensError(
             f"the sequence has {len(tiv)} TIV and {len(tv)} TV tokens of {values.shape[1]} values, "
             f"expected {like.num_tokens} like the video's"
         )
-    return replace(like, tiv=tiv.view(like.tiv.shape), tv=tv.view(like.tv.shape))
+    made = [values.new_zeros(x.shape) for x in (like.tiv, like.tv)]
+    for whole, x, there in zip(made, (tiv, tv), places, strict=True):
+        whole[0, there] = x
+    return replace(like, tiv=made[0], tv=made[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tivtok.checkpoints import CALIBRATION_FILE, CheckpointError, find_checkpoint
 from tivtok.files import replacing
-from tivtok.tokens.codecs import Codecs, Coded, Codes, Int8, codec_of
+from tivtok.tokens.codecs import Codecs, Coded, Codes, Floats, Int8, codec_of
 from tivtok.tokens.format import STORED_DTYPES, StoredDtype, TokensError
 
 
@@ -64,9 +64,11 @@ class Calibration:
 
 
 def codecs_for(
-    dtype: str, calibration: Calibration | None, model_id: str, levels: tuple[int, ...] | None
+    dtype: str, calibration: Calibration | None, model_id: str, levels: tuple[int, ...] | None, ragged: bool = False
 ) -> Codecs | None:
-    """The codecs of a dtype that is packed; None for one that is stored as it is. Codes of FSQ are always packed.
+    """The codecs of a dtype that is packed; None for one that is stored as it is.
+
+    Codes of FSQ are always packed, and so are tokens whose numbers differ (``ragged``).
 
     Raises:
         TokensError: there is no such dtype, or "coded" has no calibration or that of another model.
@@ -74,7 +76,7 @@ def codecs_for(
     if levels is not None:
         return Codecs(Codes(levels), Codes(levels))
     if dtype in STORED_DTYPES:
-        return None
+        return Codecs(Floats(dtype), Floats(dtype)) if ragged else None
     if dtype == "int8":
         return Codecs(Int8(), Int8())
     if dtype != "coded":

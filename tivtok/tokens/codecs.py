@@ -47,6 +47,40 @@ class Codecs(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Floats:
+    """Values as they are, or rounded: for tokens whose numbers differ, which no plain tensor can hold.
+
+    Attributes:
+        name: "float32" or "float16".
+    """
+
+    name: str
+
+    def encode(self, x: np.ndarray) -> bytes:
+        """
+        Raises:
+            TokensError: a value is beyond float16.
+        """
+        with np.errstate(over="ignore"):
+            stored = x.astype(_FLOATS[self.name])
+        if not np.isfinite(stored).all():
+            raise TokensError(f"there are values that are not finite as {self.name}")
+        return stored.tobytes()
+
+    def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        dtype = np.dtype(_FLOATS[self.name])
+        if len(data) != dtype.itemsize * math.prod(shape):
+            raise TokensError(f"{len(data)} bytes for {shape} values of {self.name}")
+        return np.frombuffer(data, dtype).reshape(shape).astype(np.float32)
+
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+
+_FLOATS = {"float32": "<f4", "float16": "<f2"}
+
+
+@dataclass(frozen=True)
 class Int8:
     """8-bit integers, scaled by the largest magnitude of each TIV set or frame group: off by 1/254 of it at most."""
 
@@ -173,6 +207,8 @@ def codec_of(name: str, parameters: dict[str, Any]) -> Codec:
     """
     if name == Int8.name and not parameters:
         return Int8()
+    if name in _FLOATS and not parameters:
+        return Floats(name)
     if name == Codes.name and parameters.keys() == {"levels"}:
         levels = tuple(parameters["levels"])
         if not levels or not all(type(number) is int and 3 <= number <= MAX_LEVELS for number in levels):

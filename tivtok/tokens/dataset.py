@@ -5,9 +5,9 @@ A folder holds ``shard-00000.safetensors``, ``shard-00001.safetensors``, ... or 
 
 - A safetensors shard holds for its i-th video the tensors ``i.tiv`` (1, S, N_TIV, D) and ``i.tv`` (1, T, N_TV, D),
   float16 or float32, ``i.tiv_index`` (T,) int64 and, where cuts have ended chunks, ``i.chunk_frames`` (K,) int64; in
-  version 3 ``i.packed`` uint8 instead, values as 8-bit integers or coded (`tivtok.tokens.packed`). Its string
-  metadata: format, version, and as JSON lists ``records`` and ``failed``, what the index says about its videos,
-  so that the index can be made again from the shards.
+  version 3 ``i.packed`` uint8 instead, values as 8-bit integers or coded (`tivtok.tokens.packed`), in version 4 perhaps
+  ``i.ragged``, where numbers of tokens differ. Its string metadata: format, version, and as JSON lists ``records`` and
+  ``failed``, what the index says about its videos, so that the index can be made again from the shards.
 - A Parquet shard: `tivtok.tokens.parquet`.
 - The index, version 1: ``{"format", "version", "shards", "videos": [...], "failed": [...], "left_out": [...]}``. A
   video is ``{"path", "shard", "key"}``, what a list says of it, and the scalar fields of `Tokens`; a failed one is
@@ -31,14 +31,14 @@ from torch.utils.data import Dataset
 from tivtok.checkpoints import write_tensors
 from tivtok.files import open_in, replacing_in, utf8_path
 from tivtok.tokens.calibration import Calibration
-from tivtok.tokens.format import FIELDS, PACKED, STORED_DTYPES, StoredDtype
+from tivtok.tokens.format import FIELDS, PACKED, RAGGED, StoredDtype
 from tivtok.tokens.rows import COLUMNS, from_row, to_row
 from tivtok.tokens.tokens import Tokens, TokensError
 
 FORMAT = "tivtok.dataset"
 SAFETENSORS, PARQUET = "safetensors", "parquet"
 VERSIONS = {SAFETENSORS: 1, PARQUET: 2}  # of index and shards
-PACKED_VERSION = 3  # of safetensors shards with packed values
+PACKED_VERSION, RAGGED_VERSION = 3, 4  # of safetensors shards with such values
 INDEX_FILE = "index.json"
 
 _PARTS = ("tiv", "tv", "tiv_index")
@@ -116,13 +116,16 @@ def write_shard(
         parquet.write_rows(path, [{**about, **to_row(tokens, dtype)} for about, tokens in videos], metadata)
         return
     tensors: dict[str, Tensor] = {}
+    kinds: set[str] = set()
     records: list[dict[str, Any]] = []
     for key, (about, tokens) in enumerate(videos):
         stored, _ = tokens.stored(dtype, calibration)
         tensors |= {f"{key}.{part}": x for part, x in stored.items()}
+        kinds |= stored.keys()
         fields = {field: getattr(tokens, field) for field in FIELDS}
         records.append({**about, "shard": os.path.basename(path), "key": str(key)} | fields)
-    version = VERSIONS[SAFETENSORS] if dtype in STORED_DTYPES else PACKED_VERSION
+    packed = PACKED_VERSION if PACKED in kinds else VERSIONS[SAFETENSORS]
+    version = RAGGED_VERSION if RAGGED in kinds else packed
     metadata = {"format": FORMAT, "version": str(version), "records": json.dumps(records)}
     write_tensors(Path(path), tensors, metadata | {"failed": json.dumps(failed)})
 
@@ -219,7 +222,7 @@ def _stored_tokens(path: str | Path, record: dict[str, Any]) -> Tokens:
 def _tokens_of(file: safetensors.safe_open, record: dict[str, Any]) -> Tokens:
     """The tokens of a shard's video."""
     key = record["key"]
-    names = [name for name in (*_PARTS, "chunk_frames", PACKED) if f"{key}.{name}" in file.keys()]  # noqa: SIM118
+    names = [name for name in (*_PARTS, "chunk_frames", PACKED, RAGGED) if f"{key}.{name}" in file.keys()]  # noqa: SIM118
     tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
     return Tokens.from_stored(tensors, {name: record[name] for name in FIELDS})
 
@@ -244,7 +247,7 @@ def _check_format(stated: dict[str, Any], *, shard: bool = False) -> str:
         raise TokensError(f'it must say format "{FORMAT}"')
     storages = {str(version): storage for storage, version in VERSIONS.items()}
     if shard:
-        storages[str(PACKED_VERSION)] = SAFETENSORS
+        storages |= {str(version): SAFETENSORS for version in (PACKED_VERSION, RAGGED_VERSION)}
     if (storage := storages.get(str(stated.get("version")))) is not None:
         return storage
     known = " and ".join(storages)

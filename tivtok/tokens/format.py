@@ -10,6 +10,8 @@ Versions 1 and 2:
 | chunk_frames | (K,) | I64, in version 2 alone: the frames of each chunk, where cuts have ended some |
 
 Version 3 has one tensor, ``packed``, U8: values as 8-bit integers or coded, with checksums (`tivtok.tokens.packed`).
+Version 4 has one, ``ragged``, U8: the same of values of any dtype, where TIV sets or frame groups have numbers of
+tokens of their own.
 
 The order of the tensors in the file is free. Nothing in it is executed or unpickled.
 """
@@ -28,17 +30,26 @@ from tivtok.files import utf8_path
 FORMAT = "tivtok.tokens"
 StoredDtype = Literal["float32", "float16", "int8", "coded"]
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}  # the others are packed, in version 3
-PACKED = "packed"
+PACKED, RAGGED = "packed", "ragged"
+_VERSION_OF = {PACKED: "3", RAGGED: "4"}
 
 FIELDS = {"num_frames": int, "height": int, "width": int, "fps": float, "preset": str, "model_id": str}
 _TENSORS_OF_1 = {"tiv": ("F32", "F16"), "tiv_index": ("I64",), "tv": ("F32", "F16")}
 # By version of the format.
 _TENSORS: dict[str, dict[str, tuple[str, ...]]]
 _TENSORS = {"1": _TENSORS_OF_1, "2": _TENSORS_OF_1 | {"chunk_frames": ("I64",)}, "3": {PACKED: ("U8",)}}
+_TENSORS["4"] = {RAGGED: ("U8",)}
 
 
 class TokensError(ValueError):
     """Tokens, or a token file, that cannot be used; the message says what came and what was expected."""
+
+
+class Counts(NamedTuple):
+    """How many tokens each TIV set, and each frame group, has."""
+
+    tiv: tuple[int, ...]
+    tv: tuple[int, ...]
 
 
 class Contents(NamedTuple):
@@ -65,11 +76,15 @@ def map_file(path: str | os.PathLike[str]) -> Contents:
         raise TokensError(f"not a token file, or damaged: {error}") from None
 
 
-def metadata_from(fields: dict[str, Any], packed: bool = False) -> dict[str, str]:
-    """The string metadata of a file, from the fields of `Tokens` that are no tensors."""
+def metadata_from(fields: dict[str, Any], packed_as: str | None = None) -> dict[str, str]:
+    """The string metadata of a file, from the fields of `Tokens` that are no tensors.
+
+    Args:
+        packed_as: the name of the file's only tensor, of one that has one.
+    """
     texts = {name: str(fields[name]) for name in FIELDS}
     texts["fps"] = "" if fields["fps"] is None else repr(float(fields["fps"]))
-    version = "3" if packed else "1" if fields["chunk_frames"] is None else "2"
+    version = _VERSION_OF[packed_as] if packed_as else "1" if fields["chunk_frames"] is None else "2"
     return {"format": FORMAT, "version": version} | texts
 
 

@@ -3,6 +3,9 @@
 A block for every `RUN` frame groups, then one for each TIV set, each of them coded for itself; then the *tail* (JSON,
 deflated), which says where they are and how they are coded, and at the very end the tail's length and checksum as
 uint32, little-endian. A block ends with its own CRC-32. The tail's covers the file's metadata, too.
+
+In ragged tokens the tail also says how many tokens each TIV set and each frame group has, and a block holds no others:
+those of its frame groups one after another, each for itself.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tivtok.tokens.codecs import Codec, Codecs, Codes, codec_of
-from tivtok.tokens.format import TokensError, check_finite
+from tivtok.tokens.format import Counts, TokensError, check_finite
 
 RUN = 16  # frame groups coded together
 # What a file may claim, so that a hostile one cannot make decoding allocate without bound.
@@ -35,14 +38,20 @@ class PackedParts(NamedTuple):
     tiv_index: Tensor
     chunk_frames: tuple[int, ...] | None
     levels: tuple[int, ...] | None
+    counts: Counts | None
 
 
-def encode_block(codec: Codec, name: str, x: Tensor) -> bytes:
+def encode_block(codec: Codec, name: str, x: Tensor, counts: Sequence[int] | None = None) -> bytes:
     """Code ``x``, (B, n, N, D), with its checksum behind it.
+
+    Args:
+        counts: how many of the N tokens there are, of each of the n entries; None for all.
 
     Raises:
         TokensError: a value is not finite, or beyond the codec.
     """
+    if counts is not None:
+        x = torch.cat([x[:, entry, :count] for entry, count in enumerate(counts)], dim=1)[:, :, None]
     check_finite(name, x, f"as {codec.name}")
     data = codec.encode(x.detach().cpu().float().numpy())
     return data + zlib.crc32(data).to_bytes(4, "little")
@@ -55,6 +64,7 @@ def encode_tail(
     tiv_index: Tensor,
     chunk_frames: Sequence[int] | None,
     metadata: dict[str, str],
+    counts: Counts | None = None,
 ) -> bytes:
     """The end of packed bytes.
 
@@ -62,8 +72,9 @@ def encode_tail(
         shapes: of tiv and tv.
         blocks: the length of each block in bytes.
         metadata: of the file, to be covered by the checksum.
+        counts: of ragged tokens.
     """
-    stated = {
+    stated: dict[str, Any] = {
         "codec": codecs.tiv.name,
         "parameters": [codec.parameters() for codec in codecs],
         "tiv": list(shapes[0]),
@@ -73,6 +84,8 @@ def encode_tail(
         "tiv_index": tiv_index.tolist(),
         "chunk_frames": None if chunk_frames is None else list(chunk_frames),
     }
+    if counts is not None:
+        stated["counts"] = counts
     tail = zlib.compress(json.dumps(stated).encode(), 9)
     return tail + len(tail).to_bytes(4, "little") + _checksum(tail, metadata).to_bytes(4, "little")
 
@@ -84,16 +97,24 @@ def pack(
     tiv_index: Tensor,
     chunk_frames: Sequence[int] | None,
     metadata: dict[str, str],
+    counts: Counts | None = None,
 ) -> bytes:
     """All of it at once, of tokens in memory."""
-    blocks = [encode_block(codecs.tv, "tv", x) for x in tv.split(RUN, dim=1)]
-    blocks += [encode_block(codecs.tiv, "tiv", x) for x in tiv.split(1, dim=1)]
-    lengths = [len(block) for block in blocks]
-    return b"".join(blocks) + encode_tail(codecs, (tiv.shape, tv.shape), lengths, tiv_index, chunk_frames, metadata)
+    blocks = []
+    for name, x, run in (("tv", tv, RUN), ("tiv", tiv, 1)):
+        codec, of_each = getattr(codecs, name), None if counts is None else getattr(counts, name)
+        for first in range(0, x.shape[1], run):
+            here = slice(first, first + run)
+            blocks.append(encode_block(codec, name, x[:, here], None if of_each is None else of_each[here]))
+    lengths, shapes = [len(block) for block in blocks], (tiv.shape, tv.shape)
+    return b"".join(blocks) + encode_tail(codecs, shapes, lengths, tiv_index, chunk_frames, metadata, counts)
 
 
-def unpack(data: Tensor, metadata: dict[str, str]) -> PackedParts:
+def unpack(data: Tensor, metadata: dict[str, str], ragged: bool = False) -> PackedParts:
     """Read the tail of ``data``, uint8 (n,), which may be mapped from a file.
+
+    Args:
+        ragged: whether it is to have counts.
 
     Raises:
         TokensError: it is damaged, or ``metadata`` has changed.
@@ -109,22 +130,28 @@ def unpack(data: Tensor, metadata: dict[str, str]) -> PackedParts:
         of_tiv, of_tv = (codec_of(stated["codec"], parameters) for parameters in stated["parameters"])
         index = torch.tensor(stated["tiv_index"], dtype=torch.int64)
         chunk_frames = None if stated["chunk_frames"] is None else tuple(int(n) for n in stated["chunk_frames"])
+        counts = _counts(stated["counts"], tiv, tv) if ragged else None
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise TokensError(f"packed tokens that say what cannot be: {error}") from None
-    groups = BlockTensor(Blocks(data, of_tv, tv, run, ends[: runs + 1]))
-    sets = BlockTensor(Blocks(data, of_tiv, tiv, 1, ends[runs:]))
-    return PackedParts(sets, groups, index, chunk_frames, of_tv.levels if isinstance(of_tv, Codes) else None)
+    groups = BlockTensor(Blocks(data, of_tv, tv, run, ends[: runs + 1], counts.tv if counts else None))
+    sets = BlockTensor(Blocks(data, of_tiv, tiv, 1, ends[runs:], counts.tiv if counts else None))
+    return PackedParts(sets, groups, index, chunk_frames, of_tv.levels if isinstance(of_tv, Codes) else None, counts)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of coded values, ``run`` entries of dimension 1 of ``shape`` (B, n, N, D) in each."""
+    """Blocks of coded values, ``run`` entries of dimension 1 of ``shape`` (B, n, N, D) in each.
+
+    Attributes:
+        counts: how many of its N tokens each of the n entries has; the others are zero. None: all.
+    """
 
     data: Tensor
     codec: Codec
     shape: tuple[int, ...]
     run: int
     ends: list[int]
+    counts: tuple[int, ...] | None = None
 
     def entries(self, wanted: Iterable[int]) -> Tensor:
         """Entries of dimension 1, by number: float32 (B, len(wanted), N, D). Decodes the blocks that they are in.
@@ -144,7 +171,13 @@ class Blocks:
         here = min(self.run, self.shape[1] - first)
         if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise TokensError(f"damaged: the block of entries {first} to {first + here - 1} fails its checksum")
-        return self.codec.decode(data[:-4], (self.shape[0], here, *self.shape[2:]))
+        batch, _, number, dim = self.shape
+        if self.counts is None:
+            return self.codec.decode(data[:-4], (batch, here, number, dim))
+        there = np.arange(number) < np.array(self.counts[first : first + here])[:, None]  # (here, N)
+        x = np.zeros((batch, here, number, dim), np.float32)
+        x[:, there] = self.codec.decode(data[:-4], (batch, int(there.sum()), 1, dim))[:, :, 0]
+        return x
 
 
 class BlockTensor(Tensor):
@@ -225,6 +258,26 @@ def _shape(stated: Sequence[int], run: int) -> tuple[int, ...]:
     if shape[0] * min(run, shape[1]) * shape[2] * shape[3] > MAX_BLOCK:
         raise TokensError(f"a shape of {stated}, {run} in a block: at most {MAX_BLOCK} values may be")
     return shape
+
+
+def _counts(stated: Any, tiv: Sequence[int], tv: Sequence[int]) -> Counts:
+    of_tiv, of_tv = (tuple(int(n) for n in numbers) for numbers in stated)
+    counts = Counts(of_tiv, of_tv)
+    check_counts(counts, tiv, tv)
+    return counts
+
+
+def check_counts(counts: Counts, tiv: Sequence[int], tv: Sequence[int]) -> None:
+    """
+    Raises:
+        TokensError: ``counts`` are not those of TIV sets and frame groups of such shapes (B, n, N, D).
+    """
+    for name, numbers, (_, entries, number, _) in (("TIV", counts.tiv, tiv), ("TV", counts.tv, tv)):
+        if len(numbers) != entries or not all(min(1, number) <= n <= number for n in numbers):
+            raise TokensError(
+                f"counts must be {entries} numbers of {name} tokens from {min(1, number)} to {number}, "
+                f"got {len(numbers)}: {numbers[:20]}"
+            )
 
 
 def _checksum(tail: bytes, metadata: dict[str, str]) -> int:

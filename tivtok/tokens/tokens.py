@@ -19,6 +19,8 @@ from tivtok.tokens.codecs import MAX_LEVELS
 from tivtok.tokens.format import (
     FIELDS,
     PACKED,
+    RAGGED,
+    Counts,
     StoredDtype,
     TokensError,
     check_finite,
@@ -26,7 +28,7 @@ from tivtok.tokens.format import (
     metadata_from,
     to_stored,
 )
-from tivtok.tokens.packed import pack, unpack
+from tivtok.tokens.packed import check_counts, pack, unpack
 from tivtok.tokens.statistics import LatentStats
 
 __all__ = ["Tokens", "TokensError"]
@@ -55,6 +57,8 @@ class Tokens:
         chunk_frames: video frames of each chunk, where cuts have ended some; None where only the last chunk may be
             shorter than the model's.
         levels: of FSQ, where the tokens are integer codes (`codes`); None where they are not.
+        counts: how many tokens each TIV set and each frame group has, the first of N_TIV and N_TV, where the numbers
+            differ; the places of the others are zero and count for nothing. None where all are there.
 
     Raises:
         TokensError: shapes, dtypes or values do not fit one another.
@@ -71,12 +75,15 @@ class Tokens:
     model_id: str
     chunk_frames: tuple[int, ...] | None = None
     levels: tuple[int, ...] | None = None
+    counts: Counts | None = None
 
     def __post_init__(self) -> None:
         _check_tensors(self.tiv, self.tv, self.tiv_index)
         check_fields(self.tv.shape[1], **{name: getattr(self, name) for name in (*FIELDS, "chunk_frames", "levels")})
         if self.levels is not None and (not self.levels or self.tv.shape[3] % len(self.levels)):
             raise TokensError(f"D must be a multiple of the {len(self.levels)} levels, got {self.tv.shape[3]}")
+        if self.counts is not None:
+            check_counts(self.counts, self.tiv.shape, self.tv.shape)
 
     def __eq__(self, other: object) -> bool:
         """Whether all of it is the same: every value, its dtype, and the other fields; on whatever device."""
@@ -88,7 +95,9 @@ class Tokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one video: S * N_TIV + T * N_TV."""
+        """Tokens of one video: S * N_TIV + T * N_TV, or those of ``counts``."""
+        if self.counts is not None:
+            return sum(self.counts.tiv) + sum(self.counts.tv)
         return math.prod(self.tiv.shape[1:3]) + math.prod(self.tv.shape[1:3])
 
     @property
@@ -125,7 +134,7 @@ class Tokens:
         """
         levels = self._levels()
         try:
-            return replace(self, tiv=from_codes(tiv, levels), tv=from_codes(tv, levels))
+            return replace(self, tiv=from_codes(tiv, levels), tv=from_codes(tv, levels)).cleared()
         except ValueError as error:
             raise TokensError(str(error)) from None
 
@@ -133,6 +142,26 @@ class Tokens:
         if self.levels is None:
             raise TokensError(f"the tokens of model {self.preset} are no codes: its config has no quantizer fsq")
         return self.levels
+
+    def there(self) -> tuple[Tensor, Tensor]:
+        """Which tokens there are: bool (S, N_TIV) and (T, N_TV), on the CPU."""
+        of_tiv, of_tv = (
+            torch.ones(x.shape[1:3], dtype=torch.bool)
+            if numbers is None
+            else torch.arange(x.shape[2]) < torch.tensor(numbers)[:, None]
+            for x, numbers in zip((self.tiv, self.tv), self.counts or (None, None), strict=True)
+        )
+        return of_tiv, of_tv
+
+    def cleared(self) -> Tokens:
+        """The same tokens with zeros in the places that ``counts`` leaves empty."""
+        if self.counts is None:
+            return self
+        tiv, tv = (
+            x.masked_fill(~there.to(x.device)[..., None], 0)
+            for x, there in zip((self.tiv, self.tv), self.there(), strict=True)
+        )
+        return replace(self, tiv=tiv, tv=tv)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tokens:
         """The same tokens on ``device``, with ``tiv`` and ``tv`` in ``dtype``."""
@@ -156,7 +185,7 @@ class Tokens:
             tv=(self.tv - _first(stats.tv_mean, self.tv)) / _first(stats.tv_std, self.tv),
             model_id=stats.model_id + NORMALIZED,
             levels=None,
-        )
+        ).cleared()
 
     def denormalize(self, stats: LatentStats) -> Tokens:
         """The inverse of `normalize`: tokens that the model decodes.
@@ -170,7 +199,7 @@ class Tokens:
             tiv=self.tiv * _first(stats.tiv_std, self.tiv) + _first(stats.tiv_mean, self.tiv),
             tv=self.tv * _first(stats.tv_std, self.tv) + _first(stats.tv_mean, self.tv),
             model_id=stats.model_id,
-        )
+        ).cleared()
 
     def _check_model(self, expected: str) -> None:
         if self.model_id != expected:
@@ -184,7 +213,8 @@ class Tokens:
         The file appears under its name when it is complete. "float32" comes back exactly. "float16" halves the file
         and rounds every value by at most 1 part in 2048, far below what the tokenizer itself loses. "int8" halves it
         again, and is off by at most 1/254 of the largest magnitude in a TIV set or frame group. "coded" is quantised as
-        finely as ``calibration`` says, then entropy coded. Codes are stored as such, whatever ``dtype``.
+        finely as ``calibration`` says, then entropy coded. Codes are stored as such, whatever ``dtype``. Of tokens with
+        ``counts`` those that are there are stored.
 
         Args:
             calibration: of the model that made the tokens, for "coded" alone.
@@ -201,11 +231,12 @@ class Tokens:
         self, dtype: StoredDtype, calibration: Calibration | None = None
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and string metadata of a file with these tokens. Args, Raises: as in `save`."""
-        codecs = codecs_for(dtype, calibration, self.model_id, self.levels)
-        metadata = metadata_from(vars(self), packed=codecs is not None)
-        if codecs is not None:
-            data = pack(codecs, self.tiv, self.tv, self.tiv_index, self.chunk_frames, metadata)
-            return {PACKED: torch.frombuffer(bytearray(data), dtype=torch.uint8)}, metadata
+        codecs = codecs_for(dtype, calibration, self.model_id, self.levels, ragged=self.counts is not None)
+        packed_as = None if codecs is None else PACKED if self.counts is None else RAGGED
+        metadata = metadata_from(vars(self), packed_as)
+        if codecs is not None and packed_as is not None:
+            data = pack(codecs, self.tiv, self.tv, self.tiv_index, self.chunk_frames, metadata, self.counts)
+            return {packed_as: torch.frombuffer(bytearray(data), dtype=torch.uint8)}, metadata
         tensors = {name: to_stored(name, getattr(self, name), dtype) for name in ("tiv", "tv")}
         tensors["tiv_index"] = self.tiv_index.cpu().contiguous()
         if self.chunk_frames is not None:
@@ -219,9 +250,10 @@ class Tokens:
         Raises:
             TokensError: they do not fit one another, or are damaged.
         """
-        if PACKED in tensors:
-            metadata = metadata_from(fields, packed=True)
-            return cls(**unpack(tensors[PACKED], metadata)._asdict(), **fields)
+        for packed_as in (PACKED, RAGGED):
+            if packed_as in tensors:
+                parts = unpack(tensors[packed_as], metadata_from(fields, packed_as), ragged=packed_as == RAGGED)
+                return cls(**parts._asdict(), **fields)
         lengths = tensors.get("chunk_frames")
         chunk_frames = None if lengths is None else _frame_counts(lengths)
         return cls(tensors["tiv"], tensors["tv"], tensors["tiv_index"], **fields, chunk_frames=chunk_frames)
@@ -259,6 +291,18 @@ class Tokens:
         except TokensError as error:
             raise TokensError(f"{path}: {error}") from None
         return replace(mapped, tiv=tiv, tv=tv, tiv_index=sets)
+
+    def counts_of(self, groups: Tensor) -> Tensor:
+        """How many tokens of its TIV set, and how many TV tokens, each of the frame groups (n,) has: int64 (n, 2).
+
+        Raises:
+            TokensError: as in `sets_of`.
+        """
+        sets = self.sets_of(groups)
+        if self.counts is None:
+            return torch.tensor([self.tiv.shape[2], self.tv.shape[2]]).expand(len(groups), 2)
+        of_tiv, of_tv = (torch.tensor(numbers) for numbers in self.counts)
+        return torch.stack([of_tiv[sets], of_tv[groups.cpu()]], dim=1)
 
     def sets_of(self, groups: Tensor) -> Tensor:
         """The TIV set of each of the frame groups (n,), as int64 (n,) on the CPU.

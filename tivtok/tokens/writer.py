@@ -188,7 +188,7 @@ class _Packed:
         return self._counted(encode_block(self._codecs.tiv, "tiv", tiv[None, None]))
 
     def end(self, shapes: Shapes, tiv_index: Tensor, fields: dict[str, Any]) -> tuple[bytes, bytes]:
-        metadata = metadata_from(fields, packed=True)
+        metadata = metadata_from(fields, PACKED)
         tail = encode_tail(self._codecs, shapes, self._blocks, tiv_index, fields["chunk_frames"], metadata)
         size = sum(self._blocks) + len(tail)
         return tail, _header(metadata, {PACKED: ("uint8", (size,))}, self.header_bytes)
