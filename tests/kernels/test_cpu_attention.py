@@ -267,7 +267,7 @@ def test_arguments_are_as_many_as_the_structures_have():
     real = backend._run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            backend, "_run", lambda name, fields, scale: (seen.update({name: len(fields)}), real(name, fields, scale))
+            backend, "_run", lambda name, fields, *how: (seen.update({name: len(fields)}), real(name, fields, *how))
         )
         run(make_case(RAGGED, "broadcast"), "cpu")
     library = backend._library()
