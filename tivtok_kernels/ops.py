@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels import backends, derivatives, operators
-from tivtok_kernels.backends import Operation
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call, Direction, Forward, Problem
 from tivtok_kernels.ranges import RangeLayout
@@ -116,7 +115,7 @@ def _forward(
 
 
 def _run_forward(tensors: Tensors, layout: Layout, known: Known, wants_lse: bool) -> tuple[Tensor, Tensor]:
-    question: tuple[Operation, str, Problem] = "attention", known.options.backend, known.problems["forward"]
+    question: tuple[backends.Operation, str, Problem] = "attention", known.options.backend, known.problems["forward"]
     if known.again is not None and backends.choose(*question) == known.again[0]:
         return known.again[1](*tensors, wants_lse)
     if known.is_empty:

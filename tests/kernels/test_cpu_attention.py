@@ -32,7 +32,8 @@ def variant(request):
 
 @pytest.fixture
 def small_units(monkeypatch):
-    """Units of a few rows, so that small cases have slots and merges of every kind."""
+    """Units of a few rows, so that small cases have slots and merges of every kind, and work for many threads."""
+    monkeypatch.setattr(backend, "_WORK_PER_THREAD", 1)
     monkeypatch.setattr(plan, "PAIRS_PER_UNIT", 300)
     monkeypatch.setattr(backend, "_FORWARD_ROWS", 96)
     monkeypatch.setattr(backend, "_BACKWARD_ROWS", 96)

@@ -29,7 +29,7 @@ def check(layout, scope, most_rows, pairs_per_unit):
 
 
 @given(clips=CLIPS, most_rows=st.sampled_from([7, 40, 96, 576]), pairs=st.sampled_from([1, 500, 1 << 17]))
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 def test_plans_are_those_of_plain_loops(clips, most_rows, pairs):
     layout = SifLayout.from_lengths([tiv for tiv, _ in clips], [frames for _, frames in clips])
     for scope in ("clip", "tiv", "broadcast"):

@@ -177,14 +177,14 @@ def _most_threads(call: Call) -> int:
 
 
 def _run(name: str, fields: array[int], scale: float, most_threads: int) -> None:
-    function, parallel = _entry(name)
-    if function(fields.buffer_info()[0], scale, min(torch.get_num_threads(), most_threads), parallel):
+    address, threads = fields.buffer_info()[0], min(torch.get_num_threads(), most_threads)
+    if _function(name)(address, scale, threads, _parallel()):
         raise MemoryError("the CPU attention kernels found no memory for their scratch space")
 
 
 @cache
-def _entry(name: str) -> tuple[Callable[..., int], int | None]:
-    return getattr(_library(), name), _parallel()
+def _function(name: str) -> Callable[..., int]:
+    return getattr(_library(), name)
 
 
 @cache
