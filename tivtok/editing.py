@@ -12,17 +12,24 @@ from tivtok.tokens import Counts, Tokens, TokensError
 
 @torch.no_grad()
 def grey_tokens(model: TivTok, height: int, width: int) -> Tokens:
-    """Encode a plain grey chunk: the tokens of a video with nothing in it.
-
-    Zeros would not do: the decoder was never trained on them and returns noise.
-    """
-    like = next(model.parameters())
-    return model.encode(like.new_zeros(1, 3, model.config.chunk_frames, height, width))
+    """The tokens of one frame group with nothing in it (`TivTok.encode_grey`)."""
+    tiv, tv = model.encode_grey(height, width)
+    return Tokens(
+        tiv,
+        tv,
+        tiv_index=torch.zeros(1, dtype=torch.int64, device=tiv.device),
+        num_frames=model.config.frames_per_group,
+        height=height,
+        width=width,
+        fps=None,
+        preset=model.config.name,
+        model_id=model.model_id,
+    )
 
 
 def tiv_only(tokens: Tokens, grey: Tokens) -> Tokens:
     """Replace the TV tokens of every frame group by those of grey, to see what the TIV tokens hold."""
-    return replace(tokens, tv=grey.tv.mean(dim=1, keepdim=True)[:, :, : tokens.tv.shape[2]].expand_as(tokens.tv))
+    return replace(tokens, tv=grey.tv[:, :, : tokens.tv.shape[2]].expand_as(tokens.tv))
 
 
 def tv_only(tokens: Tokens, grey: Tokens) -> Tokens:

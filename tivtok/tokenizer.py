@@ -128,7 +128,7 @@ class TivTok(nn.Module):
         chunks = zip(tv.split(groups_of_chunk, dim=1), own.unbind(1), tiv.expand_as(own).unbind(1), strict=True)
         tv = torch.cat([self.follow(*chunk) for chunk in chunks], dim=1)
         if without_tv is not None:
-            tv = torch.where(without_tv[:, None, None, None], self.grey_tv(*video.shape[3:]), tv)
+            tv = torch.where(without_tv[:, None, None, None], self.encode_grey(*video.shape[3:])[1], tv)
         if budget is not None:
             tiv, tv = tiv[:, :, : budget[0]], tv[:, :, : budget[1]]
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
@@ -244,10 +244,14 @@ class TivTok(nn.Module):
         tivs, tvs = zip(*self.encode_batch(chunks), strict=True)
         return torch.stack(tivs, dim=1), torch.cat(tvs, dim=1)
 
-    def grey_tv(self, height: int, width: int) -> Tensor:
-        """(1, 1, N_TV, D): the mean TV tokens of a grey chunk, in which nothing is and nothing changes."""
-        _, tv = self.encode_chunks(self._like.new_zeros(1, 3, self.config.chunk_frames, height, width))
-        return tv.mean(dim=1, keepdim=True)
+    def encode_grey(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """TIV (1, 1, N_TIV, D) and TV tokens (1, 1, N_TV, D) of a video in which nothing is and nothing changes.
+
+        They stand in for the tokens of a kind that is left out: the tokens of a grey chunk, TV tokens as the mean of
+        its frame groups. Zeros would not do: the decoder was never trained on them and returns noise.
+        """
+        tiv, tv = self.encode_chunks(self._like.new_zeros(1, 3, self.config.chunk_frames, height, width))
+        return tiv, tv.mean(dim=1, keepdim=True)
 
     def follow(self, tv: Tensor, own: Tensor, shared: Tensor) -> Tensor:
         """TV tokens of a chunk for a set that it shares: they say beside it what they said beside its own TIV tokens.

@@ -93,9 +93,8 @@ def sif_attention(
     as `torch.nn.functional.scaled_dot_product_attention` casts them.
     """
     signature = None if group is not None else _signature((q, k, v), tiv_scope, scale, backend, deterministic)
-    again = _attend_again((q, k, v, None, None), layout, SifLayout, signature, return_lse)
-    if again is not None:
-        return again
+    if (known := _known(layout, SifLayout, signature)) is not None:
+        return _attend_again((q, k, v, None, None), layout, known, return_lse)
     _check_options(layout, SifLayout, backend, scale)
     if tiv_scope not in ("clip", "tiv"):
         raise ValueError(f'tiv_scope must be "clip" or "tiv", got {tiv_scope!r}')
@@ -166,9 +165,8 @@ def range_attention(
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
     signature = _signature((q, k, v), "ranges", scale, backend, deterministic)
-    again = _attend_again((q, k, v, None, None), layout, RangeLayout, signature, return_lse)
-    if again is not None:
-        return again
+    if (known := _known(layout, RangeLayout, signature)) is not None:
+        return _attend_again((q, k, v, None, None), layout, known, return_lse)
     _check_options(layout, RangeLayout, backend, scale)
     q, k, v = _check_tensors(q=q, k=k, v=v)
     if q.ndim != 3 or k.ndim != 3:
@@ -245,9 +243,8 @@ def broadcast_attention(
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
     signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic)
-    again = _attend_again((q, k, v, k_tiv, v_tiv), layout, SifLayout, signature, return_lse)
-    if again is not None:
-        return again
+    if layout is not None and (known := _known(layout, SifLayout, signature)) is not None:
+        return _attend_again((q, k, v, k_tiv, v_tiv), layout, known, return_lse)
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
@@ -357,25 +354,31 @@ def _signature(tensors: tuple[Tensor, ...], *options: object) -> tuple[object, .
         or torch._C._is_any_autocast_enabled()
     ):
         return None
+    facts = [*options, torch._C._get_deterministic_algorithms(), torch._C._get_deterministic_algorithms_warn_only()]
     try:
-        shapes = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+        for x in tensors:
+            facts += (x.shape, x.stride(), x.dtype, x.device)
     except AttributeError:  # None in the place of a tensor
         return None
-    return (*shapes, *options, _must_be_deterministic())
+    return tuple(facts)
 
 
-def _attend_again(
-    tensors: ops.Tensors, layout: Any, kind: type[Any], signature: tuple[object, ...] | None, return_lse: bool
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """A call like one that passed its checks before; None if there was none with this layout."""
+def _known(layout: Any, kind: type[Any], signature: tuple[object, ...] | None) -> ops.Known | None:
+    """What is known of a call like one that passed its checks before; None if there was none with this layout."""
     if signature is None or not isinstance(layout, kind):
         return None
     try:
-        known = layout.calls.get(signature)
+        return layout.calls.get(signature)
     except TypeError:  # an option that cannot be looked up: the checks will name it
         return None
-    if known is None:
-        return None
+
+
+def _attend_again(
+    tensors: ops.Tensors, layout: ops.Layout, known: ops.Known, return_lse: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    if tensors[0].ndim == 3:
+        out, lse = ops.attend_plainly(tensors, layout, known, return_lse)
+        return (out, lse) if return_lse else out
     return _shaped(tensors[0], *ops.attend_plainly(_packed(tensors), layout, known, return_lse), return_lse)
 
 

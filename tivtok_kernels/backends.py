@@ -10,17 +10,23 @@ and the operations that it has. Of "attention"
     backward(call, out, lse, dout, dlse) -> [dq, dk, dv] (+ [dk_tiv, dv_tiv])
     plan_call(call, direction)              caches what a call needs of its layout; reads shapes, never elements
 
-and of "prepare_qk", with the arguments of the operators in `ops_prepare`,
+which may have a second form of its forward, for calls that differ from ``call`` in addresses and elements alone,
 
-    prepare_qk(qk, cos, sin, q_weight, k_weight, eps) -> (q, k)
-    prepare_qk_backward(dq, dk, qk, cos, sin, q_weight, k_weight, eps) -> [dqk] (+ [dq_weight, dk_weight])
+    repeatable(call) -> function of (q, k, v, k_tiv or None, v_tiv or None, wants_lse) that returns (out, lse)
+
+of "prepare_qk"
+
+    prepare_qk(call) -> (q, k)
+    prepare_qk_backward(call, dq, dk) -> [dqk] (+ [dq_weight, dk_weight])
 
 and, where kernels are compiled at their first call,
 
     compile_errors() -> tuple of exception types
 
-`Problem` and `Call` say what these get; ``dlse``, the gradient of the LSE, may be None. Backends never import one
-another's modules to run; what they share is in `tensors`.
+and, where it keeps less than the others promise (docs/numerics.md), a sentence for ``tivtok doctor``: CAVEAT.
+
+`Problem`, `Call` and `Preparation` say what these get; ``dlse``, the gradient of the LSE, may be None. Backends never
+import one another's modules to run; what they share is in `tensors`.
 """
 
 from __future__ import annotations

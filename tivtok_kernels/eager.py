@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.operators import present, recorded
-from tivtok_kernels.problem import Problem
+from tivtok_kernels.problem import Preparation, Problem
 from tivtok_kernels.tensors import accumulation_dtype
 
 
@@ -30,10 +30,9 @@ def prepare(
     return x.to(qk.dtype).unbind(-3)
 
 
-def prepare_qk(
-    qk: Tensor, cos: Tensor | None, sin: Tensor | None, q_weight: Tensor | None, k_weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The operator's, in the place of a kernel that does not compile: qk (N, 2, H, D) -> q, k (N, H, D)."""
+def prepare_qk(call: Preparation) -> tuple[Tensor, Tensor]:
+    """q, k (N, H, D), in the place of a kernel that does not compile."""
+    qk, cos, sin, q_weight, k_weight, eps = call
     rows = qk if cos is None else qk.unflatten(0, (-1, len(cos)))
     rotary = None if cos is None or sin is None else (cos, sin)
     norm = None if q_weight is None or k_weight is None else (q_weight, k_weight)
@@ -41,20 +40,11 @@ def prepare_qk(
     return q.clone(memory_format=torch.contiguous_format), k.clone(memory_format=torch.contiguous_format)
 
 
-def prepare_qk_backward(
-    dq: Tensor,
-    dk: Tensor,
-    qk: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-) -> list[Tensor]:
-    """The operator's: the gradients of qk and, where they are given, of q_weight and k_weight."""
-    qk = qk.detach().requires_grad_()
-    q_weight, k_weight = (None if x is None else x.detach().requires_grad_() for x in (q_weight, k_weight))
+def prepare_qk_backward(call: Preparation, dq: Tensor, dk: Tensor) -> list[Tensor]:
+    """The gradients of qk and, where they are given, of q_weight and k_weight."""
+    qk = call.qk.detach().requires_grad_()
+    q_weight, k_weight = (None if x is None else x.detach().requires_grad_() for x in (call.q_weight, call.k_weight))
     with recorded():
-        results = prepare_qk(qk, cos, sin, q_weight, k_weight, eps)
+        results = prepare_qk(call._replace(qk=qk, q_weight=q_weight, k_weight=k_weight))
         grads = torch.autograd.grad(results, present(qk, q_weight, k_weight), (dq, dk))
     return [x.contiguous() for x in grads]

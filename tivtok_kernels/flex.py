@@ -2,8 +2,7 @@
 
 The mask is a function of four numbers per query row, and its blocks come from the layout, not from a dense mask. On the
 CPU FlexAttention has a forward only, and that without torch.compile: it is there to be tested. The backward here runs
-the forward once more, for autograd to differentiate. Unlike in other backends, NaN and infinity of a key can reach
-rows that do not see it, where both are in one block of 128 x 128.
+the forward once more, for autograd to differentiate.
 """
 
 from __future__ import annotations
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
+
+# Masked scores are still multiplied by values and keys: 0 * NaN.
+CAVEAT = f"unlike in the others, NaN and infinity of a key can reach rows of its block of {BLOCK} that do not see it"
 
 
 def why_not(problem: Problem) -> str | None:

@@ -5,75 +5,56 @@ It takes over inside them where "auto" finds that a kernel does not compile.
 
 from __future__ import annotations
 
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tivtok_kernels import backends, derivatives, operators
-from tivtok_kernels.problem import Direction, Problem
+from tivtok_kernels.problem import Direction, Preparation, Problem
+
+# The fields of a `Preparation`, and by whom it is run: the last arguments of both operators.
+_INPUTS = "Tensor qk, Tensor? cos, Tensor? sin, Tensor? q_weight, Tensor? k_weight, float eps, str backend"
 
 
-def _forward(
-    qk: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    if qk.numel() == 0:
-        return _empty(qk), _empty(qk)
-    inputs = (qk, cos, sin, q_weight, k_weight, eps)
-    return backends.run("prepare_qk", backend, _problem(qk, "forward"), lambda module: module.prepare_qk(*inputs))
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    *fields, backend = inputs
+    call = Preparation(*fields)
+    if call.qk.numel() == 0:
+        return _fake_forward(*inputs)
+    return _run(backend, call, "forward", "prepare_qk", call)
 
 
-def _backward(
-    dq: Tensor,
-    dk: Tensor,
-    qk: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-    backend: str,
-) -> list[Tensor]:
-    if qk.numel() == 0:
-        return operators.zero_gradients(qk, q_weight, k_weight)
-    inputs = (dq, dk, qk, cos, sin, q_weight, k_weight, eps)
-    problem = _problem(qk, "backward")
-    return backends.run("prepare_qk", backend, problem, lambda module: module.prepare_qk_backward(*inputs))
+def _backward(dq: Tensor, dk: Tensor, *inputs: Any) -> list[Tensor]:
+    *fields, backend = inputs
+    call = Preparation(*fields)
+    if call.qk.numel() == 0:
+        return operators.zero_gradients(call.qk, call.q_weight, call.k_weight)
+    return _run(backend, call, "backward", "prepare_qk_backward", call, dq, dk)
 
 
-def _problem(qk: Tensor, direction: Direction) -> Problem:
-    return Problem(qk.device, qk.dtype, qk.shape[-1], direction=direction)
+def _run(backend: str, call: Preparation, direction: Direction, method: str, *inputs: Any) -> Any:
+    problem = Problem(call.qk.device, call.qk.dtype, call.qk.shape[-1], direction=direction)
+    return backends.run("prepare_qk", backend, problem, methodcaller(method, *inputs))
 
 
-def _fake_forward(qk, cos, sin, q_weight, k_weight, eps, backend):
-    return _empty(qk), _empty(qk)
+def _fake_forward(qk: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    shape = (qk.shape[0], *qk.shape[2:])
+    return qk.new_empty(shape), qk.new_empty(shape)
 
 
-def _fake_backward(dq, dk, qk, cos, sin, q_weight, k_weight, eps, backend):
+def _fake_backward(dq: Tensor, dk: Tensor, *inputs: Any) -> list[Tensor]:
+    qk, _, _, q_weight, k_weight, *_ = inputs
     return operators.empty_gradients(qk, q_weight, k_weight)
 
 
-# qk (N, 2, H, D) -> q, k (N, H, D). cos and sin (rows, D / 2), N a multiple of rows; weights (D,).
-prepare_qk = operators.define(
-    "prepare_qk(Tensor qk, Tensor? cos, Tensor? sin, Tensor? q_weight, Tensor? k_weight, float eps, str backend) "
-    "-> (Tensor, Tensor)",
-    _forward,
-    _fake_forward,
-)
+# -> q, k (N, H, D).
+prepare_qk = operators.define(f"prepare_qk({_INPUTS}) -> (Tensor, Tensor)", _forward, _fake_forward)
 
 # -> the gradients of qk and, where they are given, of q_weight and k_weight.
 prepare_qk_backward = operators.define(
-    "prepare_qk_backward(Tensor dq, Tensor dk, Tensor qk, Tensor? cos, Tensor? sin, Tensor? q_weight, "
-    "Tensor? k_weight, float eps, str backend) -> Tensor[]",
-    _backward,
-    _fake_backward,
+    f"prepare_qk_backward(Tensor dq, Tensor dk, {_INPUTS}) -> Tensor[]", _backward, _fake_backward
 )
 
 
@@ -97,7 +78,3 @@ def _backward_once(*inputs: Any) -> list[Tensor]:
 _NAMES = {"function": "prepare_qk", "better": "eager"}
 operators.set_derivative(prepare_qk, _PrepareQk.apply, tensors=5, backend=itemgetter(6), **_NAMES)
 operators.set_derivative(prepare_qk_backward, _backward_once, tensors=7, backend=itemgetter(8), **_NAMES)
-
-
-def _empty(qk: Tensor) -> Tensor:
-    return qk.new_empty((qk.shape[0], *qk.shape[2:]))

@@ -1,7 +1,8 @@
-"""What a backend is told about a call before it is asked to run it, and the call itself."""
+"""What a backend is told about a call before it is asked to run it, and the calls themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.ranges import RangeLayout
 
 Direction = Literal["forward", "backward"]
+
+# (q, k, v, k_tiv or None, v_tiv or None, wants_lse) -> (out, lse), as `Call` has them.
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool], tuple[Tensor, Any]]
 
 
 class Problem(NamedTuple):
@@ -31,8 +35,6 @@ class Call(NamedTuple):
         tiv: None or, with scope "broadcast", (k_tiv, v_tiv), each (TIV rows, Hk, D); N and M count frame rows then.
         scope: of a `SifLayout`; "ranges" with a `RangeLayout`.
         wants_lse: whether anybody reads the LSE; a backend may return anything for it where nobody does.
-        memo: what a backend keeps, by a name of its own, for calls with this layout, scope and scale and with q, k, v
-            and tiv of these shapes, strides, dtype and device.
     """
 
     q: Tensor
@@ -43,7 +45,6 @@ class Call(NamedTuple):
     scope: Scope
     scale: float
     wants_lse: bool = True
-    memo: dict[str, Any] | None = None
 
     @property
     def ranges(self) -> RangeLayout:
@@ -54,3 +55,21 @@ class Call(NamedTuple):
     def tiv_or_own(self) -> tuple[Tensor, Tensor]:
         """The keys and values whose rows range A of a segment counts."""
         return self.tiv or (self.k, self.v)
+
+
+class Preparation(NamedTuple):
+    """One preparation of queries and keys as backends get it: validated, contiguous last dimension, at least one row.
+
+    Attributes:
+        qk: (N, 2, H, D).
+        cos, sin: None or (rows, D / 2), N a multiple of rows.
+        q_weight, k_weight: None or (D,).
+        eps: of the norm.
+    """
+
+    qk: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
+    q_weight: Tensor | None
+    k_weight: Tensor | None
+    eps: float

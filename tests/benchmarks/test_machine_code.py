@@ -12,7 +12,7 @@ from benchmarks.machine_code.checks import faults
 from benchmarks.machine_code.compile import Job, Resources, compile_all, dot_units, shipped, tile_flops
 from benchmarks.machine_code.machine import blocks_per_sm
 from tivtok_kernels import SifLayout
-from tivtok_kernels.problem import Call
+from tivtok_kernels.problem import Call, Preparation
 from tivtok_kernels.triton.configs import Config
 
 # A kernel in small: a loop over full tiles, a wait of it that retries behind the end, a loop over tails, a spill.
@@ -267,8 +267,9 @@ def test_kernels_are_launched_as_they_are_compiled(monkeypatch, tiv_apart):
     out, lse = launch.forward(call)
     launch.backward(call, out, lse, dout=out, dlse=lse)
     qk, table, weight = torch.stack([q, k], 1), torch.zeros(rows, 32), torch.zeros(64)
-    prepare.forward(qk, table, table, weight, weight, 1e-6)
-    prepare.backward(q, k, qk, table, table, weight, weight, 1e-6)
+    preparation = Preparation(qk, table, table, weight, weight, 1e-6)
+    prepare.forward(preparation)
+    prepare.backward(preparation, q, k)
 
     shape = launch.Shape(64, 1, tiv_apart, "half")
     assert set(launched) == set(signatures.FUNCTIONS) - ({"merge_outputs"} if tiv_apart else set())  # no long rows

@@ -264,6 +264,7 @@ def test_doctor_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for name in (*available_backends("cpu"), "torch", "triton", "GPU", "CUDA extension"):
         assert name in out
+    assert "ok, but unlike in the others, NaN" in out  # of flex
 
 
 def test_help_everywhere(capsys: pytest.CaptureFixture[str]) -> None:

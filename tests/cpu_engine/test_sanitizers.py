@@ -21,6 +21,8 @@ from tivtok_kernels import RangeLayout, SifLayout, range_attention
 from tivtok_kernels.cpu import backend, plan
 from tivtok_kernels.error_budgets import Arithmetic
 
+pytestmark = pytest.mark.compilers
+
 HERE, SOURCES = Path(__file__).parent, Path(__file__).parents[2] / "csrc" / "cpu"
 LAYOUT = SifLayout.from_lengths([60, 0, 7, 131], [[140, 0, 9], [7, 13], [], [20]])
 WIDE = ["-mavx2", "-mfma"] if "AVX" in torch.backends.cpu.get_cpu_capability() else []
@@ -91,7 +93,7 @@ class Recorder:
 
         return call
 
-    def run(self, name: str, fields: tuple[int, ...], scale: float) -> None:
+    def run(self, name: str, fields: tuple[int, ...], scale: float, most_threads: int) -> None:
         order = {address: -1 - i for i, address in enumerate(self.buffers)}
         tensors = list(self.buffers.values())
         bytes_of = [x.detach().view(torch.uint8).numpy().tobytes() for x in tensors]

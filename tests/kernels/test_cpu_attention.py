@@ -32,7 +32,8 @@ def variant(request):
 
 @pytest.fixture
 def small_units(monkeypatch):
-    """Units of a few rows, so that small cases have slots and merges of every kind."""
+    """Units of a few rows, so that small cases have slots and merges of every kind, and work for many threads."""
+    monkeypatch.setattr(backend, "_WORK_PER_THREAD", 1)
     monkeypatch.setattr(plan, "PAIRS_PER_UNIT", 300)
     monkeypatch.setattr(backend, "_FORWARD_ROWS", 96)
     monkeypatch.setattr(backend, "_BACKWARD_ROWS", 96)
@@ -267,7 +268,7 @@ def test_arguments_are_as_many_as_the_structures_have():
     real = backend._run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            backend, "_run", lambda name, fields, scale: (seen.update({name: len(fields)}), real(name, fields, scale))
+            backend, "_run", lambda name, fields, *how: (seen.update({name: len(fields)}), real(name, fields, *how))
         )
         run(make_case(RAGGED, "broadcast"), "cpu")
     library = backend._library()

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from functools import cache
 
 import pytest
 
@@ -16,8 +17,9 @@ INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(?:bnd )?(\S+)\s*(.*)$")
 STACK = re.compile(r"\(%rsp|-0x[0-9a-f]+\(%rbp")
 
 
-def product_loops(register: str) -> list[list[tuple[str, str]]]:
-    """Innermost loops with at least 8 products of these vectors, as (mnemonic, operands)."""
+@cache
+def innermost_loops() -> list[list[tuple[str, str]]]:
+    """Innermost loops of the library but those of exponentials, as (mnemonic, operands)."""
     command = ["objdump", "-d", "--no-show-raw-insn", str(backend.LIBRARY)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code = [(int(m[1], 16), m[2], m[3]) for m in map(INSTRUCTION.match, text.splitlines()) if m]
@@ -30,9 +32,17 @@ def product_loops(register: str) -> list[list[tuple[str, str]]]:
         body = [(name, operands) for _, name, operands in code[at[int(target[0], 16)] : i]]
         if any(name.startswith(("j", "call", "ret", "vpslld")) for name, _ in body):
             continue  # not innermost, or the loop of exponentials
-        if sum(name.startswith("vfmadd") and register in operands for name, operands in body) >= 8:
-            loops.append(body)
+        loops.append(body)
     return loops
+
+
+def product_loops(register: str) -> list[list[tuple[str, str]]]:
+    """Those with at least 8 products of these vectors."""
+    return [
+        body
+        for body in innermost_loops()
+        if sum(name.startswith("vfmadd") and register in operands for name, operands in body) >= 8
+    ]
 
 
 def accumulators(body: list[tuple[str, str]]) -> int:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from test_ranges import check, dense, prefixes, two_ranges
+from test_ranges import checked_by, dense, prefixes, two_ranges
 
 from tivtok_kernels import RangeLayout, SifLayout, range_attention
 from tivtok_kernels.cpu import backend, plan
+from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.problem import Problem
 
 if reason := backend.why_not(Problem(torch.device("cpu"))):
@@ -29,10 +30,11 @@ def as_before():
     backend.use_variant(before)
 
 
-def check_variants(*case, **shape):
+def check_variants(layout, mask, dtype=torch.float32, **shape):
+    check = checked_by(layout, mask, Arithmetic.of("cpu", dtype), dtype=dtype, **shape)
     for name in VARIANTS:
         backend.use_variant(name)
-        check(*case, "cpu", **shape)
+        check("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

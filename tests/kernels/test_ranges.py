@@ -49,6 +49,15 @@ def diffusion(lengths, block):
     return torch.block_diag(*parts).bool()
 
 
+def token_by_token(prefix, lengths):
+    """A prefix that sees itself, then tokens in causal order, sequence by sequence."""
+    parts = []
+    for first, length in zip(prefix, lengths, strict=True):
+        place = torch.arange(first + length)
+        parts.append((place < first) | (place <= place[:, None]))
+    return torch.block_diag(*parts).bool()
+
+
 CASES = {
     "the frame before": (CLIPS.frame_windows(1, 0), windows(CLIPS, 1, 0, "clip")),
     "the frames around": (CLIPS.frame_windows(1, 1, tiv_scope="tiv"), windows(CLIPS, 1, 1, "tiv")),
@@ -66,6 +75,10 @@ CASES = {
         prefixes([4, 2], [[3, 2, 2], [1]], False),
     ),
     "block diffusion": (RangeLayout.block_diffusion([8, 5], 3), diffusion([8, 5], 3)),
+    "token by token": (
+        SifLayout.from_lengths([3, 0], [[1] * 6, [1] * 5]).frame_windows(ahead=0, tiv_scope="tiv"),
+        token_by_token([3, 0], [6, 5]),
+    ),
 }
 
 
@@ -107,21 +120,30 @@ def test_within_budget_of_the_dense_oracle(name, backend, monkeypatch):
     check(layout, mask, backend)
 
 
-def check(layout, mask, backend, heads=2, kv_heads=1, head_dim=16, dtype=torch.float32):
+def check(layout, mask, backend, **shape):
     """Output, LSE and gradients against float64 attention under the dense mask, differentiated by autograd."""
+    checked_by(layout, mask, Arithmetic.of(backend, shape.get("dtype", torch.float32)), **shape)(backend)
+
+
+def checked_by(layout, mask, arithmetic, heads=2, kv_heads=1, head_dim=16, dtype=torch.float32):
+    """`check` as a function of the backend: the truth is found once for all that have one arithmetic."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(len(mask), heads), (mask.shape[1], kv_heads), (mask.shape[1], kv_heads), (len(mask), heads)]
     q, k, v, dout = (torch.randn(*shape, head_dim, generator=draw).to(dtype) for shape in shapes)
     dlse = torch.randn(len(mask), heads, generator=draw)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    got = range_attention(*leaves, layout, backend=backend, return_lse=True)
     truth = masked_attention(*exact, mask, head_dim**-0.5)
-    results = [*got, *torch.autograd.grad(got, leaves, (dout, dlse))]
     expected = [*truth, *torch.autograd.grad(truth, exact, (dout.double(), dlse.double()))]
-    found = budgets(Arithmetic.of(backend, dtype), mask, (q, k, v), dout, dlse, head_dim**-0.5)
-    for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), results, expected, strict=True):
-        assert_within_budget(name, x.detach(), y.detach(), found[name])
+    found = budgets(arithmetic, mask, (q, k, v), dout, dlse, head_dim**-0.5)
+
+    def check_backend(backend):
+        got = range_attention(*leaves, layout, backend=backend, return_lse=True)
+        results = [*got, *torch.autograd.grad(got, leaves, (dout, dlse))]
+        for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), results, expected, strict=True):
+            assert_within_budget(name, x.detach(), y.detach(), found[name])
+
+    return check_backend
 
 
 def dense(runs, num_keys):

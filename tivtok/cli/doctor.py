@@ -11,7 +11,7 @@ import torch
 
 import tivtok_kernels
 from tivtok.cli.output import print_rows, say
-from tivtok_kernels import measured
+from tivtok_kernels import backends, measured
 from tivtok_kernels.cpu import backend
 from tivtok_kernels.problem import Problem
 
@@ -36,8 +36,17 @@ def doctor() -> None:
         if device == "cuda" and not torch.cuda.is_available():
             print_rows({"none": f"no CUDA device (torch {torch.__version__} sees none)"}, "Backends for cuda tensors")
         else:
-            print_rows(tivtok_kernels.available_backends(device), f"Backends for {device} tensors")
+            print_rows(_backends(device), f"Backends for {device} tensors")
             print_rows(_measured(torch.device(device)), f"Fastest for {device} tensors")
+
+
+def _backends(device: str) -> dict[str, str]:
+    """Backend name -> "ok", with its caveat if it has one, or why it cannot run."""
+    answers = tivtok_kernels.available_backends(device)
+    for name in [name for name, answer in answers.items() if answer == "ok"]:
+        if caveat := getattr(backends.load(name), "CAVEAT", None):
+            answers[name] = f"ok, but {caveat}"
+    return answers
 
 
 def _measured(device: torch.device) -> dict[str, str]:

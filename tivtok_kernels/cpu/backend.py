@@ -12,14 +12,13 @@ from array import array
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tivtok_kernels.cpu.plan import Plan, make_plan, plan_gradients
 from tivtok_kernels.cpu.sources import STRUCTURES, stamp
-from tivtok_kernels.problem import Call, Direction, Problem
+from tivtok_kernels.problem import Call, Direction, Forward, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 NOT_BUILT = "its library is not built: pip install -e . builds it where a C++17 compiler (GCC or Clang) is found"
@@ -38,6 +37,9 @@ _BACKWARD_ROWS = 2048
 
 # Head dimension up to which it is mostly faster than torch's AMX bfloat16 (docs/kernels/cpu.md).
 _WIDEST_AGAINST_TILES = 64
+
+# Multiplications of one of its products that are worth waking a thread for: some 10 us of work.
+_WORK_PER_THREAD = 1 << 17
 
 _PANEL = 16  # columns are padded to a multiple of it
 
@@ -66,53 +68,40 @@ def plan_call(call: Call, direction: Direction) -> Plan:
     return make_plan(call.layout, call.scope, max(96, most_rows * key_heads // heads))
 
 
-class _Prepared(NamedTuple):
-    """What calls of one kind have in common.
-
-    Attributes:
-        plan: keeps its tables alive.
-        fields: the argument of the forward; at `_FORWARD_ADDRESSES` it lacks what differs from call to call.
-        slots: floats of the workspace.
-    """
-
-    plan: Plan
-    fields: array[int]
-    slots: int
-
-
-# Places of q, k, v, k_tiv, v_tiv, out, lse and the workspace among the fields of ForwardParams.
-_FORWARD_ADDRESSES = (17, 20, 23, 26, 29, 32, 33, 34)
-
-
-def _prepare_forward(call: Call) -> _Prepared:
-    plan = plan_call(call, "forward")
-    tensors = _strided(call.q, call.k, call.v, *call.tiv_or_own)
-    slots = plan.q_slots * call.q.shape[1] * (_padded(call.q.shape[2]) + 2)
-    return _Prepared(plan, array("q", (*_plan_and_shape(plan, call), *tensors, 0, 0, 0)), slots)
-
-
 def forward(call: Call) -> tuple[Tensor, Tensor | None]:
-    q, k, v = call.q, call.k, call.v
-    memo = {} if call.memo is None else call.memo
-    if (prepared := memo.get("cpu")) is None:
-        prepared = memo["cpu"] = _prepare_forward(call)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = _scratch(q, *q.shape[:2]) if call.wants_lse else None
-    part = _workspace(q, prepared.slots)
-    fields = prepared.fields[:]
-    for place, address in zip(_FORWARD_ADDRESSES, _addresses(q, k, v, *call.tiv_or_own, out, lse, part), strict=True):
-        fields[place] = address
-    _run("tivtok_cpu_forward", fields, call.scale)
-    return out, lse
+    k_tiv, v_tiv = call.tiv or (None, None)
+    return repeatable(call)(call.q, call.k, call.v, k_tiv, v_tiv, call.wants_lse)
+
+
+def repeatable(call: Call) -> Forward:
+    """The forward of such calls, with all found out that does not differ from one to the next."""
+    plan, scale, threads = plan_call(call, "forward"), call.scale, _most_threads(call)
+    floats = call.q.shape[1] * (_padded(call.q.shape[2]) + 2)
+    rows = call.q.new_empty((), dtype=torch.float32).expand(call.q.shape[:2])
+    blank = array("q", (*_plan_and_shape(plan, call), *_strided(call.q, call.k, call.v, *call.tiv_or_own), 0, 0, 0))
+
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor | None, v_tiv: Tensor | None, wants_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        lse = torch.empty_like(rows, memory_format=torch.contiguous_format) if wants_lse else None
+        part = _workspace(q, plan.q_slots * floats)
+        fields, tiv = blank[:], (k, v) if k_tiv is None else (k_tiv, v_tiv)
+        # places in ForwardParams
+        fields[17], fields[20], fields[23], fields[26], fields[29], fields[32], fields[33], fields[34] = _addresses(
+            q, k, v, *tiv, out, lse, part
+        )
+        _run("tivtok_cpu_forward", fields, scale, threads)
+        return out, lse
+
+    return forward
 
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
     q, k, v = call.q, call.k, call.v
     k_tiv, v_tiv = call.tiv_or_own
     heads, key_heads, columns = q.shape[1], k.shape[1], _padded(q.shape[2])
-    memo = {} if call.memo is None else call.memo
-    if (plan := memo.get("cpu")) is None:
-        plan = memo["cpu"] = plan_call(call, "backward")
+    plan = plan_call(call, "backward")
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, *(call.tiv or ()))]
     part_q = _workspace(q, plan.q_slots * heads * columns)
     part_k = _workspace(q, plan.k_slots * key_heads * 2 * columns)
@@ -124,7 +113,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
         *_strided(q, dout, k, v, k_tiv, v_tiv),
         *_addresses(out, lse, dlse, *grads[:3], *(grads[3:] or grads[1:3]), part_q, part_k, part_frame),
     )
-    _run("tivtok_cpu_backward", array("q", fields), call.scale)
+    _run("tivtok_cpu_backward", array("q", fields), call.scale, _most_threads(call))
     return grads
 
 
@@ -182,9 +171,14 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def _run(name: str, fields: array[int], scale: float) -> None:
-    address, _ = fields.buffer_info()
-    if _function(name)(address, scale, torch.get_num_threads(), _parallel()):
+def _most_threads(call: Call) -> int:
+    """As many threads as find enough to do."""
+    return 1 + call.ranges.area * call.q.shape[1] * call.q.shape[2] // _WORK_PER_THREAD
+
+
+def _run(name: str, fields: array[int], scale: float, most_threads: int) -> None:
+    address, threads = fields.buffer_info()[0], min(torch.get_num_threads(), most_threads)
+    if _function(name)(address, scale, threads, _parallel()):
         raise MemoryError("the CPU attention kernels found no memory for their scratch space")
 
 

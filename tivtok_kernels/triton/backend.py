@@ -8,12 +8,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tivtok_kernels.problem import Call, Direction, Problem
+from tivtok_kernels.problem import Call, Direction, Preparation, Problem
 from tivtok_kernels.tensors import gpu_limit
 
 
@@ -51,14 +50,14 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
         return _module("launch").backward(call, out, lse, dout, dlse)
 
 
-def prepare_qk(qk: Tensor, *tables_and_eps: Any) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(qk):
-        return _module("prepare").forward(qk, *tables_and_eps)
+def prepare_qk(call: Preparation) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(call.qk):
+        return _module("prepare").forward(call)
 
 
-def prepare_qk_backward(dq: Tensor, *inputs: Any) -> list[Tensor]:
-    with torch.cuda.device_of(dq):
-        return _module("prepare").backward(dq, *inputs)
+def prepare_qk_backward(call: Preparation, dq: Tensor, dk: Tensor) -> list[Tensor]:
+    with torch.cuda.device_of(call.qk):
+        return _module("prepare").backward(call, dq, dk)
 
 
 def compile_errors() -> tuple[type[Exception], ...]:

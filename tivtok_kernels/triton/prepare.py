@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tivtok_kernels.problem import Preparation
 from tivtok_kernels.tensors import aligned
 from tivtok_kernels.triton.primitives import STRIDE_UNIT
 
@@ -179,45 +180,33 @@ def constants(head_dim: int, elements: int, norm: bool, rotate: bool) -> dict[st
     return {"D": head_dim, "BLOCK_HALF": block_half, "ROWS": elements // block_half, "NORM": norm, "ROTATE": rotate}
 
 
-def forward(
-    qk: Tensor, cos: Tensor | None, sin: Tensor | None, q_weight: Tensor | None, k_weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """qk (rows, 2, H, D) -> contiguous q and k (rows, H, D)."""
-    qk = _aligned(qk)
+def forward(call: Preparation) -> tuple[Tensor, Tensor]:
+    """Contiguous q and k (rows, H, D)."""
+    qk = _aligned(call.qk)
     q, k = (torch.empty((qk.shape[0], *qk.shape[2:]), dtype=qk.dtype, device=qk.device) for _ in range(2))
-    options = constants(qk.shape[-1], ELEMENTS, q_weight is not None, cos is not None)
-    tables = _tables(qk, cos, sin, q_weight, k_weight)
-    prepare_qk_kernel[(2 * _blocks(qk, options),)](qk, *tables, q, k, *_sizes(qk, cos), eps, **options, **OPTIONS)
+    options = constants(qk.shape[-1], ELEMENTS, call.q_weight is not None, call.cos is not None)
+    sizes = _sizes(qk, call.cos)
+    prepare_qk_kernel[(2 * _blocks(qk, options),)](qk, *_tables(qk, call), q, k, *sizes, call.eps, **options, **OPTIONS)
     return q, k
 
 
-def backward(
-    dq: Tensor,
-    dk: Tensor,
-    qk: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    eps: float,
-) -> list[Tensor]:
+def backward(call: Preparation, dq: Tensor, dk: Tensor) -> list[Tensor]:
     """The gradient of qk, contiguous, and of both weights where there are any."""
-    qk = _aligned(qk)
-    options = constants(qk.shape[-1], BACKWARD_BYTES // qk.element_size(), q_weight is not None, cos is not None)
+    qk, q_weight, k_weight = _aligned(call.qk), call.q_weight, call.k_weight
+    options = constants(qk.shape[-1], BACKWARD_BYTES // qk.element_size(), q_weight is not None, call.cos is not None)
     dqk = torch.empty(qk.shape, dtype=qk.dtype, device=qk.device)
     blocks = _blocks(qk, options)
     part = torch.empty((blocks, 2, qk.shape[-1]), dtype=torch.float32, device=qk.device)
-    tables = _tables(qk, cos, sin, q_weight, k_weight)
-    prepare_qk_backward_kernel[(2 * blocks,)](
-        dq.contiguous(), dk.contiguous(), qk, *tables, dqk, part, *_sizes(qk, cos), eps, **options, **OPTIONS
-    )
+    inputs, sizes = (dq.contiguous(), dk.contiguous(), qk, *_tables(qk, call)), _sizes(qk, call.cos)
+    prepare_qk_backward_kernel[(2 * blocks,)](*inputs, dqk, part, *sizes, call.eps, **options, **OPTIONS)
     if q_weight is None or k_weight is None:
         return [dqk]
     return [dqk, part[:, 0].sum(0).to(q_weight.dtype), part[:, 1].sum(0).to(k_weight.dtype)]
 
 
-def _tables(qk: Tensor, *tables: Tensor | None) -> list[Tensor]:
+def _tables(qk: Tensor, call: Preparation) -> list[Tensor]:
     """cos, sin and weights as the kernels read them; qk stands in for absent ones, which are not read."""
+    tables = call.cos, call.sin, call.q_weight, call.k_weight
     return [qk if x is None else x.float().contiguous() for x in tables]
 
 
