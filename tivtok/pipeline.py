@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from tivtok.chunks.sharing import TivSets
+from tivtok.files import is_remote
 from tivtok.loading import load_model
 from tivtok.streaming import Stream, decode_stream, encode_stream, encode_streams
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.tokens.rows import empty_row, from_row, to_row
+from tivtok.video.readers import check_reader
 from tivtok.video.source import Source
 from tivtok.video.sources import VideoRef
 
@@ -67,10 +69,10 @@ class Encoded(NamedTuple):
 class Encoder(_WithModel):
     """Rows with the path of a video -> the same rows with its tokens.
 
-    Columns in: ``path``; where they are there, ``start`` and ``end`` in seconds (NaN or None: of the whole video),
-    ``offset`` and ``size`` in bytes of the video inside ``path`` (an uncompressed tar). Columns out: those, any others
-    as they came, those of `tivtok.tokens.rows.to_row`, ``error`` and ``warning`` (damage that a decoder has made up
-    for).
+    Columns in: ``path``, or an address of fsspec's, whose file is fetched while it is encoded; where they are there,
+    ``start`` and ``end`` in seconds (NaN or None: of the whole video), ``offset`` and ``size`` in bytes of the video
+    inside ``path`` (an uncompressed tar). Columns out: those, any others as they came, those of
+    `tivtok.tokens.rows.to_row`, ``error`` and ``warning`` (damage that a decoder has made up for).
 
     Attributes:
         model, device, precision, compile: as of `tivtok.loading.load_model`.
@@ -81,6 +83,7 @@ class Encoder(_WithModel):
         threads: of each video's decoder.
         at_once: chunks that go through the model together, of one video or of several, where they have one shape; more
             need more memory, and change tokens by rounding.
+        reader: as of `tivtok.video.readers.open_video`.
 
     Raises:
         ValueError: ``at_once`` is below 1, or above it with ``refine``, which takes one video at a time.
@@ -93,6 +96,7 @@ class Encoder(_WithModel):
     strict: bool = False
     threads: int = 1
     at_once: int = 1
+    reader: str = "pyav"
 
     def __post_init__(self) -> None:
         if self.at_once < 1 or (self.refine and self.at_once > 1):
@@ -107,7 +111,12 @@ class Encoder(_WithModel):
         return dict(batch) | {name: _column([row[name] for row in made]) for name in (made[0] if made else ())}
 
     def encode(self, refs: Iterable[VideoRef]) -> Iterator[Encoded]:
-        """Encode videos, in order."""
+        """Encode videos, in order.
+
+        Raises:
+            CheckpointError, ValueError: as of `load_model`, or the reader cannot be used here.
+        """
+        check_reader(self.reader, self.strict)
         model, sources = self.tokenizer, deque[Source | None]()
 
         def opened() -> Iterator[Source | Exception]:
@@ -137,7 +146,10 @@ class Encoder(_WithModel):
     def _source(self, ref: VideoRef) -> Source:
         config = self.tokenizer.config
         return Source(
-            ref, config.chunk_frames, self.frame_size, config.native_size, strict=self.strict, threads=self.threads
+            *(ref, config.chunk_frames, self.frame_size, config.native_size),
+            strict=self.strict,
+            threads=self.threads,
+            reader=self.reader,
         )
 
     def _refined(self, source: Source) -> Tokens | Exception:
@@ -191,10 +203,11 @@ def _rows(batch: Batch, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def _reference(row: dict[str, Any]) -> VideoRef:
+    address = str(row["path"]) if is_remote(str(row["path"])) else ""
     path = Path(str(row["path"]))
     start, end, offset, size = (_number(row.get(name)) for name in ("start", "end", "offset", "size"))
     member = None if offset is None or size is None else (int(offset), int(size))
-    return VideoRef(path.name, path, start or 0.0, end, member)
+    return VideoRef(path.name, path, start or 0.0, end, member, address=address)
 
 
 def _number(value: Any) -> float | None:

@@ -13,6 +13,7 @@ from tivtok.cli.options import (
     ModelOption,
     Precision,
     PrecisionOption,
+    ReaderOption,
     RefineOption,
     SizeOption,
     StoredDtypeOption,
@@ -47,6 +48,7 @@ def encode(
     compile: CompileOption = False,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
+    reader: ReaderOption = "pyav",
     json_file: JsonOption = None,
 ) -> None:
     """Encode a video to tokens.
@@ -58,7 +60,7 @@ def encode(
     sets = parse_tiv_sets(tiv_sets)
     calibration = calibration_for(dtype, model)
     tokenizer = load_model(model, device, precision, compile)
-    source = Source(video, size, tokenizer, allow_truncated, strict)
+    source = Source(video, size, tokenizer, allow_truncated, strict, reader)
     with StepsBar("refining") as bar:
         chunks = source.tracked("encoding")
         encode_to_file(tokenizer, chunks, tokens_file, sets, source.fps, dtype, refine, bar.show, calibration)
