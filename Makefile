@@ -9,7 +9,7 @@ ifeq ($(wildcard /dev/nvidiactl /dev/dxg),)
 export TIVTOK_BUILD_CUDA ?= 0
 endif
 
-.PHONY: demo test test-emulator test-compilers test-processors lint docs bench gpu clean
+.PHONY: demo test test-emulator test-compilers test-processors test-ray lint docs bench gpu clean
 
 demo: .venv/demo-ready
 	$(BIN)/tivtok demo demo
@@ -32,6 +32,10 @@ test-processors: .venv/test-ready
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
 	    $(BIN)/python -m pytest $(NUMERICS)
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERICS)
+
+# What needs Ray, which is not among the test extras: on a cluster of two workers, which it starts.
+test-ray: .venv/ray-ready
+	$(BIN)/python -m pytest tests/pipeline/test_ray.py
 
 bench: .venv/test-ready
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-sort=mean --benchmark-columns=median,iqr,rounds
@@ -66,6 +70,10 @@ clean:
 
 .venv/test-ready: .venv/pip-ready $(SOURCES)
 	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt -e '.[lint,test]'
+	touch $@
+
+.venv/ray-ready: .venv/test-ready
+	$(BIN)/pip install -q $(PIP_ARGS) -c constraints.txt 'ray[data]'
 	touch $@
 
 .venv/docs-ready: .venv/pip-ready $(SOURCES)

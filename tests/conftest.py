@@ -29,6 +29,14 @@ def nothing_measured():
     measured.read.cache_clear()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nothing_kept(tmp_path_factory: pytest.TempPathFactory):
+    """Tests leave nothing in the user's cache."""
+    kept = tmp_path_factory.mktemp("home")
+    with mock.patch("tivtok.video.tars.cache_folder", lambda: kept):
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked "gpu" are skipped without one."""
     if not torch.cuda.is_available():

@@ -128,6 +128,25 @@ def replacing_in(folder: str, name: str) -> Iterator[Path]:
             shutil.copyfileobj(source, target, _SENT_AT_A_TIME)
 
 
+def fetched(address: str) -> IO[bytes]:
+    """Copy the file at an address to a temporary file, which goes when it is closed or forgotten.
+
+    Raises:
+        OSError: it cannot be read, or copied.
+        ValueError: fsspec cannot reach the address.
+    """
+    files, path = _remote(address)
+    copy = tempfile.NamedTemporaryFile(prefix="tivtok-", suffix=os.path.splitext(path)[1])  # noqa: SIM115
+    try:
+        with files.open(path, "rb") as source:
+            shutil.copyfileobj(source, copy, _SENT_AT_A_TIME)
+        copy.flush()
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
 def _remote(address: str) -> tuple[Any, str]:
     """The file system of an address, and the path there.
 

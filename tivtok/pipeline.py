@@ -20,11 +20,13 @@ import torch
 
 from tivtok.budgets import EVERYTHING, Budget, Fitted
 from tivtok.chunks.sharing import TivSets
+from tivtok.files import is_remote
 from tivtok.loading import load_model
 from tivtok.streaming import Stream, decode_stream, encode_streams, encode_within
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.tokens.rows import empty_row, from_row, to_row
+from tivtok.video.readers import check_reader
 from tivtok.video.source import Source
 from tivtok.video.sources import VideoRef
 
@@ -68,10 +70,10 @@ class Encoded(NamedTuple):
 class Encoder(_WithModel):
     """Rows with the path of a video -> the same rows with its tokens.
 
-    Columns in: ``path``; where they are there, ``start`` and ``end`` in seconds (NaN or None: of the whole video),
-    ``offset`` and ``size`` in bytes of the video inside ``path`` (an uncompressed tar). Columns out: those, any others
-    as they came, those of `tivtok.tokens.rows.to_row`, ``error`` and ``warning`` (damage that a decoder has made up
-    for).
+    Columns in: ``path``, or an address of fsspec's, whose file is fetched while it is encoded; where they are there,
+    ``start`` and ``end`` in seconds (NaN or None: of the whole video), ``offset`` and ``size`` in bytes of the video
+    inside ``path`` (an uncompressed tar). Columns out: those, any others as they came, those of
+    `tivtok.tokens.rows.to_row`, ``error`` and ``warning`` (damage that a decoder has made up for).
 
     Attributes:
         model, device, precision, compile: as of `tivtok.loading.load_model`.
@@ -83,6 +85,7 @@ class Encoder(_WithModel):
         at_once: chunks that go through the model together, of one video or of several, where they have one shape; more
             need more memory, and change tokens by rounding.
         budget: how many tokens to keep, of a model whose tokens are nested.
+        reader: as of `tivtok.video.readers.open_video`.
 
     Raises:
         ValueError: ``at_once`` is below 1, or above it with ``refine`` or ``budget.psnr``, which take one video at a
@@ -97,6 +100,7 @@ class Encoder(_WithModel):
     threads: int = 1
     at_once: int = 1
     budget: Budget = EVERYTHING
+    reader: str = "pyav"
 
     def __post_init__(self) -> None:
         if self.at_once < 1 or (self._one_by_one and self.at_once > 1):
@@ -115,7 +119,12 @@ class Encoder(_WithModel):
         return dict(batch) | {name: _column([row[name] for row in made]) for name in (made[0] if made else ())}
 
     def encode(self, refs: Iterable[VideoRef]) -> Iterator[Encoded]:
-        """Encode videos, in order."""
+        """Encode videos, in order.
+
+        Raises:
+            CheckpointError, ValueError: as of `load_model`, or the reader cannot be used here.
+        """
+        check_reader(self.reader, self.strict)
         model, sources = self.tokenizer, deque[Source | None]()
 
         def opened() -> Iterator[Source | Exception]:
@@ -148,7 +157,10 @@ class Encoder(_WithModel):
     def _source(self, ref: VideoRef) -> Source:
         config = self.tokenizer.config
         return Source(
-            ref, config.chunk_frames, self.frame_size, config.native_size, strict=self.strict, threads=self.threads
+            *(ref, config.chunk_frames, self.frame_size, config.native_size),
+            strict=self.strict,
+            threads=self.threads,
+            reader=self.reader,
         )
 
     def _alone(self, source: Source) -> Fitted | Exception:
@@ -202,10 +214,11 @@ def _rows(batch: Batch, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def _reference(row: dict[str, Any]) -> VideoRef:
+    address = str(row["path"]) if is_remote(str(row["path"])) else ""
     path = Path(str(row["path"]))
     start, end, offset, size = (_number(row.get(name)) for name in ("start", "end", "offset", "size"))
     member = None if offset is None or size is None else (int(offset), int(size))
-    return VideoRef(path.name, path, start or 0.0, end, member)
+    return VideoRef(path.name, path, start or 0.0, end, member, address=address)
 
 
 def _number(value: Any) -> float | None:

@@ -7,7 +7,9 @@ from benchmarks.studies.coded import coded
 from benchmarks.studies.factorisation import factorisation
 from benchmarks.studies.linear_codes import linear_codes
 from benchmarks.studies.memory import memory
+from benchmarks.studies.precision import precision
 from benchmarks.studies.random_access import random_access
+from benchmarks.studies.start_up import start_up
 from benchmarks.studies.synthetic_motion import synthetic_motion
 from benchmarks.studies.throughput import throughput
 from benchmarks.studies.tiv_sets import tiv_sets
@@ -24,6 +26,8 @@ app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
 app.command("throughput")(throughput)
 app.command("token-budget")(token_budget)
+app.command("start-up")(start_up)
+app.command("precision")(precision)
 
 
 @app.callback()

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.dumps import beside, write_json
+from benchmarks.provenance import ROOT
 from tivtok.files import replacing
 from tivtok.video import VideoWriter
 
@@ -71,10 +72,15 @@ def measure(command: str, length: int, model: str | Path, folder: Path) -> int:
     return peak_bytes(command, source, result, "--model", model)
 
 
-def peak_bytes(*arguments: object) -> int:
-    """The most memory that ``tivtok ARGUMENTS`` has had resident, Python and PyTorch included."""
+def peak_bytes(*arguments: object, checkout: Path = ROOT) -> int:
+    """The most memory that ``tivtok ARGUMENTS`` has had resident, Python and PyTorch included.
+
+    Args:
+        checkout: the folder whose ``tivtok`` it is.
+    """
     program = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
-    done = subprocess.run(program, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=True)
+    environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(program, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
     return 1024 * int(done.stdout.split()[-1])
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,15 +24,15 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.dumps import beside, write_json
-from benchmarks.provenance import provenance
-from benchmarks.studies.memory import MIB, peak_bytes
+from benchmarks.provenance import ROOT, provenance
+from benchmarks.studies.memory import peak_bytes
 from tivtok.files import replacing
 from tivtok.streaming import Stream, encode_stream, encode_streams, encode_to_file
 from tivtok.tokenizer import TivTok
-from tivtok.tokens.dataset import TokenDataset
+from tivtok.tokens.dataset import TokenDataset, write_shard
 from tivtok.video import VideoReader, VideoWriter
 from tivtok.video.source import Source
-from tivtok.video.sources import VideoRef
+from tivtok.video.sources import VideoRef, find_sources
 
 CLIP_SIZE, FILM_SIZE = (96, 128), (720, 1280)
 
@@ -50,6 +51,9 @@ def throughput(
     clip_frames: Annotated[int, typer.Option(min=1, help="Frames of each.")] = 40,
     film_frames: Annotated[int, typer.Option(min=1, help="Frames of the 720p file whose encoding is profiled.")] = 600,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each part of the profile is timed.")] = 3,
+    before: Annotated[
+        Path | None, typer.Option(help="A checkout of an earlier commit, whose `tivtok encode` is timed beside this.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where the numbers go.")] = Path("docs/results"),
 ) -> None:
     """Encode synthetic clips in one process, in two and by Ray, where it is installed, and profile a 720p file (CPU).
@@ -64,9 +68,11 @@ def throughput(
         for number in track(range(clips), "Clips", console=Console(stderr=True)):
             write_clip(folder / f"{number:04}.mp4", clip_frames, *CLIP_SIZE, seed=number)
         seconds = compare(folder, Path(scratch), model, ways)
+        steps = profile_folder(TivTok.from_pretrained(model), folder, Path(scratch) / "shard-00000.safetensors")
         write_clip(film, film_frames, *FILM_SIZE, seed=0)
         parts = profile(TivTok.from_pretrained(model), film, Path(scratch) / "film.tivtok", rounds)
-        peak = peak_bytes("encode", film, Path(scratch) / "film.tivtok", "--model", model, "--size", "native")
+        checkouts = {"now": ROOT} | ({} if before is None else {"before": before.resolve()})
+        programs = compare_programs(film, Path(scratch) / "film.tivtok", model, checkouts, rounds)
     record = {
         "provenance": provenance(torch.device("cpu")),
         "model": model,
@@ -74,10 +80,11 @@ def throughput(
         "clip_frames": clip_frames,
         "clip_size": CLIP_SIZE,
         "seconds": seconds,
+        "folder_profile_seconds": steps,
         "film_frames": film_frames,
         "film_size": FILM_SIZE,
         "profile_seconds": parts,
-        "peak_bytes": peak,
+        "programs": programs,
     }
     path = results / "throughput.json.gz"
     write_json(path, record)
@@ -119,6 +126,26 @@ def compare(folder: Path, scratch: Path, model: str, ways: dict[str, list[str]])
     return seconds
 
 
+def profile_folder(model: TivTok, folder: Path, shard: Path) -> dict[str, float]:
+    """Seconds of each step of encoding a folder, one step after another in this process."""
+    config, refs = model.config, find_sources(folder).videos
+    marks = [time.perf_counter()]
+
+    def timed(result: list[Any]) -> list[Any]:
+        marks.append(time.perf_counter())
+        return result
+
+    sources = timed([Source(ref, config.chunk_frames, "native", config.native_size, threads=1) for ref in refs])
+    chunks = timed([list(source.chunks()) for source in sources])
+    streams = [Stream(some, source.fps) for some, source in zip(chunks, sources, strict=True)]
+    tokens = timed(list(encode_streams(model, streams)))
+    videos = [({"path": ref.name}, one) for ref, one in zip(refs, tokens, strict=True)]
+    write_shard(shard, videos, [], "float16")
+    marks.append(time.perf_counter())
+    names = ("opening: timestamps, first frame", "decoding to RGB, and resizing", "model", "writing")
+    return {name: end - start for name, (start, end) in zip(names, pairwise(marks), strict=True)}
+
+
 def profile(model: TivTok, film: Path, result: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of encoding a file at the model's size, and of each step of it by itself."""
     config = model.config
@@ -140,6 +167,31 @@ def profile(model: TivTok, film: Path, result: Path, rounds: int) -> dict[str, l
             step()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def compare_programs(
+    film: Path, result: Path, model: str, checkouts: dict[str, Path], rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Seconds and peak memory of ``tivtok encode FILM`` as a whole program, of each checkout."""
+    told: dict[str, dict[str, Any]] = {
+        name: {"commit": _commit(checkout), "seconds": []} for name, checkout in checkouts.items()
+    }
+    words = ["encode", film, result, "--model", model, "--size", "native"]
+    for _ in track(range(rounds), "Programs", console=Console(stderr=True)):
+        for name, checkout in checkouts.items():
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
+            command = [sys.executable, "-m", "tivtok", *map(str, words)]
+            start = time.perf_counter()
+            subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
+            told[name]["seconds"].append(time.perf_counter() - start)
+    for name, checkout in checkouts.items():
+        told[name]["peak_bytes"] = peak_bytes(*words, checkout=checkout)
+    return told
+
+
+def _commit(checkout: Path) -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip()
 
 
 def _raw(film: Path) -> Iterable[av.VideoFrame]:
@@ -180,6 +232,12 @@ def report(record: dict) -> str:
         lines.append(f"| {name} | {whole:.1f} | {own:.1f} | {frames / own:.0f} |")
     lines += [
         "",
+        "Where the time of one process goes, each step for all clips before the next:",
+        "",
+        "| step | s | ms a frame |",
+        "|---|---|---|",
+        *(f"| {name} | {s:.2f} | {1e3 * s / frames:.2f} |" for name, s in record["folder_profile_seconds"].items()),
+        "",
         "## A file",
         "",
         f"Encoding {film} frames of {film_width}x{film_height}, H.264, at the model's size: each step by itself, and "
@@ -192,7 +250,16 @@ def report(record: dict) -> str:
     lines += [f"| {name} | {s:.2f} | {1e3 * s / film:.2f} |" for name, s in median.items()]
     lines += [
         "",
-        f"All of it takes {median['all of it'] / floor:.2f} times what FFmpeg and the model take one after the other. "
-        f"Peak memory of `tivtok encode`, Python and PyTorch included: {record['peak_bytes'] / MIB:.0f} MiB.",
+        f"All of it takes {median['all of it'] / floor:.2f} times what FFmpeg and the model take one after the other "
+        "(the target is 2).",
+        "",
+        "As a whole program, `tivtok encode FILE OUT --size native`, imports included, and its peak memory (the target "
+        "is 500 MB); of an earlier commit with the checkpoint and the backends that it has without being built:",
+        "",
+        "| commit | s | MB |",
+        "|---|---|---|",
     ]
+    for name, told in record["programs"].items():
+        commit = f"{told['commit']}, {name}" if told["commit"] else name
+        lines.append(f"| {commit} | {statistics.median(told['seconds']):.1f} | {told['peak_bytes'] / 1e6:.0f} |")
     return "\n".join(lines) + "\n"

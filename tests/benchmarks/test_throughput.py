@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,20 @@ def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "WAYS", {"one process": [], "in batches": ["--batch", "1"]})
     monkeypatch.setattr(throughput, "FILM_SIZE", (72, 128))
     model, threads = str(tmp_path / "model"), torch.get_num_threads()
-    throughput.throughput(model, clips=2, clip_frames=5, film_frames=20, rounds=2, results=tmp_path)
+    throughput.throughput(
+        model, clips=2, clip_frames=5, film_frames=20, rounds=1, before=throughput.ROOT, results=tmp_path
+    )
     torch.set_num_threads(threads)
     record = read_json(tmp_path / "throughput.json.gz")
     assert set(record["seconds"]) == {"one process", "in batches"}
     assert all(0 < own["command"] < own["program"] for own in record["seconds"].values())
-    assert all(len(times) == 2 and min(times) > 0 for times in record["profile_seconds"].values())
-    assert record["peak_bytes"] > 50 * throughput.MIB
+    assert len(record["folder_profile_seconds"]) == 4 and min(record["folder_profile_seconds"].values()) > 0
+    assert all(len(times) == 1 and min(times) > 0 for times in record["profile_seconds"].values())
+    assert set(record["programs"]) == {"now", "before"}
+    assert all(len(p["seconds"]) == 1 and p["peak_bytes"] > 50e6 for p in record["programs"].values())
     said = (tmp_path / "throughput.md").read_text()
     assert said.count("| in batches |") == 1 and "20 frames of 128x72" in said
+    assert re.search(r"\| \w+, before \| \d+\.\d \| \d+ \|", said)
 
     other = {"one process": [], "other": ["--tiv-sets", "auto", "--size", "32x32"]}
     folder = tmp_path / "clips"

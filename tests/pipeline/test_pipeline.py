@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
 from functools import partial
@@ -12,11 +13,14 @@ import pytest
 import torch
 
 from tivtok import TivTok, TivTokConfig
+from tivtok.cli import main
 from tivtok.pipeline import Decoder, Encoder
 from tivtok.streaming import decode_stream, encode_stream
 from tivtok.tokens import Tokens, TokensError
+from tivtok.tokens.dataset import TokenDataset
 from tivtok.tokens.rows import COLUMNS, from_row, to_row
-from tivtok.video import VideoReader, VideoWriter, fit
+from tivtok.video import VideoError, VideoReader, VideoWriter, fit
+from tivtok.video.clips import read_video
 from tivtok.video.sources import find_sources
 
 FPS, FRAMES = 10, 40
@@ -81,6 +85,30 @@ def test_a_member_of_a_tar(encoder: Encoder, clip: Path, tmp_path: Path) -> None
     inside = encoder({"path": [ref.path], "offset": [ref.member[0]], "size": [ref.member[1]]})
     alone = encoder({"path": [clip]})
     assert np.array_equal(inside["tv"][0], alone["tv"][0]) and inside["num_frames"][0] == FRAMES
+
+
+def test_videos_at_addresses(encoder: Encoder, model: str, clip: Path, tmp_path: Path, monkeypatch) -> None:
+    """The same tokens; what cannot be fetched or read is named by its address, and nothing is left behind."""
+    fsspec = pytest.importorskip("fsspec")
+    memory, scratch = fsspec.filesystem("memory"), tmp_path / "scratch"
+    memory.pipe({"/videos/clip.mp4": clip.read_bytes(), "/videos/broken.mp4": b"no video"})
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    names = ["clip", "broken", "gone"]
+    addresses = [f"memory://videos/{name}.mp4" for name in names] + ["nowhere://a.mp4"]
+    rows, alone = encoder({"path": addresses}), encoder({"path": [clip]})
+    assert np.array_equal(rows["tv"][0], alone["tv"][0]) and rows["error"][0] == ""
+    for row, word in ((1, "cannot be read as a video"), (2, "cannot be fetched"), (3, "Protocol not known")):
+        assert rows["error"][row].startswith(addresses[row]) and word in rows["error"][row]
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,start,end,label\n" + "".join(f"{address},1,2,x\n" for address in addresses[:2]))
+    assert main(["encode-dir", str(listed), str(tmp_path / "out"), "--model", model]) == 0
+    (record,) = TokenDataset(tmp_path / "out").videos
+    assert (record["path"], record["label"], record["num_frames"]) == (addresses[0], "x", 10)
+    (failed,) = json.loads((tmp_path / "out" / "index.json").read_text())["failed"]
+    assert failed["path"] == addresses[1] and not list(scratch.iterdir())
+    with pytest.raises(VideoError, match="is no file here"):
+        read_video(find_sources(listed).videos[0])
 
 
 def test_what_fails_stays_in_its_row(encoder: Encoder, clip: Path, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,27 @@ def test_encode_dir(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [about["path"] for about in both[0].videos] == [about["path"] for about in both[1].videos]
     for one, other in zip(*both, strict=True):
         assert torch.equal(one.tiv, other.tiv) and torch.equal(one.tv, other.tv)
+
+
+def test_a_command_that_is_killed_loses_the_shards_in_work(clips: Path, tmp_path: Path) -> None:
+    """Those that are there stay as they are; the command is run again beside a cluster that has lost it."""
+    videos, result, alone = tmp_path / "videos", tmp_path / "spread", tmp_path / "alone"
+    videos.mkdir()
+    for number in range(40):
+        (videos / f"{number:02}.mp4").symlink_to(clips / "3.mp4")
+    arguments = ["encode-dir", str(videos), str(result), "--per-shard", "1", "--engine", "ray", "--workers", "2"]
+    where = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen([sys.executable, "-m", "tivtok", *arguments], env=where)
+    while process.poll() is None and not list(result.glob("shard-*")):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = {path.name: path.stat().st_mtime_ns for path in result.glob("shard-*")}
+    assert 0 < len(kept) < 40 and not (result / "index.json").exists()
+    assert main(arguments) == 0 and main([*arguments[:2], str(alone), "--per-shard", "1"]) == 0
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in result.glob("shard-*")}.items()
+    assert len(TokenDataset(result)) == 40
+    assert all(torch.equal(one.tv, other.tv) for one, other in zip(*map(TokenDataset, (result, alone)), strict=True))
 
 
 def test_what_fails_in_an_actor_fails_here(clips: Path, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tivtok.tokens import Tokens, TokensError
-from tivtok.tokens.batches import PADDING, TIV, TV, collate, flatten, unflatten
+from tivtok.tokens.batches import PADDING, TIV, TV, LengthBuckets, collate, flatten, unflatten
 
 
 def tokens_of(sets: int, groups: int, batch: int = 1) -> Tokens:
@@ -46,7 +48,28 @@ def test_videos_of_all_lengths_and_back() -> None:
         assert torch.equal(one.tiv_index, other.tiv_index)
 
 
+def test_batches_of_one_length() -> None:
+    """Every video once in each epoch, beside those of its length, in an order that seed and epoch decide."""
+    lengths = [3, 9, 1] * 5 + [2]
+    buckets, other = LengthBuckets(lengths, 3), LengthBuckets(lengths, 3, seed=1)
+    first, second = list(buckets), list(buckets)
+    assert len(buckets) == len(first) == 6 and all(
+        sorted(chain(*epoch)) == list(range(16)) for epoch in (first, second)
+    )
+    spans = sorted(sorted(lengths[i] for i in batch) for batch in first)
+    assert spans == [[1, 1, 1], [1, 1, 2], [3, 3, 3], [3, 3, 9], [9], [9, 9, 9]]
+    assert first != second != list(other) and list(LengthBuckets(lengths, 3)) == first
+    again = LengthBuckets(lengths, 3)
+    again.epoch = 1
+    assert list(again) == second
+    videos = [tokens_of(1, groups) for groups in lengths]
+    for batch in DataLoader(videos, batch_sampler=LengthBuckets(lengths, 5), collate_fn=collate):
+        assert batch.values.shape[0] <= 5
+
+
 def test_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        LengthBuckets([1], 0)
     with pytest.raises(TokensError, match="at least one video"):
         collate([])
     with pytest.raises(TokensError, match="one model, got tokens of model, other"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -113,6 +114,13 @@ def test_two_processes_then_one_then_two(
     assert load_state(changing.output / "state.safetensors")[1]["step"] == 3
     torchrun(*DDP, str(write("changing", 1)))
     assert_same_run(alone, changing, 1e-4)
+
+
+def test_one_process_looks_for_the_videos(write: Callable[[str, int], Path], tmp_path: Path) -> None:
+    torchrun(str(Path(__file__).with_name("sources_worker.py")), str(write("run", 1)), str(tmp_path))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert (first["looked"], second["looked"]) == (2, 0) and first["said"] == second["said"]
+    assert first["said"][0] == ["a.mp4", "b.mp4", "test.mp4"] and "0 of them match" in first["said"][1]
 
 
 def assert_same_run(alone: TrainConfig, together: TrainConfig, rel: float) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from tivtok.training import TrainConfig
 from tivtok.training.split import split_sources
-from tivtok.video import VideoError, VideoWriter
+from tivtok.video import VideoError, VideoWriter, tars
 from tivtok.video.clips import at_rate, frame_indices, read_clip, read_video
 from tivtok.video.sources import VideoRef, find_sources
 
@@ -87,6 +87,28 @@ def test_tars_are_read_where_their_members_lie(video: Path, tmp_path: Path) -> N
         "b-0001.json",
     ]
     assert all(numbers(read_clip(ref, 3, position=0.5)) == [19, 20, 21] for ref in refs)
+
+
+def test_tars_are_walked_through_once(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until they change; and again where the file that says so is damaged, or cannot be written."""
+    walked: list[str] = []
+    monkeypatch.setattr(tars, "_walk", lambda path, walk=tars._walk: walked.append(path.name) or walk(path))
+    monkeypatch.setattr(tars, "cache_folder", lambda: tmp_path / "home")
+    data = tmp_path / "data"
+    data.mkdir()
+    path = data / "a\udcff.tar"  # a name that is not UTF-8
+    with tarfile.open(path, "w") as tar:
+        tar.add(video, "0001.mp4")
+    once, twice = find_sources(data), find_sources(data)
+    assert once == twice and len(walked) == 1
+    with tarfile.open(path, "a") as tar:
+        tar.add(video, "0002.mp4")
+    assert [ref.name for ref in find_sources(data).videos] == ["0001.mp4", "0002.mp4"] and len(walked) == 2
+    (kept,) = (tmp_path / "home" / "tars").iterdir()
+    kept.write_text(kept.read_text()[:-5])
+    assert len(find_sources(data).videos) == 2 and len(walked) == 3
+    monkeypatch.setattr(tars, "cache_folder", lambda: path)
+    assert len(find_sources(data).videos) == 2 and len(walked) == 4
 
 
 def test_lists_name_files_and_their_parts(video: Path) -> None:

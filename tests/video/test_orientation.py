@@ -37,16 +37,20 @@ def test_exif(tmp_path: Path, orientation: int, suffix: str) -> None:
     assert frame.shape == right.shape and np.abs(frame.astype(int) - right).max() < 40
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_display_matrix(tmp_path: Path, orientation: int) -> None:
-    """In the track header of an MP4, big-endian, 16.16 fixed point."""
-    path = tmp_path / "a.mp4"
+def write_turned(path: Path, orientation: int) -> Path:
+    """A video of `PICTURE` with a matrix in the track header of an MP4, big-endian, 16.16 fixed point."""
     with VideoWriter(path, 25, PICTURE.shape[1], PICTURE.shape[0], crf=1) as writer:
         writer.write(PICTURE)
     a, b, c, d = (value << 16 for value in EXIF_MATRICES[orientation])
     data = path.read_bytes()
     at = data.index(UNITY, data.index(b"tkhd"))
     path.write_bytes(data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36 :])
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_display_matrix(tmp_path: Path, orientation: int) -> None:
+    path = write_turned(tmp_path / "a.mp4", orientation)
     (frame,) = VideoReader(path)
     right = as_pillow_has_it(orientation)
     assert frame.shape == right.shape and np.abs(frame.astype(int) - right).max() < 12

@@ -17,6 +17,7 @@ from tivtok.cli.options import (
     Precision,
     PrecisionOption,
     PsnrOption,
+    ReaderOption,
     RefineOption,
     SizeOption,
     StoredDtypeOption,
@@ -54,6 +55,7 @@ def encode(
     compile: CompileOption = False,
     allow_truncated: TruncatedOption = False,
     strict: StrictOption = False,
+    reader: ReaderOption = "pyav",
     json_file: JsonOption = None,
 ) -> None:
     """Encode a video to tokens.
@@ -67,7 +69,7 @@ def encode(
     tokenizer = load_model(model, device, precision, compile)
     budget = Budget(num_tiv, num_tv, psnr)
     budget.check(tokenizer.config, refine)
-    source = Source(video, size, tokenizer, allow_truncated, strict)
+    source = Source(video, size, tokenizer, allow_truncated, strict, reader)
     with StepsBar("refining") as bar:
         chunks = source.tracked("encoding")
         missed = encode_to_file(

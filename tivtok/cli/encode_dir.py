@@ -24,6 +24,7 @@ from tivtok.cli.options import (
     Precision,
     PrecisionOption,
     PsnrOption,
+    ReaderOption,
     RefineOption,
     SizeOption,
     StoredDtypeOption,
@@ -42,13 +43,22 @@ from tivtok.shards import Done, Job, in_processes, on_ray
 from tivtok.tokens.dataset import INDEX_FILE, read_failed, shard_name, write_index
 from tivtok.tokens.format import STORED_DTYPES, StoredDtype
 from tivtok.tokens.rows import COLUMNS
+from tivtok.video.readers import check_reader
 from tivtok.video.sources import VideoRef, find_sources
 
 PLAN_FILE = "plan.json"
 SHOWN_FAILURES = 20
 
 # Values of plans that do not state them: earlier versions did not write them.
-NOT_SAID = {"refine": 0, "precision": "auto", "format": "safetensors", "num_tiv": None, "num_tv": None, "psnr": None}
+NOT_SAID = {
+    "refine": 0,
+    "precision": "auto",
+    "format": "safetensors",
+    "reader": "pyav",
+    "num_tiv": None,
+    "num_tv": None,
+    "psnr": None,
+}
 
 
 class Storage(StrEnum):
@@ -100,6 +110,7 @@ def encode_dir(
     precision: PrecisionOption = Precision.AUTO,
     compile: CompileOption = False,
     strict: StrictOption = False,
+    reader: ReaderOption = "pyav",
     json_file: JsonOption = None,
 ) -> None:
     """Encode all videos of a folder or a list to token shards for `tivtok.tokens.dataset.TokenDataset`.
@@ -123,10 +134,17 @@ def encode_dir(
     say_left_out(found.left_out)
     videos = [(ref, _about(ref, data)) for ref in found.videos]
     alone = engine is Engine.LOCAL and count == 1
-    threads = 0 if alone else 1
+    if engine is Engine.LOCAL:
+        check_reader(reader, strict)
     budget = Budget(num_tiv, num_tv, psnr)
     encoder = Encoder(
-        model, names[0], precision, size, sets, refine, "float16", strict, threads, batch, budget, compile=compile
+        *(model, names[0], precision, size, sets, refine),
+        strict=strict,
+        threads=0 if alone else 1,
+        at_once=batch,
+        budget=budget,
+        reader=reader,
+        compile=compile,
     )
     tokenizer = (encoder if alone else Encoder(model, "cpu")).tokenizer
     calibration = calibration_for(dtype, model)
@@ -134,7 +152,8 @@ def encode_dir(
     if refine:
         check_refinable(tokenizer.config, refine)
     options = {"size": size, "tiv_sets": tiv_sets, "dtype": dtype, "per_shard": per_shard}
-    options |= {"refine": refine, "precision": precision.value, "format": storage.value, **asdict(budget)}
+    options |= {"refine": refine, "precision": precision.value, "format": storage.value, "reader": reader}
+    options |= asdict(budget)
     listing = [about["path"] if len(about) == 1 else about for _, about in videos]
     _check_plan(result, options | {"model": tokenizer.model_id, "videos": listing})
     shards = [shard_name(number, storage.value) for number in range(-(-len(videos) // per_shard))]
@@ -161,7 +180,7 @@ def encode_dir(
 
 def _about(ref: VideoRef, data: Path) -> dict[str, Any]:
     """What a record says of a video: its path, and of a list the rest."""
-    path = _name(ref.path if ref.member is None else ref.path / ref.name, data)
+    path = ref.address or _name(Path(ref.place), data)
     if data.is_dir():
         return {"path": path}
     return {"path": path, "start": ref.start, "end": ref.end, **ref.columns}

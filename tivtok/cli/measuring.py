@@ -123,9 +123,9 @@ class Measurer:
 
 def name_of(ref: VideoRef) -> str:
     """The path of a video, or of its tar with its name in it, and the part of it that a list wants."""
-    path = str(ref.path if ref.member is None else ref.path / ref.name)
-    whole = not ref.start and ref.end is None
-    return path if whole else f"{path} from {ref.start:g} s" + ("" if ref.end is None else f" to {ref.end:g} s")
+    if not ref.start and ref.end is None:
+        return ref.place
+    return f"{ref.place} from {ref.start:g} s" + ("" if ref.end is None else f" to {ref.end:g} s")
 
 
 class Kept:

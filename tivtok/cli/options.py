@@ -58,6 +58,14 @@ PrecisionOption = Annotated[
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile the model (torch.compile): pays for many videos of one size.")
 ]
+ReaderOption = Annotated[
+    str,
+    typer.Option(
+        "--reader",
+        metavar="pyav|torchcodec[:DEVICE]",
+        help='What decodes videos; torchcodec must be installed, "torchcodec:cuda" is NVDEC.',
+    ),
+]
 RefineOption = Annotated[
     int,
     typer.Option("--refine", metavar="N", min=0, help="Improve the tokens by N steps through the decoder: slow."),

@@ -25,11 +25,17 @@ class Source(video_source.Source):
     """The video that a command is given, as a file or as a list has it, read with a progress bar."""
 
     def __init__(
-        self, video: Path | VideoRef, size: str, model: TivTok, allow_truncated: bool = False, strict: bool = False
+        self,
+        video: Path | VideoRef,
+        size: str,
+        model: TivTok,
+        allow_truncated: bool = False,
+        strict: bool = False,
+        reader: str = "pyav",
     ) -> None:
         config = model.config
         ref = video if isinstance(video, VideoRef) else VideoRef(video.name, video)
-        super().__init__(ref, config.chunk_frames, size, config.native_size, allow_truncated, strict)
+        super().__init__(ref, config.chunk_frames, size, config.native_size, allow_truncated, strict, reader=reader)
 
     def tracked(self, doing: str) -> Iterator[Tensor]:
         """`chunks` with a progress bar that says what one is ``doing``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
 
 from tivtok.tokens.format import TokensError
 from tivtok.tokens.tokens import Tokens
@@ -92,6 +94,44 @@ def collate(videos: Sequence[Tokens]) -> TokenSequence:
             for name in ("values", "kind", "group", "position", "tiv_set")
         )
     )
+
+
+class LengthBuckets(Sampler[list[int]]):
+    """Batches of videos of about one length, so that `collate` pads little: a DataLoader's ``batch_sampler``.
+
+    Each epoch has every video once, those of one length in another order and the batches, too; which, depends on the
+    seed and the epoch alone.
+
+    Args:
+        lengths: of each video, in frames or in tokens; a record in ``TokenDataset.videos`` has "num_frames".
+        batch_size: videos in a batch; one batch may have fewer.
+        seed: what the order depends on.
+
+    Attributes:
+        epoch: counted up by each pass; set it to go on where another program was.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.lengths = np.asarray(lengths, np.int64)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        self.epoch += 1
+        order = random.permutation(len(self.lengths))
+        order = order[self.lengths[order].argsort(kind="stable")]
+        for number in random.permutation(len(self)):
+            yield order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
 
 
 def _unflatten(values: Tensor, kind: Tensor, like: Tokens) -> Tokens:

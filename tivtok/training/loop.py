@@ -27,7 +27,7 @@ from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
 from tivtok.training.evaluation import Evaluation
 from tivtok.training.journal import TENSORBOARD_FOLDER, Journal, begin_tracking, check_trackers
-from tivtok.training.split import split_sources
+from tivtok.training.split import shared_sources
 from tivtok.training.state import load_state, part, save_state
 from tivtok.training.trainer import Trainer
 
@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> Path:
         project_config=ProjectConfiguration(str(config.output), str(config.output / TENSORBOARD_FOLDER)),
     )
     config.output.mkdir(parents=True, exist_ok=True)
-    training, held_out, left_out = split_sources(config)
+    training, held_out, left_out = shared_sources(config, accelerator)
     trainer = Trainer(config, accelerator)
     first_step = _restore(trainer, config)
     batches = training_batches(training, config, first_step, accelerator.process_index, accelerator.num_processes)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import NamedTuple
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
 from tivtok.training.config import TrainConfig
 from tivtok.video import LeftOut
 from tivtok.video.sources import Sources, VideoRef, find_sources
@@ -16,6 +19,24 @@ class SplitSources(NamedTuple):
     training: list[VideoRef]
     held_out: list[VideoRef]
     left_out: list[LeftOut]
+
+
+def shared_sources(config: TrainConfig, accelerator: Accelerator) -> SplitSources:
+    """`split_sources` of all processes of a run: the first one looks, so that files are listed and tars read once.
+
+    Raises:
+        VideoError, ValueError, OSError: as `split_sources`, in all of them.
+    """
+    found: list[SplitSources | Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [split_sources(config)]
+        except (ValueError, OSError) as error:
+            found = [error]
+    (told,) = broadcast_object_list(found)
+    if isinstance(told, Exception):
+        raise told
+    return told
 
 
 def split_sources(config: TrainConfig) -> SplitSources:

@@ -92,6 +92,8 @@ def at_rate(num_frames: int, source: float, wanted: float) -> np.ndarray:
 
 def _part(ref: VideoRef, fps: float | None) -> tuple[VideoReader, np.ndarray]:
     """The video, and the numbers of the frames that count."""
+    if ref.address:
+        raise VideoError(f"{ref.address} is no file here, and only whole videos are fetched")
     try:
         status = ref.path.stat()
         reader = _reader(ref.path, ref.member, status.st_size, status.st_mtime_ns)

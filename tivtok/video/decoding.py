@@ -49,24 +49,41 @@ def whole_frames(container: InputContainer, stream: VideoStream, threads: int = 
         Damage: after the last of them, when the file ends early or a packet cannot be decoded.
     """
     _prepare(stream, threads)
-    stated, end, damage = _stated_seconds(container, stream), 0.0, None
+    damage: Damage | None = None
     try:
-        for packet, is_last in _packets(container, stream):
-            if packet.is_corrupt and is_last:
-                damage = "it ends within a frame"
-                break
-            end = max(end, float(((packet.pts or 0) + (packet.duration or 0)) * (packet.time_base or 0)))
+        for packet in whole_packets(container, stream):
             yield from map(_decoded, _decode(packet))
-        if not damage and stated - end > MAX_MISSING_SECONDS:
-            damage = f"it states {stated:.2f} s and ends after {end:.2f} s"
-    except av.FFmpegError as error:
-        damage = error.strerror
+    except (Damage, av.FFmpegError) as error:
+        damage = error if isinstance(error, Damage) else Damage(error.strerror)
     try:
         yield from map(_decoded, stream.decode(None))  # what the decoder still holds
     except av.FFmpegError as error:
-        damage = damage or error.strerror
+        damage = damage or Damage(error.strerror)
     if damage:
-        raise Damage(damage)
+        raise damage
+
+
+def whole_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """The packets that hold something and are whole, from where ``container`` is.
+
+    Raises:
+        Damage: after the last of them, when the file ends early or cannot be read on.
+    """
+    stated, end = _stated_seconds(container, stream), 0.0
+    packets = _packets(container, stream)
+    while True:
+        try:
+            packet, is_last = next(packets, (None, True))
+        except av.FFmpegError as error:
+            raise Damage(error.strerror) from None
+        if packet is None:
+            break
+        if packet.is_corrupt and is_last:
+            raise Damage("it ends within a frame")
+        end = max(end, float(((packet.pts or 0) + (packet.duration or 0)) * (packet.time_base or 0)))
+        yield packet
+    if stated - end > MAX_MISSING_SECONDS:
+        raise Damage(f"it states {stated:.2f} s and ends after {end:.2f} s")
 
 
 def frames_from(container: InputContainer, stream: VideoStream, time: int, threads: int = 0) -> Iterator[Decoded]:

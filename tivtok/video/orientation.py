@@ -42,7 +42,7 @@ def upright(frame: av.VideoFrame, exif: Matrix | None = None) -> np.ndarray:
         exif: for a frame of a picture file, by `exif_matrix`.
     """
     rgb = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(orient(rgb, exif or _display_matrix(frame)))
+    return np.ascontiguousarray(orient(rgb, exif or display_matrix(frame)))
 
 
 def orient(rgb: np.ndarray, matrix: Matrix) -> np.ndarray:
@@ -55,7 +55,8 @@ def orient(rgb: np.ndarray, matrix: Matrix) -> np.ndarray:
     return rgb[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
 
-def _display_matrix(frame: av.VideoFrame) -> Matrix:
+def display_matrix(frame: av.VideoFrame) -> Matrix:
+    """(a, b, c, d) as of `orient`: how the frame's file says that it lies."""
     try:
         # Not `frame.side_data`: the frame keeps that one, which keeps the frame, and memory waits for the collector.
         data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg, call-overload]

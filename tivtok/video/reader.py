@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -19,7 +20,7 @@ from tivtok.files import not_a_file
 from tivtok.video.decoding import Damage, Decoded, frames_from, whole_frames
 from tivtok.video.errors import VideoError
 from tivtok.video.opening import check_decodable, open_input
-from tivtok.video.orientation import upright
+from tivtok.video.orientation import display_matrix, upright
 from tivtok.video.part import FilePart
 from tivtok.video.timing import timeline
 
@@ -31,6 +32,10 @@ STEPS_BACK = (0, 16, 128, 1024)
 
 # What is made of each frame as it comes, (1, H, W, 3) -> (1, h, w, 3): smaller ones, so that no more is held.
 Change = Callable[[Tensor], Tensor]
+
+
+# Makes the picture of a frame, uint8 (H, W, 3): only of those that are wanted.
+Picture = Callable[[], np.ndarray]
 
 
 def unchanged(frame: Tensor) -> Tensor:
@@ -84,7 +89,9 @@ class VideoReader:
         if first is None:
             raise VideoError(f"{self.path} has no video frames")
         self.height, self.width = upright(first.frame, first.origin.exif).shape[:2]
-        self.timeline = self.timeline.starting_at(self.timeline.number_of(first.origin.time) or 0)
+        self._matrix = display_matrix(first.frame)
+        self._left_out = self.timeline.number_of(first.origin.time) or 0  # frames that cannot be decoded
+        self.timeline = self.timeline.starting_at(self._left_out)
 
     @property
     def fps(self) -> Fraction | None:
@@ -104,11 +111,11 @@ class VideoReader:
         """
         self.num_read, self.damaged_frames = 0, []
         expected = first
-        for number, decoded in self._all_from(first):
+        for number, picture in self._all_from(first):
             if last is not None and number >= last:
                 return
             if number >= expected:
-                yield self._picture(number, decoded)
+                yield picture()
                 expected = number + 1
 
     def chunks(
@@ -135,9 +142,9 @@ class VideoReader:
             VideoError: as while iterating, or the file ends before the first of them.
         """
         try:
-            return self._pick(self._numbered_from(numbers[0]), numbers, change)
+            return self._pick(self._pictures_from(numbers[0]), numbers, change)
         except (_NotInOrder, Damage, av.FFmpegError):
-            return self._pick(self._numbered_from(0), numbers, change)
+            return self._pick(self._pictures_from(0), numbers, change)
 
     def damage(self) -> str:
         """Describe ``damaged_frames`` in a line; empty where nothing is damaged."""
@@ -149,27 +156,32 @@ class VideoReader:
             f"whole, the first is frame {first}{self.timeline.place(first)}"
         )
 
-    def _pick(self, frames: Iterator[tuple[int, Decoded]], numbers: Sequence[int], change: Change) -> Tensor:
+    def _pick(self, frames: Iterator[tuple[int, Picture]], numbers: Sequence[int], change: Change) -> Tensor:
         self.num_read, self.damaged_frames = 0, []
         picked: list[Tensor] = []
-        for number, decoded in frames:
+        for number, picture in frames:
             while len(picked) < len(numbers) and numbers[len(picked)] == number:
-                picked.append(change(torch.from_numpy(self._picture(number, decoded))[None]))
+                picked.append(change(torch.from_numpy(picture())[None]))
             if len(picked) == len(numbers):
                 break
         if not picked:
             raise VideoError(f"{self.path} has no frame {numbers[0]}")
         return torch.cat(picked)
 
-    def _all_from(self, first: int) -> Iterator[tuple[int, Decoded]]:
-        """`_numbered_from`, and once more from the start of the file where that gives up: some frames come twice."""
+    def _all_from(self, first: int) -> Iterator[tuple[int, Picture]]:
+        """`_pictures_from`, and once more from the start of the file where that gives up: some frames come twice."""
         if first:
             try:
-                yield from self._numbered_from(first)
+                yield from self._pictures_from(first)
                 return
             except (_NotInOrder, Damage, av.FFmpegError):
                 pass
-        yield from self._numbered_from(0)
+        yield from self._pictures_from(0)
+
+    def _pictures_from(self, first: int) -> Iterator[tuple[int, Picture]]:
+        """Numbers of frames, from ``first`` or one before it on, and what makes their pictures: raises as both do."""
+        for number, decoded in self._numbered_from(first):
+            yield number, partial(self._picture, number, decoded)
 
     def _numbered_from(self, first: int) -> Iterator[tuple[int, Decoded]]:
         """Frames and their numbers, from ``first`` or one before it on.
@@ -204,7 +216,10 @@ class VideoReader:
                 place = self.timeline.place(number)
                 raise VideoError(f"{self.path} is damaged: frame {number}{place} is made up in part or whole")
             self.damaged_frames.append(number)
-        picture = upright(decoded.frame, decoded.origin.exif)
+        return self._counted(number, upright(decoded.frame, decoded.origin.exif))
+
+    def _counted(self, number: int, picture: np.ndarray) -> np.ndarray:
+        """The picture of frame ``number``, if it has the size of the first one."""
         if picture.shape[:2] != (self.height, self.width):
             raise VideoError(
                 f"{self.path} changes its frame size from {self.width}x{self.height} "

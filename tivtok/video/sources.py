@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from tivtok.files import not_a_file
+from tivtok.files import is_remote, not_a_file
 from tivtok.video.errors import VideoError
 from tivtok.video.find import VIDEO_SUFFIXES, LeftOut, search_folder, why_not_wanted
+from tivtok.video.tars import members
 
 TAR = ".tar"
 LISTS = (".csv", ".parquet")
@@ -27,6 +27,7 @@ class VideoRef:
         start, end: the part of it that counts, in seconds from its first frame; None is its end.
         member: offset and size in bytes inside the tar.
         columns: what else a list says of it, by column: captions, labels.
+        address: as fsspec takes it, of a video that is no file of this machine; "" of one that is.
     """
 
     name: str
@@ -35,6 +36,12 @@ class VideoRef:
     end: float | None = None
     member: tuple[int, int] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    address: str = ""
+
+    @property
+    def place(self) -> str:
+        """The path or the address."""
+        return self.address or str(self.path if self.member is None else self.path / self.name)
 
 
 class Sources(NamedTuple):
@@ -50,9 +57,9 @@ def find_sources(data: Path) -> Sources:
     Args:
         data: a folder, searched recursively for videos and for tars of videos (WebDataset shards: a member is found by
             its suffix and read where it lies, so the order of the shards and what else they hold is of no matter); or
-            a list, CSV in UTF-8 or Parquet, with the column ``path``: paths relative to the list's folder. ``start``
-            and ``end`` are seconds, an empty end meaning the video's; other columns are kept. Files in a list that are
-            missing are left out.
+            a list, CSV in UTF-8 or Parquet, with the column ``path``: paths relative to the list's folder, or
+            addresses ("s3://bucket/a.mp4"), which are not looked up here. ``start`` and ``end`` are seconds, an empty
+            end meaning the video's; other columns are kept. Files in a list that are missing are left out.
 
     Raises:
         VideoError: ``data`` is neither, a list or a tar is not well-formed, or there is no video.
@@ -117,25 +124,20 @@ def _listed(row: dict[str, Any], path: Path, place: str) -> VideoRef | LeftOut:
         start, end = float(row.get("start") or 0), float(row["end"]) if row.get("end") else None
         if not 0 <= start < (float("inf") if end is None else end):
             raise ValueError
-        file_path = path.parent / row["path"]
+        address = row["path"] if is_remote(row["path"]) else ""
+        file_path = Path(address) if address else path.parent / row["path"]
     except (ValueError, TypeError):
         raise VideoError(f"{path}, {place}: expected a path and seconds 0 <= start < end, got {row}") from None
-    if not file_path.is_file():
+    if not address and not file_path.is_file():
         return LeftOut(file_path, f"listed in {path.name}, but it {not_a_file(file_path)}")
     columns = {name: value for name, value in row.items() if name not in ("path", "start", "end")}
-    return VideoRef(file_path.name, file_path, start, end, columns=columns)
+    return VideoRef(file_path.name, file_path, start, end, columns=columns, address=address)
 
 
 def _in_tar(path: Path) -> Iterator[VideoRef | LeftOut]:
-    try:
-        with tarfile.open(path, "r:") as tar:  # uncompressed: members can be read in any order
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                if member.isdir():
-                    continue
-                if reason := why_not_wanted(name) or (None if member.isreg() else "not a regular file"):
-                    yield LeftOut(path / member.name, reason)
-                else:
-                    yield VideoRef(name, path, member=(member.offset_data, member.size))
-    except tarfile.TarError as error:
-        raise VideoError(f"{path} cannot be read as an uncompressed tar: {error}") from None
+    for member in members(path):
+        name = PurePosixPath(member.name).name
+        if reason := why_not_wanted(name) or (None if member.regular else "not a regular file"):
+            yield LeftOut(path / member.name, reason)
+        else:
+            yield VideoRef(name, path, member=(member.offset, member.size))
