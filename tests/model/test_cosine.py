@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributed import ProcessGroup
 
 from tivtok.model.config import TivTokConfig
 from tivtok.model.cosine import CosineCode, cosine_basis
@@ -97,8 +96,8 @@ def test_sets_of_their_own_change_nothing(model: TivTok) -> None:
     torch.testing.assert_close(tokens.tv, tv)
 
 
-def test_what_it_does_not_go_with(model: TivTok) -> None:
+def test_what_it_does_not_go_with() -> None:
     with pytest.raises(ValueError, match='quantizer must be "none" with transform "cosine"'):
         CONFIG.replace(quantizer="fsq")
-    with pytest.raises(ValueError, match="group must be None"):
-        model.encoder(noise(6), group=ProcessGroup.__new__(ProcessGroup))
+    with pytest.raises(ValueError, match='nested must be false with transform "cosine"'):
+        CONFIG.replace(nested=True)
