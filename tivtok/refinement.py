@@ -18,8 +18,8 @@ from tivtok.video.frames import to_float
 if TYPE_CHECKING:
     from tivtok.tokenizer import TivTok
 
-# Adam's first step size, in medians of the absolute values of a video's tokens, which a few large ones do not move; it
-# falls to zero along a cosine.
+# Adam's first step size, in medians of the tokens' absolute values, which a few large ones do not move; it falls to
+# zero along a cosine.
 STEP_SIZE = 0.2
 
 OnStep = Callable[[int, int], object]
@@ -96,30 +96,28 @@ class _Part:
 
     def refine(self, tiv: Tensor, tv: Tensor, steps: int, on_step: Callable[[int], object]) -> tuple[Tensor, Tensor]:
         """Take ``steps`` steps from tokens (B, 1, N_TIV, D) and (B, T, N_TV, D); returns the best of each video."""
-        sizes = [x.abs().flatten(1).median(dim=1).values[:, None, None, None] for x in (tiv, tv)]
-        moves = [torch.zeros_like(x, requires_grad=True) for x in (tiv, tv)]  # in these sizes
-        adam = torch.optim.Adam(moves, lr=STEP_SIZE)
+        tokens = [x.detach().clone().requires_grad_() for x in (tiv, tv)]
+        groups = [{"params": [x], "lr": STEP_SIZE * float(x.detach().abs().median())} for x in tokens]
+        adam = torch.optim.Adam(groups)
         falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: (1 + math.cos(math.pi * n / steps)) / 2)
         best, least = [tiv, tv], tiv.new_full(tiv.shape[:1], math.inf)
         for step in range(steps + 1):
-            tokens = [(x + size * move).detach() for x, size, move in zip((tiv, tv), sizes, moves, strict=True)]
-            errors, slopes = self._errors(tokens, wanted=step < steps)
+            errors = self._add_gradient(tokens, wanted=step < steps)
             better = errors < least
             least = errors.minimum(least)
             best = [torch.where(better[:, None, None, None], x.detach(), y) for x, y in zip(tokens, best, strict=True)]
             if step < steps:
-                for move, size, slope in zip(moves, sizes, slopes, strict=True):
-                    move.grad = size * slope
                 adam.step()
+                adam.zero_grad()
                 falling.step()
                 on_step(step + 1)
         return best[0], best[1]
 
-    def _errors(self, tokens: list[Tensor], wanted: bool) -> tuple[Tensor, list[Tensor]]:
-        """The squared error of each video, (B,), and if ``wanted`` its gradient at the tokens."""
-        tiv, tv = tokens = [x.requires_grad_() for x in tokens]
+    def _add_gradient(self, tokens: list[Tensor], wanted: bool) -> Tensor:
+        """Compute the squared error of each video, (B,), and add its gradient, if ``wanted``, to the tokens'."""
+        tiv, tv = tokens
         config, like = self.model.config, next(self.model.parameters())
-        errors, slopes = tiv.new_zeros(tiv.shape[0]), [torch.zeros_like(x) for x in tokens]
+        errors = tiv.new_zeros(tiv.shape[0])
         for start in range(0, tv.shape[1], config.groups_per_chunk):
             run = tv[:, start : start + config.groups_per_chunk]
             first = start * config.frames_per_group
@@ -129,7 +127,7 @@ class _Part:
                 made = self.model.decode_groups(self.model.prepare(tiv), run, [run.shape[1]], *truth.shape[3:])
                 error = (made[:, :, : truth.shape[2]] - truth).square().flatten(1).sum(1)
             if wanted:
-                for slope, gradient in zip(slopes, torch.autograd.grad(error.sum(), tokens), strict=True):
-                    slope += gradient
+                for x, gradient in zip(tokens, torch.autograd.grad(error.sum(), tokens), strict=True):
+                    x.grad = gradient if x.grad is None else x.grad + gradient
             errors += error.detach().to(errors)
-        return errors, slopes
+        return errors

@@ -39,7 +39,7 @@ def attend(
     Raises:
         ValueError: ``group`` is a mesh of several dimensions, or the processes have other clips, all of them new.
     """
-    processes = process_group(group)
+    processes = _process_group(group)
     _check_clips(layout.num_tiv, processes)
     rows = _rows(layout, dist.get_rank(processes) == 0, q.device)
     ranges = options._replace(scope="ranges")
@@ -119,8 +119,7 @@ class _Merge(torch.autograd.Function):
         return (weight[..., None] * dout).to(out.dtype), weight * slope, None
 
 
-def process_group(group: Group) -> dist.ProcessGroup:
-    """The processes that ``group`` means."""
+def _process_group(group: Group) -> dist.ProcessGroup:
     return group.get_group() if isinstance(group, DeviceMesh) else group
 
 

@@ -24,8 +24,6 @@ def main() -> None:
     rank = dist.get_rank()
     torch.manual_seed(0)
     model = TivTok(replace(TivTokConfig.preset("tiny"), groups_per_chunk=GROUPS)).double()
-    for last in (model.encoder.to_latent, model.decoder.to_pixels):  # zero in a new model, which leaves no gradients
-        torch.nn.init.normal_(last.weight, std=0.1)
     per_group = model.config.frames_per_group
     video = torch.rand(BATCH, 3, GROUPS * per_group, SIDE, SIDE, dtype=torch.float64) * 2 - 1
 

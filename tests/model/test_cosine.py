@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributed import ProcessGroup
 
 from tivtok.model.config import TivTokConfig
 from tivtok.model.cosine import CosineCode, cosine_basis
@@ -96,8 +97,8 @@ def test_sets_of_their_own_change_nothing(model: TivTok) -> None:
     torch.testing.assert_close(tokens.tv, tv)
 
 
-def test_what_it_does_not_go_with() -> None:
+def test_what_it_does_not_go_with(model: TivTok) -> None:
     with pytest.raises(ValueError, match='quantizer must be "none" with transform "cosine"'):
         CONFIG.replace(quantizer="fsq")
-    with pytest.raises(ValueError, match='nested must be false with transform "cosine"'):
-        CONFIG.replace(nested=True)
+    with pytest.raises(ValueError, match="group must be None"):
+        model.encoder(noise(6), group=ProcessGroup.__new__(ProcessGroup))

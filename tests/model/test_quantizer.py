@@ -16,15 +16,7 @@ from tivtok.tokens import Tokens, TokensError
 
 LEVELS = (8, 5, 3, 4)
 CONFIG = TivTokConfig.preset("tiny").replace(
-    num_tiv=20,
-    transform="none",
-    latent_dim=8,
-    width=16,
-    heads=1,
-    encoder_layers=1,
-    decoder_layers=1,
-    quantizer="fsq",
-    fsq_levels=LEVELS,
+    latent_dim=8, width=16, heads=1, encoder_layers=1, decoder_layers=1, quantizer="fsq", fsq_levels=LEVELS
 )
 
 

@@ -125,7 +125,7 @@ def test_refused(small) -> None:
     with pytest.raises(ValueError, match="refine must be at least 1 step, got -1"):
         small.encode(clip, refine=-1)
     with pytest.raises(ValueError, match=r'refine is for models with quantizer "none", got one with \'softvq\''):
-        TivTok(small.config.replace(transform="none", quantizer="softvq", codebook_size=16)).encode(clip, refine=1)
+        TivTok(small.config.replace(quantizer="softvq", codebook_size=16)).encode(clip, refine=1)
     torch.manual_seed(3)
     with pytest.raises(TokensError, match="made by model"):
         refine(TivTok(small.config), small.encode(clip), clip, 1)

@@ -88,26 +88,15 @@ class TivTokConfig:
             if getattr(self, name) not in values:
                 choices = " or ".join(f'"{value}"' for value in values)
                 raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
-        if self.transform == "cosine":
-            self._check_cosine()
+        if self.transform == "cosine" and self.quantizer != "none":
+            raise ValueError(f'quantizer must be "none" with transform "cosine", got {self.quantizer!r}')
+        if self.transform == "cosine" and self.nested:
+            raise ValueError('nested must be false with transform "cosine", whose tokens have no order of worth')
         if self.levels is not None and (min(self.levels, default=0) < 3 or self.latent_dim % len(self.levels)):
             raise ValueError(
                 f"fsq_levels must be 3 or more each, and latent_dim {self.latent_dim} a multiple of their number, "
                 f"got {self.fsq_levels}"
             )
-
-    def _check_cosine(self) -> None:
-        if self.quantizer != "none":
-            raise ValueError(f'quantizer must be "none" with transform "cosine", got {self.quantizer!r}')
-        if self.nested:
-            raise ValueError('nested must be false with transform "cosine", whose tokens have no order of worth')
-        of_frame = 3 * prod(self.native_size)
-        for name, most in (("num_tiv", of_frame), ("num_tv", of_frame * self.frames_per_group)):
-            if getattr(self, name) * self.latent_dim > most:
-                raise ValueError(
-                    f'{name} must be at most {most // self.latent_dim} with transform "cosine", for which there are '
-                    f"{most} coefficients, got {getattr(self, name)}"
-                )
 
     @classmethod
     def preset(cls, name: str, size: str = "base") -> TivTokConfig:

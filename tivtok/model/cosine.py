@@ -7,11 +7,9 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from tivtok.model.config import TivTokConfig
 from tivtok.model.patchify import patchify
-from tivtok_kernels.parallel import Group, process_group
 
 # Rows are orthonormal: brightness, then two differences of colours.
 _COLOURS = (
@@ -53,8 +51,7 @@ class CosineCode(nn.Module):
             .T.ravel()
             for energy, count in ((still, config.num_tiv), (change, config.num_tv))
         ]
-        every = np.unravel_index(np.concatenate(chosen), whole)
-        used = [1 + int(every[axis].max(initial=0)) for axis in (2, 3)]
+        used = [1 + max(int(np.unravel_index(places, whole)[axis].max()) for places in chosen) for axis in (2, 3)]
         self.block = (3, depth, *used)  # of coefficients that are computed
         for name, places, spread in zip(("tiv", "tv"), chosen, spreads, strict=True):
             spread = np.broadcast_to(spread, whole).ravel()[places]
@@ -62,28 +59,22 @@ class CosineCode(nn.Module):
             self.register_buffer(f"{name}_places", torch.from_numpy(places), persistent=False)
             spread = torch.from_numpy(spread).float().view(-1, config.latent_dim)
             self.register_buffer(f"{name}_spread", spread, persistent=False)
-        at_in_tiv = {int(place): at for at, place in enumerate(self.tiv_places)}
-        both = [(at_in_tiv[int(p)], at) for at, p in enumerate(self.tv_places) if int(p) in at_in_tiv]
-        common = torch.tensor(both, dtype=torch.int64).view(-1, 2)
-        self.register_buffer("common", common, persistent=False)  # coefficients that both kinds have: where in each
+        both = {int(place): number for number, place in enumerate(self.tiv_places)}
+        self.register_buffer("in_tiv", torch.tensor([both.get(int(p), -1) for p in self.tv_places]), persistent=False)
 
     tiv_places: Tensor
     tv_places: Tensor
     tiv_spread: Tensor
     tv_spread: Tensor
-    common: Tensor
+    in_tiv: Tensor
 
-    def encode(self, video: Tensor, group: Group | None = None) -> tuple[Tensor, Tensor]:
-        """video (B, 3, F, H, W), a chunk in whole patches -> TIV (B, N_TIV, D) and TV (B, groups, N_TV, D), float32.
-
-        Args:
-            group: processes over which the frame groups of the chunk are spread.
-        """
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """video (B, 3, F, H, W), a chunk in whole patches -> TIV (B, N_TIV, D) and TV (B, groups, N_TV, D), float32."""
         depth = self.config.frames_per_group
         groups = _computed(video).unflatten(2, (-1, depth)).transpose(1, 2)  # (B, T, 3, f, H, W)
         with torch.autocast(video.device.type, enabled=False):
             found = self._transform(groups)
-        mean = _mean(found, group)[:, None]
+        mean = found.mean(dim=1, keepdim=True)
         tiv = mean[:, 0, self.tiv_places].unflatten(-1, (-1, self.config.latent_dim))
         tv = (found - mean)[..., self.tv_places].unflatten(-1, (-1, self.config.latent_dim))
         return tiv, tv
@@ -109,9 +100,8 @@ class CosineCode(nn.Module):
             tv: (B, T, N_TV, D).
             own, shared: (B, T or 1, N_TIV, D).
         """
-        in_tiv, in_tv = self.common.unbind(1)
-        lost = (own - shared).flatten(2)[..., in_tiv].expand(-1, tv.shape[1], -1)
-        return tv.flatten(2).index_add(2, in_tv, lost).view_as(tv)
+        lost = (own - shared).flatten(2)[..., self.in_tiv.clamp(min=0)] * (self.in_tiv >= 0)
+        return tv + lost.unflatten(2, (-1, self.config.latent_dim))
 
     def _transform(self, groups: Tensor) -> Tensor:
         """(..., 3, f, H, W) -> (..., coefficients of ``block``)."""
@@ -134,14 +124,6 @@ class CosineCode(nn.Module):
             (cosine_basis(rows, height) * scale).to(like),
             cosine_basis(columns, width).to(like),
         )
-
-
-def _mean(found: Tensor, group: Group | None) -> Tensor:
-    """(B, T, n) -> (B, n): over the frame groups of all processes."""
-    sums = torch.cat([found.sum(dim=1), found.new_full((len(found), 1), found.shape[1])], dim=1)
-    if group is not None:
-        sums = all_reduce(sums, group=process_group(group))
-    return sums[:, :-1] / sums[:, -1:]
 
 
 def cosine_basis(count: int, size: int) -> Tensor:

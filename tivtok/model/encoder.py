@@ -47,6 +47,9 @@ class Encoder(nn.Module):
                 `sif_attention`. Each passes the frames that it has, gets their TV tokens and, like all, the TIV tokens;
                 gradients are shares, whose sum over the processes is that of one process.
             first_group: which frame group of the chunk its frames begin with.
+
+        Raises:
+            ValueError: ``group`` is given, and the tokens add to a linear code, which needs the whole chunk.
         """
         config = self.config
         batch, _, frames, height, width = video.shape
@@ -54,7 +57,9 @@ class Encoder(nn.Module):
         patches = patchify(video, config.patch)
         linear = None
         if self.code is not None and self.embed_rest is not None:
-            linear = self.code.encode(video, group)
+            if group is not None:
+                raise ValueError('group must be None for a model with transform "cosine", which needs whole chunks')
+            linear = self.code.encode(video)
             told = self.code.decode_patches(linear[0][:, None].expand(-1, grid[0], -1, -1), linear[1], *grid[1:])
             rest = self.embed_rest(patches - told.to(patches))
             patches = self.embed(patches) + rest
