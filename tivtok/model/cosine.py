@@ -105,7 +105,7 @@ class CosineCode(nn.Module):
 
     def _transform(self, groups: Tensor) -> Tensor:
         """(..., 3, f, H, W) -> (..., coefficients of ``block``)."""
-        colours, in_time, down, across = self._bases(groups.shape[-2], groups.shape[-1], groups)
+        colours, in_time, down, across = self._bases(*groups.shape[-2:], groups)
         found = torch.einsum("...cfhw,dw,bh->...cfbd", groups, across, down)
         return torch.einsum("...cfbd,ic,af->...iabd", found, colours, in_time).flatten(-4)
 
@@ -118,12 +118,13 @@ class CosineCode(nn.Module):
     def _bases(self, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _, depth, rows, columns = self.block
         scale = math.sqrt(math.prod(self.config.native_size) / (height * width))
-        return (
-            torch.tensor(_COLOURS, dtype=torch.float64).to(like),
-            cosine_basis(depth, depth).to(like),
-            (cosine_basis(rows, height) * scale).to(like),
-            cosine_basis(columns, width).to(like),
+        bases = (
+            torch.tensor(_COLOURS, dtype=torch.float64),
+            cosine_basis(depth, depth),
+            cosine_basis(rows, height) * scale,
+            cosine_basis(columns, width),
         )
+        return tuple(x.to(like) for x in bases)
 
 
 def cosine_basis(count: int, size: int) -> Tensor:

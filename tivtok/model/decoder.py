@@ -40,9 +40,7 @@ class Decoder(nn.Module):
 
     def prepare(self, tiv: Tensor) -> Prepared:
         """tiv (C, N_TIV, D): the C = B * S TIV sets of the batch; of a model with nested tokens perhaps their first."""
-        layers = self._layers_of_tiv(
-            self._embedded(tiv, self.tiv_embedding, None if self.code is None else self.code.tiv_spread)
-        )
+        layers = self._layers_of_tiv(self._embedded(tiv, self.tiv_embedding, self.code and self.code.tiv_spread))
         return layers if self.code is None else [*layers, (tiv,)]
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
@@ -63,7 +61,7 @@ class Decoder(nn.Module):
             *prepared, (tiv,) = prepared
             told = self.code.decode_patches(_of_frames(tiv, tv, frames_of_set), tv, rows, columns).to(tv)
             queries = queries + self.embed_told(told)
-        tokens = self._embedded(tv, self.tv_embedding, None if self.code is None else self.code.tv_spread)
+        tokens = self._embedded(tv, self.tv_embedding, self.code and self.code.tv_spread)
         x = torch.cat([tokens, queries], dim=2)
         x = self._frames(prepared, x, tv.shape[2], frames_of_set, rows, columns)
         pixels = self.to_pixels(self.norm(x[:, :, tv.shape[2] :]))
