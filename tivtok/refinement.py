@@ -18,8 +18,8 @@ from tivtok.video.frames import to_float
 if TYPE_CHECKING:
     from tivtok.tokenizer import TivTok
 
-# Adam's first step size, in medians of the tokens' absolute values, which a few large ones do not move; it falls to
-# zero along a cosine.
+# Adam's first step size, in medians of the tokens' absolute values, which a few large ones do not move; it falls to zero
+# along a cosine.
 STEP_SIZE = 0.2
 
 OnStep = Callable[[int, int], object]

@@ -90,8 +90,6 @@ class TivTokConfig:
                 raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
         if self.transform == "cosine" and self.quantizer != "none":
             raise ValueError(f'quantizer must be "none" with transform "cosine", got {self.quantizer!r}')
-        if self.transform == "cosine" and self.nested:
-            raise ValueError('nested must be false with transform "cosine", whose tokens have no order of worth')
         if self.levels is not None and (min(self.levels, default=0) < 3 or self.latent_dim % len(self.levels)):
             raise ValueError(
                 f"fsq_levels must be 3 or more each, and latent_dim {self.latent_dim} a multiple of their number, "

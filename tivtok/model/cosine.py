@@ -27,9 +27,8 @@ _STILL, _CHANGE = 0.35, 0.028
 class CosineCode(nn.Module):
     """Lowest cosine coefficients of a chunk's mean frame group (TIV) and of each group's difference from it (TV).
 
-    There are as many as the tokens have numbers. The first channel of all tokens has the lowest, so that a channel's
-    numbers are about as large in each. Coefficients are those of an orthonormal transform at ``config.native_size``; at
-    other sizes they are scaled to stand for the same brightness.
+    Their number is that of the tokens' channels; the first tokens hold the lowest. Coefficients are those of an
+    orthonormal transform at ``config.native_size``; at other sizes they are scaled to stand for the same brightness.
     """
 
     def __init__(self, config: TivTokConfig) -> None:
@@ -47,8 +46,6 @@ class CosineCode(nn.Module):
         spreads = (_STILL * pixels * np.sqrt(colour) * in_space, _CHANGE * pixels * np.sqrt(change))
         chosen = [
             np.argsort(-energy, axis=None, kind="stable")[: count * config.latent_dim]
-            .reshape(config.latent_dim, count)
-            .T.ravel()
             for energy, count in ((still, config.num_tiv), (change, config.num_tv))
         ]
         used = [1 + max(int(np.unravel_index(places, whole)[axis].max()) for places in chosen) for axis in (2, 3)]
@@ -83,7 +80,7 @@ class CosineCode(nn.Module):
         """Frame groups (B, T, 3, f, H, W) in float32 of the TIV tokens (B, T, N_TIV, D) and TV tokens of each."""
         tiv, tv = (_computed(x.flatten(2)) for x in (tiv, tv))
         found = tv.new_zeros(*tv.shape[:2], math.prod(self.block))
-        found = found.index_add(2, self.tiv_places, tiv).index_add(2, self.tv_places, tv)
+        found = found.index_add(2, self.tiv_places[: tiv.shape[2]], tiv).index_add(2, self.tv_places[: tv.shape[2]], tv)
         with torch.autocast(tv.device.type, enabled=False):
             return self._inverse(found.unflatten(2, self.block), height, width)
 
@@ -101,7 +98,7 @@ class CosineCode(nn.Module):
             own, shared: (B, T or 1, N_TIV, D).
         """
         lost = (own - shared).flatten(2)[..., self.in_tiv.clamp(min=0)] * (self.in_tiv >= 0)
-        return tv + lost.unflatten(2, (-1, self.config.latent_dim))
+        return tv + lost.unflatten(2, (-1, self.config.latent_dim))[:, :, : tv.shape[2]]
 
     def _transform(self, groups: Tensor) -> Tensor:
         """(..., 3, f, H, W) -> (..., coefficients of ``block``)."""
