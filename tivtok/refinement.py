@@ -18,9 +18,8 @@ from tivtok.video.frames import to_float
 if TYPE_CHECKING:
     from tivtok.tokenizer import TivTok
 
-# Adam's first step size, in medians of the tokens' absolute values, which a few large ones do not move; it falls to zero
-# along a cosine.
-STEP_SIZE = 0.2
+# Adam's first step size, in root mean squares of the tokens; it falls to zero along a cosine.
+STEP_SIZE = 0.15
 
 OnStep = Callable[[int, int], object]
 
@@ -97,7 +96,7 @@ class _Part:
     def refine(self, tiv: Tensor, tv: Tensor, steps: int, on_step: Callable[[int], object]) -> tuple[Tensor, Tensor]:
         """Take ``steps`` steps from tokens (B, 1, N_TIV, D) and (B, T, N_TV, D); returns the best of each video."""
         tokens = [x.detach().clone().requires_grad_() for x in (tiv, tv)]
-        groups = [{"params": [x], "lr": STEP_SIZE * float(x.detach().abs().median())} for x in tokens]
+        groups = [{"params": [x], "lr": STEP_SIZE * float(x.detach().square().mean().sqrt())} for x in tokens]
         adam = torch.optim.Adam(groups)
         falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda n: (1 + math.cos(math.pi * n / steps)) / 2)
         best, least = [tiv, tv], tiv.new_full(tiv.shape[:1], math.inf)

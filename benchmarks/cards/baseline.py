@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tivtok.model.cosine import cosine_basis
-
 
 def resample(video: Tensor, size: tuple[int, int, int]) -> Tensor:
     """(B, 3, F, H, W) down to ``size`` = (f, h, w) and back: bicubic in space (antialiased), linear in time."""
@@ -52,7 +50,7 @@ def dct_coefficients(videos: Tensor, num_values: int) -> Tensor:
     """
     coefficients = videos.double().flatten(2).transpose(1, 2) @ _COLOURS.T
     coefficients = coefficients.transpose(1, 2).view(videos.shape)
-    bases = [cosine_basis(n, n) for n in videos.shape[2:]]
+    bases = [_dct_basis(n) for n in videos.shape[2:]]
     for axis, basis in enumerate(bases, 2):
         coefficients = (basis @ coefficients.movedim(axis, -2)).movedim(-2, axis)
     energy = coefficients.square().sum(0).flatten()
@@ -66,6 +64,14 @@ def dct_coefficients(videos: Tensor, num_values: int) -> Tensor:
 
 
 _COLOURS = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64), dim=1)
+
+
+def _dct_basis(size: int) -> Tensor:
+    """float64 (size, size), orthonormal: row k is the k-th cosine of the DCT-II."""
+    numbers = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(torch.pi * numbers[:, None] * (numbers + 0.5) / size) * (2 / size) ** 0.5
+    basis[0] /= 2**0.5
+    return basis
 
 
 def _in_space(video: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,6 @@ import typer
 from benchmarks.studies.ablations import ablations
 from benchmarks.studies.coded import coded
 from benchmarks.studies.factorisation import factorisation
-from benchmarks.studies.linear_codes import linear_codes
 from benchmarks.studies.memory import memory
 from benchmarks.studies.precision import precision
 from benchmarks.studies.random_access import random_access
@@ -21,7 +20,6 @@ app.command("memory")(memory)
 app.command("random-access")(random_access)
 app.command("ablations")(ablations)
 app.command("factorisation")(factorisation)
-app.command("linear-codes")(linear_codes)
 app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
 app.command("throughput")(throughput)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -174,11 +174,6 @@ def _reversed(model: TivTok, tokens: Tokens, video: Tensor) -> dict[str, float]:
     }
 
 
-def linear_code(model: TivTok) -> TivTok:
-    """A model of the same sizes whose transformers add nothing to its linear code."""
-    return TivTok(model.config).eval()
-
-
 def _quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dict[str, float]]:
     """dB of so many frames by the clip's name, for the clips that are long enough; with as many numbers as one set and
     the frame groups' TV tokens, and as a set per chunk and these, resampled and as DCT coefficients."""
@@ -188,9 +183,8 @@ def _quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dic
         return {}
     videos = torch.cat([clip.video[:, :, :frames] for clip in long])
     ways: dict[str, Callable[[Tensor], Tensor]] = {"still picture": still}
-    models = {"": model} | ({} if config.transform == "none" else {"linear code alone, ": linear_code(model)})
-    for (name, sets), (label, its) in product({"one set": 1, "own sets": chunks}.items(), models.items()):
-        ways[label + name] = lambda video, sets=sets, its=its: its.decode(its.encode(video, sets))
+    for name, sets in {"one set": 1, "own sets": chunks}.items():
+        ways[name] = lambda video, sets=sets: model.decode(model.encode(video, sets))
     rows = {name: torch.cat([way(video[None]) for video in videos]) for name, way in ways.items()}
     for name, sets in {"one set": 1, "own sets": chunks}.items():
         numbers = min(config.num_tokens(frames, sets) * config.latent_dim, videos[0].numel())
