@@ -203,7 +203,7 @@ _SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
 
 _TINY = TivTokConfig(
     name="tiny",
-    num_tiv=30,
+    num_tiv=20,
     num_tv=5,
     latent_dim=32,
     width=192,
@@ -215,5 +215,4 @@ _TINY = TivTokConfig(
     rope_theta=20.0,
     latent_positions="grid",
     encoder_time="none",
-    transform="cosine",
 )

@@ -17,8 +17,8 @@ from tivtok.model.config import TivTokConfig
 from tivtok.model.cosine import CosineCode
 from tivtok.model.rope import Rotary, rotary_table
 
-# What depends on the TIV tokens alone: tensors of (TIV sets of the batch, N_TIV, ...), for each layer, and for the
-# linear code where there is one.
+# What depends on the TIV tokens alone: tensors of (TIV sets of the batch, N_TIV, ...), for each layer, and where there is
+# a linear code, for it.
 Prepared = list[tuple[Tensor, ...]]
 
 

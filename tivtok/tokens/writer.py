@@ -31,7 +31,7 @@ class TokenWriter:
     """A token file of one video that grows as its chunks are encoded, in constant memory.
 
     safetensors files cannot be appended to: their header states every size and comes first. So room for the header is
-    left at the start (the format allows it to be padded), and the tokens of chunks go to an unnamed file beside it:
+    left at the start (the format allows it to be padded), and the tokens of chunks go to an unnamed file beside it, since
     which chunks share a set may be known only at the end. Closing appends TV tokens, TIV sets and index, fills in the
     header and renames. An interrupted encode leaves nothing: the file under its final name is either the old one or
     complete.
