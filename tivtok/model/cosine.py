@@ -57,7 +57,9 @@ class CosineCode(nn.Module):
             spread = torch.from_numpy(spread).float().view(-1, config.latent_dim)
             self.register_buffer(f"{name}_spread", spread, persistent=False)
         both = {int(place): number for number, place in enumerate(self.tiv_places)}
-        self.register_buffer("in_tiv", torch.tensor([both.get(int(p), -1) for p in self.tv_places]), persistent=False)
+        self.register_buffer(
+            "in_tiv", torch.tensor([both.get(int(p), -1) for p in self.tv_places]), persistent=False
+        )
 
     tiv_places: Tensor
     tv_places: Tensor
