@@ -47,16 +47,16 @@ class JointDecoder(Decoder):
     A chunk is ``groups_per_chunk`` groups of one call and one TIV set, counted from the first: decode whole videos.
     """
 
-    def _layers_of_tiv(self, tiv: Tensor) -> Prepared:
-        return [(tiv,)]
+    def prepare(self, tiv: Tensor) -> Prepared:
+        return [(self.from_latent(tiv) + self.tiv_embedding,)]
 
-    def _frames(
-        self, prepared: Prepared, x: Tensor, num_tv: int, frames_of_set: list[int], rows: int, columns: int
-    ) -> Tensor:
+    def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
         (tiv,) = prepared[0]  # (B * S, N_TIV, width)
+        frames = self._frame_rows(tv, rows * columns)  # (B, T, N_TV + patches, width)
         decoded = []
-        sets = tiv.unflatten(0, (x.shape[0], -1)).unbind(1)
-        for tiv_set, of_set in zip(sets, x.split(frames_of_set, dim=1), strict=True):
+        for tiv_set, of_set in zip(
+            tiv.unflatten(0, (tv.shape[0], -1)).unbind(1), frames.split(frames_of_set, 1), strict=True
+        ):
             for chunk in of_set.split(self.config.groups_per_chunk, dim=1):
                 decoded.append(self._chunk(tiv_set, chunk, (chunk.shape[1], rows, columns)))
         return torch.cat(decoded, dim=1)
@@ -68,7 +68,8 @@ class JointDecoder(Decoder):
         for block in self.blocks:
             q, k, v = block.qkv(x, rotary)
             x = block.finish(x, sif_attention(q, k, v, layout))
-        return x[:, tiv.shape[1] :].unflatten(1, frames.shape[1:3])
+        x = x[:, tiv.shape[1] :].unflatten(1, frames.shape[1:3])
+        return self._pixels(x[:, :, self.config.num_tv :])
 
 
 def _dense(batch: int, rows: int) -> SifLayout:

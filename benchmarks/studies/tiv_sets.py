@@ -22,7 +22,7 @@ from tivtok.chunks.sharing import (
     AUTO_DISTANCE,
     AUTO_DISTANCE_IN_DEBT,
     Sharing,
-    share,
+    merge_tiv,
     share_tiv_sets,
     tiv_distance,
 )
@@ -141,8 +141,9 @@ def _shared(tiv: Tensor, sharing: Sharing, lengths: list[float]) -> Tensor:
 def _score(
     model: TivTok, video: Video, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor, lengths: list[int]
 ) -> list[float]:
-    frames = _decode(model, tiv, tv, set_of_chunk, lengths, video.frames)
-    sets = int(set_of_chunk.max()) + 1
+    merged = merge_tiv(tiv, set_of_chunk)
+    frames = _decode(model, merged, tv, set_of_chunk, lengths, video.frames)
+    sets = merged.shape[1]
     tokens = sets * model.config.num_tiv + tv.shape[1] * model.config.num_tv
     quality = psnr(frames, video.frames).clamp(max=100).mean()
     return [sets, tokens, round(float(quality), 4), *_seams(model, video, frames, lengths)]
@@ -161,8 +162,7 @@ def _seams(model: TivTok, video: Video, frames: Tensor, lengths: list[int]) -> l
 def _decode(model: TivTok, tiv: Tensor, tv: Tensor, set_of_chunk: Tensor, lengths: list[int], like: Tensor) -> Tensor:
     groups = torch.tensor([model.config.num_groups(length) for length in lengths])
     groups_of_set = set_of_chunk.repeat_interleave(groups).bincount().tolist()
-    sets, tv = share(tiv.unbind(dim=1), tv.split(groups.tolist(), dim=1), set_of_chunk, model.follow)
-    video = model.decode_groups(model.prepare(sets), tv, groups_of_set, *like.shape[1:3])
+    video = model.decode_groups(model.prepare(tiv), tv, groups_of_set, *like.shape[1:3])
     return video_to_frames(video[0, :, : len(like)])
 
 
@@ -175,7 +175,7 @@ def _signals(model: TivTok, video: Video, tiv: Tensor, tv: Tensor) -> list[list[
         pair, pair_tv = tiv[:, k : k + 2], tv[:, k * groups : (k + 2) * groups]
         lengths = [step, len(frames) - step]
         alone, shared = (
-            psnr(_decode(model, pair, pair_tv, sets, lengths, frames), frames).mean()
+            psnr(_decode(model, merge_tiv(pair, sets), pair_tv, sets, lengths, frames), frames).mean()
             for sets in (torch.tensor([0, 1]), torch.tensor([0, 0]))
         )
         distance = tiv_distance(pair[:, 0], pair[:, 1])

@@ -100,10 +100,8 @@ def test_shared_decoder_equals_a_dense_masked_decoder(model):
     tokens = model.encode(video(frames=12, height=16, width=16))
     decoder, config = model.decoder, model.config
     num_patches, groups = 4, 3
-    tiv = decoder.from_latent(tokens.tiv[0, 0]) + decoder.tiv_embedding
-    tv = decoder.from_latent(tokens.tv[0]) + decoder.tv_embedding
-    frames = torch.cat([tv, decoder.patch_query.expand(groups, num_patches, -1)], dim=1)
-    x = torch.cat([tiv, frames.flatten(0, 1)])
+    frames = decoder._frame_rows(tokens.tv, num_patches)
+    x = torch.cat([decoder.from_latent(tokens.tiv[:, 0]) + decoder.tiv_embedding, frames.flatten(1, 2)], dim=1)[0]
     layout = SifLayout.uniform(1, config.num_tiv, groups, config.num_tv + num_patches)
     visible = layout.visibility("tiv")
 
@@ -112,7 +110,7 @@ def test_shared_decoder_equals_a_dense_masked_decoder(model):
     for block in decoder.blocks:
         out, _ = masked_attention(*block.qkv(x, tuple(tiled)), visible, config.head_dim**-0.5)
         x = block.finish(x, out)
-    patches = decoder.to_pixels(decoder.norm(x[config.num_tiv :].unflatten(0, (groups, -1))[:, config.num_tv :]))
+    patches = decoder._pixels(x[config.num_tiv :].unflatten(0, (groups, -1))[:, config.num_tv :])
     expected = decoder.groups(decoder.prepare(tokens.tiv[:, 0]), tokens.tv, [groups], 2, 2)[0]
     torch.testing.assert_close(patches, expected)
 

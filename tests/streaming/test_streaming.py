@@ -22,10 +22,10 @@ from tivtok.video import frames_to_video, video_to_frames
 CONFIG = TivTokConfig.preset("tiny").replace(width=48, heads=2, encoder_layers=1, decoder_layers=1)
 
 
-@pytest.fixture(scope="module", params=["none", "cosine"])
-def model(request: pytest.FixtureRequest) -> TivTok:
+@pytest.fixture(scope="module")
+def model() -> TivTok:
     torch.manual_seed(0)
-    return TivTok(CONFIG.replace(transform=request.param)).eval()
+    return TivTok(CONFIG).eval()
 
 
 def noise(num_frames: int, height: int = 16, width: int = 24) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -115,22 +115,3 @@ def merge_tiv(tiv: Tensor, set_of_chunk: Tensor) -> Tensor:
 def unmoved(tv: Tensor, own: Tensor, shared: Tensor) -> Tensor:
     """The `Follow` of models whose TV tokens stay as they are."""
     return tv
-
-
-def share(
-    tivs: Sequence[Tensor], tvs: Sequence[Tensor], set_of_chunk: Tensor, follow: Follow = unmoved
-) -> tuple[Tensor, Tensor]:
-    """Let chunks share TIV sets.
-
-    Args:
-        tivs: the TIV tokens (B, N_TIV, D) of each chunk.
-        tvs: the TV tokens (B, T, N_TV, D) of each.
-        set_of_chunk: int64, ascending from 0: the TIV set of each.
-        follow: what to make of a chunk's TV tokens.
-
-    Returns:
-        TIV sets (B, S, N_TIV, D), each the mean of its chunks' (Eq. 6), and all TV tokens (B, T of all, N_TV, D).
-    """
-    sets = merge_tiv(torch.stack(list(tivs), dim=1), set_of_chunk)
-    shared = (sets[:, its_set] for its_set in set_of_chunk.tolist())
-    return sets, torch.cat([follow(*chunk) for chunk in zip(tvs, tivs, shared, strict=True)], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -126,6 +127,7 @@ class CosineCode(nn.Module):
         return tuple(x.to(like) for x in bases)
 
 
+@lru_cache(maxsize=64)
 def cosine_basis(count: int, size: int) -> Tensor:
     """(count, size): the first rows of the orthonormal cosine transform (DCT-II); rows beyond ``size`` are zero."""
     frequency, place = torch.arange(count, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)

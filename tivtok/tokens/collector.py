@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tivtok.chunks.sharing import Follow, share, unmoved
+from tivtok.chunks.sharing import Follow, merge_tiv, unmoved
 from tivtok.model.quantizer import nearest
 from tivtok.tokens.tokens import Tokens
 
@@ -32,8 +32,9 @@ class TokenCollector:
             fields: those of `Tokens` that are no tensors.
             follow: what to make of a chunk's TV tokens.
         """
-        tiv, tv = share(self._tiv, self._tv, set_of_chunk, follow)
-        levels = fields.get("levels")
+        tiv, levels = merge_tiv(torch.stack(self._tiv, dim=1), set_of_chunk), fields.get("levels")
+        own_and_set = zip(self._tv, self._tiv, set_of_chunk.tolist(), strict=True)
+        tv = torch.cat([follow(tv, own, tiv[:, its_set]) for tv, own, its_set in own_and_set], dim=1)
         groups_of_chunk = torch.tensor([tv.shape[1] for tv in self._tv])
         return Tokens(
             tiv=tiv if levels is None else nearest(tiv, levels),  # the mean of codes is none
