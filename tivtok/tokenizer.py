@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tivtok.budgets import EVERYTHING, Budget, check_number, fit
 from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from tivtok.chunks.cuts import end_at_cuts
-from tivtok.chunks.sharing import Follow, Sharing, TivSets, mean_tiv
+from tivtok.chunks.sharing import Sharing, TivSets, mean_tiv
 from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.blocks import init_weights
 from tivtok.model.config import TivTokConfig
@@ -41,7 +41,7 @@ class Sink(Protocol[Result]):
 
     def add(self, tiv: Tensor, tv: Tensor) -> None: ...
 
-    def close(self, set_of_chunk: Tensor, fields: dict[str, Any], follow: Follow) -> Result: ...
+    def close(self, set_of_chunk: Tensor, fields: dict[str, Any]) -> Result: ...
 
 
 class TivTok(nn.Module):
@@ -58,9 +58,6 @@ class TivTok(nn.Module):
         self.quantizer = _quantizer(config)
         self.decoder = DECODERS[config.decoder](config)
         self.apply(init_weights)
-        if config.transform == "cosine":  # the linear code alone, to begin with
-            for last in (self.encoder.to_latent, self.decoder.to_pixels):
-                nn.init.zeros_(last.weight)
         self._identity: tuple[tuple[int, ...], str] | None = None  # model id, and the weights' versions it is for
 
     @classmethod
@@ -117,20 +114,19 @@ class TivTok(nn.Module):
                 must show by themselves what stays.
             budget: how many TIV tokens of a set and TV tokens of a group are decoded, the first.
         """
-        own, tv = self.encode_chunks(video)
-        whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
-        groups_of_chunk = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
-        if siblings:
-            groups_of_set, tiv = groups_of_chunk, own.roll(1, dims=1)
-        else:
-            groups_of_set, tiv = [tv.shape[1]], mean_tiv(own.unbind(dim=1))[:, None]
-            tiv = self.quantizer.snap(tiv) if isinstance(self.quantizer, FSQ) else tiv
-        chunks = zip(tv.split(groups_of_chunk, dim=1), own.unbind(1), tiv.expand_as(own).unbind(1), strict=True)
-        tv = torch.cat([self.follow(*chunk) for chunk in chunks], dim=1)
+        tiv, tv = self.encode_chunks(video)
         if without_tv is not None:
             tv = torch.where(without_tv[:, None, None, None], self.encode_grey(*video.shape[3:])[1], tv)
         if budget is not None:
             tiv, tv = tiv[:, :, : budget[0]], tv[:, :, : budget[1]]
+        if siblings:
+            whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
+            groups_of_set = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
+            tiv = tiv.roll(1, dims=1)
+        else:
+            groups_of_set = [tv.shape[1]]
+            tiv = mean_tiv(tiv.unbind(dim=1))[:, None]
+            tiv = self.quantizer.snap(tiv) if isinstance(self.quantizer, FSQ) else tiv
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(
@@ -252,18 +248,6 @@ class TivTok(nn.Module):
         """
         tiv, tv = self.encode_chunks(self._like.new_zeros(1, 3, self.config.chunk_frames, height, width))
         return tiv, tv.mean(dim=1, keepdim=True)
-
-    def follow(self, tv: Tensor, own: Tensor, shared: Tensor) -> Tensor:
-        """TV tokens of a chunk for a set that it shares: they say beside it what they said beside its own TIV tokens.
-
-        Those of a model with a linear code are differences from what its TIV tokens show; others stay as they are.
-
-        Args:
-            tv: (B, T, N_TV, D).
-            own, shared: (B, N_TIV, D), the chunk's TIV tokens and the mean of those that share a set (Eq. 6).
-        """
-        code = self.encoder.code
-        return tv if code is None else code.follow(tv, own[:, None], shared[:, None])
 
     def encode_batch(self, chunks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """TIV (B, N_TIV, D) and TV tokens (B, T, N_TV, D) of each chunk, whichever video it is of.
@@ -418,7 +402,7 @@ class Encoding(Generic[Result]):
             "chunk_frames": None if even else tuple(self._lengths),
             "levels": config.levels,
         }
-        return self._sink.close(self._sharing.set_of_chunk(), fields, self._model.follow)
+        return self._sink.close(self._sharing.set_of_chunk(), fields)
 
 
 def _batched(chunks: Iterable[Tensor], at_once: int | None) -> Iterator[list[Tensor]]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 TivSets = int | Literal["auto"]
-
-# The TV tokens (B, T, N_TV, D) of a chunk, its TIV tokens and those of the set that it shares (B, N_TIV, D) -> the TV
-# tokens that go with the set: `TivTok.follow`.
-Follow = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # "auto" starts a new set above this `tiv_distance`. Below the small one sharing costs hardly any quality. The larger
 # one holds while chunks that ended early, at cuts, have added sets that sharing has not saved yet: they gained more
@@ -110,8 +106,3 @@ def merge_tiv(tiv: Tensor, set_of_chunk: Tensor) -> Tensor:
     """(B, K, N_TIV, D) -> (B, S, N_TIV, D): each set the mean over its chunks (Eq. 6)."""
     counts = set_of_chunk.bincount().tolist()
     return torch.stack([mean_tiv(chunks.unbind(dim=1)) for chunks in tiv.split(counts, dim=1)], dim=1)
-
-
-def unmoved(tv: Tensor, own: Tensor, shared: Tensor) -> Tensor:
-    """The `Follow` of models whose TV tokens stay as they are."""
-    return tv

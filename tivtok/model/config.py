@@ -37,9 +37,6 @@ class TivTokConfig:
             of ``native_size`` at any size. "tiv-grid": so are the TIV tokens, and TV tokens are not rotated.
         encoder_time: "rotary": the encoder's rotary positions include time, as the paper's 3D ones do. "none": they do
             not, so TIV tokens do not depend on the order of the frame groups, and TV tokens cannot tell the time.
-        transform: "none": tokens and pixels are what the transformers make of each other, as in the paper. "cosine":
-            they add to a linear code, the lowest cosine coefficients (`tivtok.model.cosine`) of a chunk's mean frame
-            group for TIV tokens, of each group's difference from it for TV tokens.
     """
 
     name: str = "t128-base"
@@ -62,7 +59,6 @@ class TivTokConfig:
     rope_theta: float = 10_000.0
     latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
     encoder_time: Literal["rotary", "none"] = "rotary"
-    transform: Literal["none", "cosine"] = "none"
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     rope_heads: int | None = None
     nested: bool = False
@@ -88,8 +84,6 @@ class TivTokConfig:
             if getattr(self, name) not in values:
                 choices = " or ".join(f'"{value}"' for value in values)
                 raise ValueError(f"{name} must be {choices}, got {getattr(self, name)!r}")
-        if self.transform == "cosine" and self.quantizer != "none":
-            raise ValueError(f'quantizer must be "none" with transform "cosine", got {self.quantizer!r}')
         if self.levels is not None and (min(self.levels, default=0) < 3 or self.latent_dim % len(self.levels)):
             raise ValueError(
                 f"fsq_levels must be 3 or more each, and latent_dim {self.latent_dim} a multiple of their number, "
@@ -194,7 +188,6 @@ _CHOICES = {
     "quantizer": ("none", "softvq", "fsq"),
     "latent_positions": ("none", "grid", "tiv-grid"),
     "encoder_time": ("rotary", "none"),
-    "transform": ("none", "cosine"),
 }
 # name: (N_TIV, N_TV, D)
 _TOKENS = {"t128": (96, 8, 128), "t512": (384, 32, 32), "t1024": (768, 64, 16)}

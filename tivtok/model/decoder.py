@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from tivtok.attention import SifLayout, broadcast_attention, sif_attention
 from tivtok.model.blocks import Blocks, learned_tokens
 from tivtok.model.config import TivTokConfig
-from tivtok.model.cosine import CosineCode
 from tivtok.model.rope import Rotary, rotary_table
 
-# What depends on the TIV tokens alone: tensors of (TIV sets of the batch, N_TIV, ...), for each layer, and where there is
-# a linear code, for it.
+# What depends on the TIV tokens alone: per layer, tensors of (TIV sets of the batch, N_TIV, ...).
 Prepared = list[tuple[Tensor, ...]]
 
 
@@ -35,13 +33,10 @@ class Decoder(nn.Module):
         self.blocks = Blocks(config, config.decoder_layers)
         self.norm = nn.LayerNorm(config.width)
         self.to_pixels = nn.Linear(config.width, config.patch_values)
-        self.code = CosineCode(config) if config.transform == "cosine" else None
-        self.embed_told = nn.Linear(config.patch_values, config.width, bias=False) if self.code else None
 
     def prepare(self, tiv: Tensor) -> Prepared:
         """tiv (C, N_TIV, D): the C = B * S TIV sets of the batch; of a model with nested tokens perhaps their first."""
-        layers = self._layers_of_tiv(self._embedded(tiv, self.tiv_embedding, self.code and self.code.tiv_spread))
-        return layers if self.code is None else [*layers, (tiv,)]
+        raise NotImplementedError
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
         """Decode frame groups, in the order of their TIV sets.
@@ -55,32 +50,12 @@ class Decoder(nn.Module):
         Returns:
             patches (B, T, rows * columns, values per patch).
         """
-        queries = self.patch_query.expand(*tv.shape[:2], rows * columns, -1)
-        told = None
-        if self.code is not None and self.embed_told is not None:
-            *prepared, (tiv,) = prepared
-            told = self.code.decode_patches(_of_frames(tiv, tv, frames_of_set), tv, rows, columns).to(tv)
-            queries = queries + self.embed_told(told)
-        tokens = self._embedded(tv, self.tv_embedding, self.code and self.code.tv_spread)
-        x = torch.cat([tokens, queries], dim=2)
-        x = self._frames(prepared, x, tv.shape[2], frames_of_set, rows, columns)
-        pixels = self.to_pixels(self.norm(x[:, :, tv.shape[2] :]))
-        return pixels if told is None else pixels + told
-
-    def _embedded(self, tokens: Tensor, embedding: Tensor, spread: Tensor | None) -> Tensor:
-        """(..., n, D) -> (..., n, width), their ``spread`` (N, D) brought to 1."""
-        count = tokens.shape[-2]
-        return self.from_latent(tokens if spread is None else tokens / spread[:count].to(tokens)) + embedding[:count]
-
-    def _layers_of_tiv(self, tiv: Tensor) -> Prepared:
-        """What `_frames` needs of the rows (C, N_TIV, width) of TIV tokens."""
         raise NotImplementedError
 
-    def _frames(
-        self, prepared: Prepared, x: Tensor, num_tv: int, frames_of_set: list[int], rows: int, columns: int
-    ) -> Tensor:
-        """Rows (B, T, N_TV + patches, width), TV tokens and then patches, through the blocks."""
-        raise NotImplementedError
+    def _frame_rows(self, tv: Tensor, num_patches: int) -> Tensor:
+        """(B, T, N_TV, D) -> (B, T, N_TV + patches, width): TV tokens, then patch queries."""
+        tv = self.from_latent(tv) + self.tv_embedding[: tv.shape[2]]
+        return torch.cat([tv, self.patch_query.expand(*tv.shape[:2], num_patches, -1)], dim=2)
 
     def _rotary(self, grid: tuple[int, int, int], like: Tensor, num_tv: int, tokens_before: int = 0) -> Rotary:
         # Every group sits at time 0: a decoder that never compares frames has no use for their order.
@@ -98,31 +73,34 @@ class Decoder(nn.Module):
         left_out = config.num_tv - num_tv  # of nested tokens, which have no positions: their rows are all alike
         return (table[0][left_out:], table[1][left_out:]) if left_out else table
 
+    def _pixels(self, x: Tensor) -> Tensor:
+        return self.to_pixels(self.norm(x))
+
 
 class SharedDecoder(Decoder):
     """TIV rows attend to TIV rows: their keys and values are computed once and broadcast to all frames."""
 
-    def _layers_of_tiv(self, tiv: Tensor) -> Prepared:
-        x, config = tiv, self.config
+    def prepare(self, tiv: Tensor) -> Prepared:
+        x = self.from_latent(tiv) + self.tiv_embedding[: tiv.shape[1]]
         layout = SifLayout.uniform(x.shape[0], x.shape[1], 0, 0)
-        rotary = self._rotary((0, 1, 1), x, config.num_tv, config.num_tiv) if config.latent_grid else None
+        config = self.config
+        rotary = self._rotary((0, 1, 1), tiv, config.num_tv, config.num_tiv) if config.latent_grid else None
         prepared: Prepared = []
         for block in self.blocks:
             x, keys_and_values = block(x, partial(sif_attention, layout=layout, tiv_scope="tiv"), rotary)
             prepared.append(keys_and_values)
         return prepared
 
-    def _frames(
-        self, prepared: Prepared, x: Tensor, num_tv: int, frames_of_set: list[int], rows: int, columns: int
-    ) -> Tensor:
-        rotary = self._rotary((1, rows, columns), x, num_tv)
+    def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
+        x = self._frame_rows(tv, rows * columns)  # (B, T, L, width)
+        rotary = self._rotary((1, rows, columns), tv, tv.shape[2])
         layout = SifLayout.from_lengths(
-            num_tiv=[prepared[0][0].shape[1]] * (len(frames_of_set) * x.shape[0]),
-            frame_tokens=[[x.shape[2]] * frames for frames in frames_of_set] * x.shape[0],
+            num_tiv=[prepared[0][0].shape[1]] * (len(frames_of_set) * tv.shape[0]),
+            frame_tokens=[[x.shape[2]] * frames for frames in frames_of_set] * tv.shape[0],
         )
         for block, tiv in zip(self.blocks, prepared, strict=True):
             x, _ = block(x, partial(_broadcast, tiv=tiv, layout=layout), rotary)
-        return x
+        return self._pixels(x[:, :, tv.shape[2] :])
 
 
 def _broadcast(q: Tensor, k: Tensor, v: Tensor, tiv: tuple[Tensor, ...], layout: SifLayout) -> Tensor:
@@ -134,28 +112,21 @@ def _broadcast(q: Tensor, k: Tensor, v: Tensor, tiv: tuple[Tensor, ...], layout:
 class PerFrameDecoder(Decoder):
     """TIV rows are copied into each frame's sequence and updated there: the literal D([Z_TIV, Z_TV(t)])."""
 
-    def _layers_of_tiv(self, tiv: Tensor) -> Prepared:
-        return [(tiv,)]
+    def prepare(self, tiv: Tensor) -> Prepared:
+        return [(self.from_latent(tiv) + self.tiv_embedding[: tiv.shape[1]],)]
 
-    def _frames(
-        self, prepared: Prepared, x: Tensor, num_tv: int, frames_of_set: list[int], rows: int, columns: int
-    ) -> Tensor:
+    def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
         (tiv,) = prepared[0]  # (B * S, N_TIV, width)
-        batch, frames = x.shape[:2]
-        tiv = _of_frames(tiv, x, frames_of_set)
-        num_tiv = tiv.shape[2]
-        x = torch.cat([tiv, x], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
+        batch, frames = tv.shape[:2]
+        counts = torch.tensor(frames_of_set, device=tv.device)
+        tiv = tiv.unflatten(0, (batch, -1)).repeat_interleave(counts, dim=1, output_size=frames)
+        x = torch.cat([tiv, self._frame_rows(tv, rows * columns)], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
+        num_tiv, num_tv = tiv.shape[2], tv.shape[2]
         layout = SifLayout.uniform(batch * frames, num_tiv, 1, x.shape[1] - num_tiv)
-        rotary = self._rotary((1, rows, columns), x, num_tv, num_tiv)
+        rotary = self._rotary((1, rows, columns), tv, num_tv, num_tiv)
         for block in self.blocks:
             x, _ = block(x, partial(sif_attention, layout=layout), rotary)
-        return x[:, num_tiv:].unflatten(0, (batch, frames))
-
-
-def _of_frames(tiv: Tensor, like: Tensor, frames_of_set: list[int]) -> Tensor:
-    """TIV sets (B * S, ...) -> (B, T, ...): that of each of the T frame groups of ``like`` (B, T, ...)."""
-    counts = torch.tensor(frames_of_set, device=like.device)
-    return tiv.unflatten(0, (like.shape[0], -1)).repeat_interleave(counts, dim=1, output_size=like.shape[1])
+        return self._pixels(x[:, num_tiv + num_tv :]).unflatten(0, (batch, frames))
 
 
 DECODERS = {"shared": SharedDecoder, "per_frame": PerFrameDecoder}

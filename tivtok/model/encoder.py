@@ -12,7 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from tivtok.attention import SifLayout, sif_attention
 from tivtok.model.blocks import Blocks, learned_tokens
 from tivtok.model.config import TivTokConfig
-from tivtok.model.cosine import CosineCode
 from tivtok.model.patchify import patch_grid, patchify
 from tivtok.model.rope import Rotary, rotary_table
 
@@ -34,8 +33,6 @@ class Encoder(nn.Module):
         self.blocks = Blocks(config, config.encoder_layers)
         self.norm = nn.LayerNorm(config.width)
         self.to_latent = nn.Linear(config.width, config.latent_dim)
-        self.code = CosineCode(config) if config.transform == "cosine" else None
-        self.embed_rest = nn.Linear(config.patch_values, config.width, bias=False) if self.code else None
 
     def forward(
         self, video: Tensor, *, group: ProcessGroup | DeviceMesh | None = None, first_group: int = 0
@@ -47,24 +44,11 @@ class Encoder(nn.Module):
                 `sif_attention`. Each passes the frames that it has, gets their TV tokens and, like all, the TIV tokens;
                 gradients are shares, whose sum over the processes is that of one process.
             first_group: which frame group of the chunk its frames begin with.
-
-        Raises:
-            ValueError: ``group`` is given, and the tokens add to a linear code, which needs the whole chunk.
         """
         config = self.config
         batch, _, frames, height, width = video.shape
         grid = patch_grid(frames, height, width, config.patch)
-        patches = patchify(video, config.patch)
-        linear = None
-        if self.code is not None and self.embed_rest is not None:
-            if group is not None:
-                raise ValueError('group must be None for a model with transform "cosine", which needs whole chunks')
-            linear = self.code.encode(video)
-            told = self.code.decode_patches(linear[0][:, None].expand(-1, grid[0], -1, -1), linear[1], *grid[1:])
-            rest = self.embed_rest(patches - told.to(patches))
-            patches = self.embed(patches) + rest
-        else:
-            patches = self.embed(patches)
+        patches = self.embed(patchify(video, config.patch))
         groups, num_patches = patches.shape[1:3]
 
         tiv = self.tiv.expand(batch, -1, -1)
@@ -83,8 +67,7 @@ class Encoder(nn.Module):
             dim=1,
         )
         tiv, tv = self.to_latent(self.norm(latents)).split([config.num_tiv, groups * config.num_tv], dim=1)
-        tv = tv.unflatten(1, (groups, config.num_tv))
-        return (tiv, tv) if linear is None else (linear[0].to(tiv) + tiv, linear[1].to(tv) + tv)
+        return tiv, tv.unflatten(1, (groups, config.num_tv))
 
     def _layout(self, batch: int, groups: int, frame_tokens: int) -> SifLayout:
         return SifLayout.uniform(batch, self.config.num_tiv, groups, frame_tokens)

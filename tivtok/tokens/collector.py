@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tivtok.chunks.sharing import Follow, merge_tiv, unmoved
+from tivtok.chunks.sharing import merge_tiv
 from tivtok.model.quantizer import nearest
 from tivtok.tokens.tokens import Tokens
 
@@ -24,21 +24,18 @@ class TokenCollector:
         self._tiv.append(tiv)
         self._tv.append(tv)
 
-    def close(self, set_of_chunk: Tensor, fields: dict[str, Any], follow: Follow = unmoved) -> Tokens:
+    def close(self, set_of_chunk: Tensor, fields: dict[str, Any]) -> Tokens:
         """The tokens, with each TIV set the mean of its chunks (Eq. 6).
 
         Args:
             set_of_chunk: int64, ascending from 0: the TIV set of each chunk.
             fields: those of `Tokens` that are no tensors.
-            follow: what to make of a chunk's TV tokens.
         """
         tiv, levels = merge_tiv(torch.stack(self._tiv, dim=1), set_of_chunk), fields.get("levels")
-        own_and_set = zip(self._tv, self._tiv, set_of_chunk.tolist(), strict=True)
-        tv = torch.cat([follow(tv, own, tiv[:, its_set]) for tv, own, its_set in own_and_set], dim=1)
         groups_of_chunk = torch.tensor([tv.shape[1] for tv in self._tv])
         return Tokens(
             tiv=tiv if levels is None else nearest(tiv, levels),  # the mean of codes is none
-            tv=tv,
+            tv=torch.cat(self._tv, dim=1),
             tiv_index=set_of_chunk.repeat_interleave(groups_of_chunk).to(self._tv[0].device),
             **fields,
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tivtok.chunks.sharing import Follow, mean_tiv, unmoved
+from tivtok.chunks.sharing import mean_tiv
 from tivtok.files import replacing
 from tivtok.tokens.calibration import Calibration, codecs_for
 from tivtok.tokens.codecs import Codecs
@@ -31,10 +31,10 @@ class TokenWriter:
     """A token file of one video that grows as its chunks are encoded, in constant memory.
 
     safetensors files cannot be appended to: their header states every size and comes first. So room for the header is
-    left at the start (the format allows it to be padded), and the tokens of chunks go to an unnamed file beside it, since
-    which chunks share a set may be known only at the end. Closing appends TV tokens, TIV sets and index, fills in the
-    header and renames. An interrupted encode leaves nothing: the file under its final name is either the old one or
-    complete.
+    left at the start (the format allows it to be padded), TV tokens are appended behind it as they come, and the TIV
+    tokens of chunks go to an unnamed file beside it, since which chunks share a set may be known only at the end.
+    Closing appends TIV sets and index, fills in the header and renames. An interrupted encode leaves nothing: the file
+    under its final name is either the old one or complete.
 
     Made by `create`.
     """
@@ -45,7 +45,7 @@ class TokenWriter:
         self._body = body
         self._tv_shape: tuple[int, ...] = ()  # (N_TV, D)
         self._tiv_shape: tuple[int, ...] = ()  # (N_TIV, D)
-        self._groups_before = [0]  # each chunk, and at the end
+        self._groups_of_chunk: list[int] = []
         file.write(bytes(body.header_bytes))
 
     @classmethod
@@ -81,51 +81,37 @@ class TokenWriter:
     def add(self, tiv: Tensor, tv: Tensor) -> None:
         """Take the next chunk: its TIV tokens (1, N_TIV, D) and the TV tokens (1, T, N_TV, D) of its T frame groups."""
         self._tiv_shape, self._tv_shape = tuple(tiv.shape[1:]), tuple(tv.shape[2:])
-        self._groups_before.append(self._groups_before[-1] + tv.shape[1])
-        for name, x in (("tiv", tiv), ("tv", tv)):
-            self._shelf.write(_bytes(to_stored(name, x, "float32")))
+        self._groups_of_chunk.append(tv.shape[1])
+        self._file.write(self._body.groups(tv))
+        self._shelf.write(_bytes(to_stored("tiv", tiv, "float32")))
 
-    def close(self, set_of_chunk: Tensor, fields: dict[str, Any], follow: Follow = unmoved) -> None:
+    def close(self, set_of_chunk: Tensor, fields: dict[str, Any]) -> None:
         """Complete the file.
 
         Args:
             set_of_chunk: int64, ascending from 0: the TIV set of each chunk; a set is its chunks' mean (Eq. 6).
             fields: those of `Tokens` that are no tensors.
-            follow: what to make of a chunk's TV tokens.
 
         Raises:
             TokensError: fields or values cannot be stored.
         """
-        groups = self._groups_before[-1]
+        groups = sum(self._groups_of_chunk)
         check_fields(groups, **fields)
-        chunks_of_set = torch.arange(len(set_of_chunk)).split(set_of_chunk.bincount().tolist())
-        for chunks in chunks_of_set:
-            shared = self._tiv_set(chunks)
-            for chunk in chunks.tolist():
-                tiv, tv = self._shelved(chunk)
-                self._file.write(self._body.groups(follow(tv, tiv, shared)))
+        counts = set_of_chunk.bincount().tolist()
         self._file.write(self._body.end_of_groups())
-        for chunks in chunks_of_set:
-            self._file.write(self._body.tiv_set(self._tiv_set(chunks)[0]))
-        tiv_index = set_of_chunk.repeat_interleave(torch.tensor(self._groups_before).diff())
-        shapes = ((1, len(chunks_of_set), *self._tiv_shape), (1, groups, *self._tv_shape))
+        self._shelf.seek(0)
+        for count in counts:
+            self._file.write(self._body.tiv_set(mean_tiv(self._next_tiv() for _ in range(count))))
+        tiv_index = set_of_chunk.repeat_interleave(torch.tensor(self._groups_of_chunk))
+        shapes = ((1, len(counts), *self._tiv_shape), (1, groups, *self._tv_shape))
         end, header = self._body.end(shapes, tiv_index, fields)
         self._file.write(end)
         self._file.seek(0)
         self._file.write(header)
 
-    def _tiv_set(self, chunks: Tensor) -> Tensor:
-        """(1, N_TIV, D): the mean of the chunks' TIV tokens (Eq. 6)."""
-        return mean_tiv(self._shelved(chunk)[0] for chunk in chunks.tolist())
-
-    def _shelved(self, chunk: int) -> tuple[Tensor, Tensor]:
-        """TIV (1, N_TIV, D) and TV tokens (1, T, N_TV, D) of a chunk."""
-        before, groups = self._groups_before[chunk], self._groups_before[chunk + 1] - self._groups_before[chunk]
-        of_tiv, of_group = math.prod(self._tiv_shape), math.prod(self._tv_shape)
-        self._shelf.seek(4 * (chunk * of_tiv + before * of_group))
-        values = np.frombuffer(self._shelf.read(4 * (of_tiv + groups * of_group)), dtype=np.float32)
-        tiv, tv = torch.from_numpy(values.copy()).split([of_tiv, groups * of_group])
-        return tiv.view(1, *self._tiv_shape), tv.view(1, groups, *self._tv_shape)
+    def _next_tiv(self) -> Tensor:
+        row = np.frombuffer(self._shelf.read(4 * math.prod(self._tiv_shape)), dtype=np.float32)
+        return torch.from_numpy(row.copy()).view(self._tiv_shape)
 
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of tiv and tv
