@@ -72,6 +72,12 @@ class JointDecoder(Decoder):
         return self._pixels(x[:, :, self.config.num_tv :])
 
 
+def undivided(model: TivTok) -> TivTok:
+    """``model`` without scopes: every token sees the whole chunk, in both halves."""
+    model.encoder, model.decoder = DenseEncoder(model.config), JointDecoder(model.config)
+    return model
+
+
 def _dense(batch: int, rows: int) -> SifLayout:
     """All rows are TIV rows, so that each sees all."""
     return SifLayout.uniform(batch, rows, 0, 0)

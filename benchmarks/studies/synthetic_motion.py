@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.cards.baseline import still
-from benchmarks.studies.ablation_variants import FULL
+from benchmarks.studies.ablation_variants import FULL, undivided
 from benchmarks.studies.ablations import Budget, _optimizers
 from benchmarks.studies.record import Record
 from tivtok.tokenizer import TivTok
@@ -38,6 +38,7 @@ class Trial:
         num_tiv, num_tv, encoder_time, latent_positions, quantizer, fsq_levels: of `TivTokConfig`.
         chunks: of a clip, drawn for each step.
         siblings: the share of steps in which a chunk is decoded through another one's TIV set instead of the mean.
+        undivided: one set of tokens for a chunk, in which every token sees all, in both halves, and none is of a frame.
         nested: the share of steps that decode only the first tokens, any numbers of them; above 0 they are nested.
     """
 
@@ -47,6 +48,7 @@ class Trial:
     latent_positions: str = "grid"
     chunks: tuple[int, ...] = (2,)
     siblings: float = 0.0
+    undivided: bool = False
     nested: float = 0.0
     quantizer: str = "none"
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
@@ -54,7 +56,8 @@ class Trial:
     def build(self) -> TivTok:
         names = ("num_tiv", "num_tv", "encoder_time", "latent_positions", "quantizer", "fsq_levels")
         changes = {name: getattr(self, name) for name in names}
-        return TivTok(FULL.replace(name="motion", nested=self.nested > 0, **changes))
+        model = TivTok(FULL.replace(name="motion", nested=self.nested > 0, **changes))
+        return undivided(model) if self.undivided else model
 
 
 # 40 tokens for 16 frames each.
@@ -67,6 +70,7 @@ TRIALS = {
     "24+4, single chunks": Trial(chunks=(1,)),
     "24+4, 1 to 4 chunks": Trial(chunks=(1, 2, 4)),
     "24+4, encoder with time": Trial(encoder_time="rotary"),
+    "undivided, 40": Trial(num_tiv=40, num_tv=0, encoder_time="rotary", chunks=(1,), undivided=True),
 }
 
 

@@ -14,7 +14,8 @@ class TivTokConfig:
     Attributes:
         name: preset name, written into token files.
         num_tiv: time-invariant tokens of a TIV set, N_TIV.
-        num_tv: time-variant tokens of a frame group, N_TV.
+        num_tv: time-variant tokens of a frame group, N_TV; with 0 of them all groups of a set look the same, unless
+            encoder and decoder are other ones (`benchmarks.studies.ablation_variants`).
         latent_dim: channels stored per token, D.
         width, heads: of both transformers; the head dimension is width / heads.
         encoder_layers, decoder_layers: pre-norm blocks.
@@ -64,11 +65,12 @@ class TivTokConfig:
     nested: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_tv", "latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
+        for name in ("latent_dim", "width", "heads", "encoder_layers", "decoder_layers", "groups_per_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_tiv < 0:
-            raise ValueError(f"num_tiv must be at least 0, got {self.num_tiv}")
+        for name, other in (("num_tiv", "num_tv"), ("num_tv", "num_tiv")):
+            if getattr(self, name) < (getattr(self, other) == 0):
+                raise ValueError(f"{name} must be at least 0, and 1 where {other} is 0, got {getattr(self, name)}")
         if self.width % self.heads or self.head_dim % 2:
             raise ValueError(
                 f"width / heads must be an even whole number (rotary pairs), got {self.width} / {self.heads}"
