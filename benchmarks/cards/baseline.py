@@ -48,19 +48,19 @@ def dct_coefficients(videos: Tensor, num_values: int) -> Tensor:
     Args:
         videos: (B, 3, F, H, W) in [-1, 1]; one choice of coefficients is made for all of them.
     """
-    coefficients = videos.double().flatten(2).transpose(1, 2) @ _COLOURS.T
-    coefficients = coefficients.transpose(1, 2).view(videos.shape)
-    bases = [_dct_basis(n) for n in videos.shape[2:]]
-    for axis, basis in enumerate(bases, 2):
-        coefficients = (basis @ coefficients.movedim(axis, -2)).movedim(-2, axis)
+    coefficients = transform(videos)
     energy = coefficients.square().sum(0).flatten()
     kept = torch.zeros_like(energy)
     kept[energy.argsort(descending=True)[:num_values]] = 1
-    coefficients = coefficients * kept.view(videos.shape[1:])
-    for axis, basis in enumerate(bases, 2):
-        coefficients = (basis.T @ coefficients.movedim(axis, -2)).movedim(-2, axis)
-    back = coefficients.flatten(2).transpose(1, 2) @ _COLOURS
-    return back.transpose(1, 2).view(videos.shape).to(videos.dtype)
+    return transform(coefficients * kept.view(videos.shape[1:]), back=True).to(videos.dtype)
+
+
+def transform(videos: Tensor, back: bool = False) -> Tensor:
+    """Coefficients (..., 3, F, H, W) of an orthonormal transform over colours, time and space, or ``back``; float64."""
+    found = videos.double()
+    for axis, matrix in enumerate((_COLOURS, *(_dct_basis(size) for size in videos.shape[-3:])), -4):
+        found = ((matrix.T if back else matrix) @ found.movedim(axis, -2)).movedim(-2, axis)
+    return found
 
 
 _COLOURS = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64), dim=1)

@@ -4,6 +4,7 @@ import typer
 
 from benchmarks.studies.ablations import ablations
 from benchmarks.studies.coded import coded
+from benchmarks.studies.divisions import divisions
 from benchmarks.studies.factorisation import factorisation
 from benchmarks.studies.memory import memory
 from benchmarks.studies.precision import precision
@@ -20,6 +21,7 @@ app.command("memory")(memory)
 app.command("random-access")(random_access)
 app.command("ablations")(ablations)
 app.command("factorisation")(factorisation)
+app.command("divisions")(divisions)
 app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
 app.command("throughput")(throughput)

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.cards.baseline import best_resampling, dct_coefficients, still
+from benchmarks.cards.divided_dct import DividedDct
 from benchmarks.dumps import write_json
 from benchmarks.studies.factorisation_report import draw, write_report
 from benchmarks.studies.record import fingerprint
@@ -176,7 +177,7 @@ def _reversed(model: TivTok, tokens: Tokens, video: Tensor) -> dict[str, float]:
 
 def _quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dict[str, float]]:
     """dB of so many frames by the clip's name, for the clips that are long enough; with as many numbers as one set and
-    the frame groups' TV tokens, and as a set per chunk and these, resampled and as DCT coefficients."""
+    the frame groups' TV tokens, and as a set per chunk and these, resampled and as DCT coefficients, divided or not."""
     config, chunks = model.config, frames // model.config.chunk_frames
     long = [clip for clip in clips if clip.video.shape[2] >= frames]
     if not long:
@@ -186,10 +187,12 @@ def _quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dic
     for name, sets in {"one set": 1, "own sets": chunks}.items():
         ways[name] = lambda video, sets=sets: model.decode(model.encode(video, sets))
     rows = {name: torch.cat([way(video[None]) for video in videos]) for name, way in ways.items()}
+    divided = DividedDct(config)
     for name, sets in {"one set": 1, "own sets": chunks}.items():
         numbers = min(config.num_tokens(frames, sets) * config.latent_dim, videos[0].numel())
         rows[f"resampling, numbers of {name}"] = best_resampling(videos, numbers)[1]
         rows[f"DCT, numbers of {name}"] = dct_coefficients(videos, numbers)
+        rows[f"DCT, divided alike, {name}"] = divided(videos, sets)
     return {
         clip.name: {row: round(psnr(x[at], videos[at]), 4) for row, x in rows.items()} for at, clip in enumerate(long)
     }

@@ -35,9 +35,11 @@ QUALITY = (
     "one set",
     "resampling, numbers of one set",
     "DCT, numbers of one set",
+    "DCT, divided alike, one set",
     "own sets",
     "resampling, numbers of own sets",
     "DCT, numbers of own sets",
+    "DCT, divided alike, own sets",
 )
 
 
@@ -79,7 +81,11 @@ def _table(title: str, rows: tuple[str, ...], columns: Mapping[str, dict[str, An
     return [
         f"| {title}; clips of sources | {' | '.join(heads)} |",
         f"|---{'|---' * len(heads)}|",
-        *(f"| {row} | {' | '.join(cell(values, row) for values in columns.values())} |" for row in rows),
+        *(
+            f"| {row} | {' | '.join(cell(values, row) for values in columns.values())} |"
+            for row in rows
+            if any(row in values for values in columns.values())
+        ),
     ]
 
 
