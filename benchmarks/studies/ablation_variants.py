@@ -52,7 +52,7 @@ class JointDecoder(Decoder):
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
         (tiv,) = prepared[0]  # (B * S, N_TIV, width)
-        frames = self._frame_rows(tv, rows * columns)  # (B, T, N_TV + patches, width)
+        frames = self._frame_rows(tv, rows, columns)  # (B, T, N_TV + patches, width)
         decoded = []
         for tiv_set, of_set in zip(
             tiv.unflatten(0, (tv.shape[0], -1)).unbind(1), frames.split(frames_of_set, 1), strict=True

@@ -35,7 +35,7 @@ class Trial:
     """A model and how it is trained; every step has as many chunks.
 
     Attributes:
-        num_tiv, num_tv, encoder_time, latent_positions, quantizer, fsq_levels: of `TivTokConfig`.
+        num_tiv, num_tv, encoder_time, latent_positions, patch_positions, quantizer, fsq_levels: of `TivTokConfig`.
         chunks: of a clip, drawn for each step.
         siblings: the share of steps in which a chunk is decoded through another one's TIV set instead of the mean.
         undivided: one set of tokens for a chunk, in which every token sees all, in both halves, and none is of a frame.
@@ -46,6 +46,7 @@ class Trial:
     num_tv: int = 4
     encoder_time: str = "none"
     latent_positions: str = "grid"
+    patch_positions: str = "rotary"
     chunks: tuple[int, ...] = (2,)
     siblings: float = 0.0
     undivided: bool = False
@@ -54,7 +55,7 @@ class Trial:
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
 
     def build(self) -> TivTok:
-        names = ("num_tiv", "num_tv", "encoder_time", "latent_positions", "quantizer", "fsq_levels")
+        names = ("num_tiv", "num_tv", "encoder_time", "latent_positions", "patch_positions", "quantizer", "fsq_levels")
         changes = {name: getattr(self, name) for name in names}
         model = TivTok(FULL.replace(name="motion", nested=self.nested > 0, **changes))
         return undivided(model) if self.undivided else model
@@ -70,6 +71,7 @@ TRIALS = {
     "24+4, single chunks": Trial(chunks=(1,)),
     "24+4, 1 to 4 chunks": Trial(chunks=(1, 2, 4)),
     "24+4, encoder with time": Trial(encoder_time="rotary"),
+    "24+4, learned places": Trial(patch_positions="learned"),
     "undivided, 40": Trial(num_tiv=40, num_tv=0, encoder_time="rotary", chunks=(1,), undivided=True),
 }
 

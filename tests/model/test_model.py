@@ -100,7 +100,7 @@ def test_shared_decoder_equals_a_dense_masked_decoder(model):
     tokens = model.encode(video(frames=12, height=16, width=16))
     decoder, config = model.decoder, model.config
     num_patches, groups = 4, 3
-    frames = decoder._frame_rows(tokens.tv, num_patches)
+    frames = decoder._frame_rows(tokens.tv, 2, 2)
     x = torch.cat([decoder.from_latent(tokens.tiv[:, 0]) + decoder.tiv_embedding, frames.flatten(1, 2)], dim=1)[0]
     layout = SifLayout.uniform(1, config.num_tiv, groups, config.num_tv + num_patches)
     visible = layout.visibility("tiv")

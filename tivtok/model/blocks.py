@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import prod
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -79,6 +81,22 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 
 _KEEP_ATTENTION = partial(create_selective_checkpoint_contexts, _policy)
+
+
+class Places(nn.Module):
+    """An embedding of every place in the patch grid (``patch_positions`` "learned"), zero to begin with."""
+
+    def __init__(self, config: TivTokConfig) -> None:
+        super().__init__()
+        self.grid = config.native_grid
+        self.table = nn.Parameter(torch.zeros(prod(self.grid), config.width))
+
+    def forward(self, rows: int, columns: int) -> Tensor:
+        """(rows * columns, width), interpolated where that is another grid."""
+        if (rows, columns) == self.grid:
+            return self.table
+        table = self.table.T.unflatten(1, self.grid)[None]
+        return F.interpolate(table, (rows, columns), mode="bilinear", align_corners=False)[0].flatten(1).T
 
 
 class Blocks(nn.ModuleList):

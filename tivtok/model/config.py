@@ -38,6 +38,8 @@ class TivTokConfig:
             of ``native_size`` at any size. "tiv-grid": so are the TIV tokens, and TV tokens are not rotated.
         encoder_time: "rotary": the encoder's rotary positions include time, as the paper's 3D ones do. "none": they do
             not, so TIV tokens do not depend on the order of the frame groups, and TV tokens cannot tell the time.
+        patch_positions: "rotary": where a patch is, queries and keys alone say, as in the paper. "learned": so does an
+            embedding of each place in the frame, of `native_size`, in encoder and decoder; interpolated at other sizes.
     """
 
     name: str = "t128-base"
@@ -60,6 +62,7 @@ class TivTokConfig:
     rope_theta: float = 10_000.0
     latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
     encoder_time: Literal["rotary", "none"] = "rotary"
+    patch_positions: Literal["rotary", "learned"] = "rotary"
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     rope_heads: int | None = None
     nested: bool = False
@@ -154,8 +157,11 @@ class TivTokConfig:
     @property
     def latent_grid(self) -> tuple[int, int] | None:
         """Rows and columns that latent tokens are spread over, in patches; None where they have no position."""
-        if self.latent_positions == "none":
-            return None
+        return None if self.latent_positions == "none" else self.native_grid
+
+    @property
+    def native_grid(self) -> tuple[int, int]:
+        """Patch rows and columns of a frame of ``native_size``."""
         return -(-self.native_size[0] // self.patch[1]), -(-self.native_size[1] // self.patch[2])
 
     @property
@@ -190,6 +196,7 @@ _CHOICES = {
     "quantizer": ("none", "softvq", "fsq"),
     "latent_positions": ("none", "grid", "tiv-grid"),
     "encoder_time": ("rotary", "none"),
+    "patch_positions": ("rotary", "learned"),
 }
 # name: (N_TIV, N_TV, D)
 _TOKENS = {"t128": (96, 8, 128), "t512": (384, 32, 32), "t1024": (768, 64, 16)}

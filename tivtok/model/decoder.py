@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tivtok.attention import SifLayout, broadcast_attention, sif_attention
-from tivtok.model.blocks import Blocks, learned_tokens
+from tivtok.model.blocks import Blocks, Places, learned_tokens
 from tivtok.model.config import TivTokConfig
 from tivtok.model.rope import Rotary, rotary_table
 
@@ -30,6 +30,7 @@ class Decoder(nn.Module):
         self.tiv_embedding = learned_tokens(config.num_tiv, config.width)
         self.tv_embedding = learned_tokens(config.num_tv, config.width)
         self.patch_query = learned_tokens(1, config.width)
+        self.places = Places(config) if config.patch_positions == "learned" else None
         self.blocks = Blocks(config, config.decoder_layers)
         self.norm = nn.LayerNorm(config.width)
         self.to_pixels = nn.Linear(config.width, config.patch_values)
@@ -52,10 +53,11 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
-    def _frame_rows(self, tv: Tensor, num_patches: int) -> Tensor:
+    def _frame_rows(self, tv: Tensor, rows: int, columns: int) -> Tensor:
         """(B, T, N_TV, D) -> (B, T, N_TV + patches, width): TV tokens, then patch queries."""
         tv = self.from_latent(tv) + self.tv_embedding[: tv.shape[2]]
-        return torch.cat([tv, self.patch_query.expand(*tv.shape[:2], num_patches, -1)], dim=2)
+        queries = self.patch_query if self.places is None else self.patch_query + self.places(rows, columns)
+        return torch.cat([tv, queries.expand(*tv.shape[:2], rows * columns, -1)], dim=2)
 
     def _rotary(self, grid: tuple[int, int, int], like: Tensor, num_tv: int, tokens_before: int = 0) -> Rotary:
         # Every group sits at time 0: a decoder that never compares frames has no use for their order.
@@ -92,7 +94,7 @@ class SharedDecoder(Decoder):
         return prepared
 
     def groups(self, prepared: Prepared, tv: Tensor, frames_of_set: list[int], rows: int, columns: int) -> Tensor:
-        x = self._frame_rows(tv, rows * columns)  # (B, T, L, width)
+        x = self._frame_rows(tv, rows, columns)  # (B, T, L, width)
         rotary = self._rotary((1, rows, columns), tv, tv.shape[2])
         layout = SifLayout.from_lengths(
             num_tiv=[prepared[0][0].shape[1]] * (len(frames_of_set) * tv.shape[0]),
@@ -120,7 +122,7 @@ class PerFrameDecoder(Decoder):
         batch, frames = tv.shape[:2]
         counts = torch.tensor(frames_of_set, device=tv.device)
         tiv = tiv.unflatten(0, (batch, -1)).repeat_interleave(counts, dim=1, output_size=frames)
-        x = torch.cat([tiv, self._frame_rows(tv, rows * columns)], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
+        x = torch.cat([tiv, self._frame_rows(tv, rows, columns)], dim=2).flatten(0, 1)  # (B * T, N_TIV + L, width)
         num_tiv, num_tv = tiv.shape[2], tv.shape[2]
         layout = SifLayout.uniform(batch * frames, num_tiv, 1, x.shape[1] - num_tiv)
         rotary = self._rotary((1, rows, columns), tv, num_tv, num_tiv)

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from tivtok.attention import SifLayout, sif_attention
-from tivtok.model.blocks import Blocks, learned_tokens
+from tivtok.model.blocks import Blocks, Places, learned_tokens
 from tivtok.model.config import TivTokConfig
 from tivtok.model.patchify import patch_grid, patchify
 from tivtok.model.rope import Rotary, rotary_table
@@ -28,6 +28,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.patch_values, config.width)
+        self.places = Places(config) if config.patch_positions == "learned" else None
         self.tiv = learned_tokens(config.num_tiv, config.width)
         self.tv = learned_tokens(config.num_tv, config.width)
         self.blocks = Blocks(config, config.encoder_layers)
@@ -49,6 +50,8 @@ class Encoder(nn.Module):
         batch, _, frames, height, width = video.shape
         grid = patch_grid(frames, height, width, config.patch)
         patches = self.embed(patchify(video, config.patch))
+        if self.places is not None:
+            patches = patches + self.places(*grid[1:])
         groups, num_patches = patches.shape[1:3]
 
         tiv = self.tiv.expand(batch, -1, -1)

@@ -163,10 +163,14 @@ class Trainer:
     def begin_from(self, tensors: dict[str, Tensor]) -> None:
         """Averaged weights and (where both have one) discriminator from the `state` of another run.
 
+        Weights that it lacks may be there if they are zero in a new model: a part that an option adds.
+
         Raises:
             ValueError: they are of another model or discriminator.
         """
-        restore_model(self.model, part(tensors, "average."))
+        new = TivTok(self.config.model).state_dict()
+        added = {name: x for name, x in new.items() if not x.any()}
+        restore_model(self.model, added | part(tensors, "average."))
         self.average.restart()
         heads = part(tensors, "discriminator.")
         if self.adversary is not None and heads:
