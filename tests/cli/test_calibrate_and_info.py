@@ -53,6 +53,8 @@ def test_a_calibrated_model_writes_coded_files(tmp_path: Path, capsys: pytest.Ca
     assert f"left out {clips / 'broken.mp4'}" in printed.out and "of 2 videos" in printed.out
     assert "1 of 3 videos could not be read" in printed.err
     assert Calibration.from_pretrained(model) == calibrated
+    assert main(["calibrate", str(clips), *of_model, "--loss", "0.5", "--precision", "bfloat16"]) == 1
+    assert Calibration.from_pretrained(model).model_id == calibrated.model_id
 
 
 def test_info_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:

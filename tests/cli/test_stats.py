@@ -43,3 +43,6 @@ def test_unreadable_videos_are_left_out_and_named(tmp_path: Path, capsys: pytest
     (clips / "lost.mkv").unlink()
     assert main(["stats", str(clips), "--model", str(model)]) == 0
     assert torch.equal(LatentStats.from_pretrained(model).tv_mean, strict.tv_mean)  # nothing of a refused video counts
+    assert main(["stats", str(clips), "--model", str(model), "--precision", "bfloat16"]) == 0
+    rounded = LatentStats.from_pretrained(model)
+    assert rounded.model_id == strict.model_id and 0 < (rounded.tv_std - strict.tv_std).abs().max() < 0.02

@@ -11,15 +11,15 @@ import typer
 from torch import Tensor
 
 from tivtok.checkpoints import CALIBRATION_FILE
-from tivtok.cli.options import StrictOption
+from tivtok.cli.options import DeviceOption, Precision, PrecisionOption, StrictOption
 from tivtok.cli.output import CommandError, say, track, warn
-from tivtok.cli.source import Source, of_readable
+from tivtok.cli.source import Source, encode_frames, of_readable
 from tivtok.loading import load_model
 from tivtok.metrics import psnr
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.calibration import Calibration
 from tivtok.tokens.codecs import Codec
-from tivtok.video import find_videos, frames_to_video, video_to_frames
+from tivtok.video import find_videos, video_to_frames
 
 STEPS_TRIED = 24  # each finer than the one before by the square root of 2
 CHUNKS_TRIED = 64  # that steps are tried on, one a video
@@ -38,6 +38,8 @@ def calibrate(
     data: Annotated[Path, typer.Argument(help="Folder of videos that the model was trained on.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Checkpoint folder; the calibration is written into it.")],
     loss: Annotated[float, typer.Option(min=0.001, max=3.0, help="dB of PSNR that coding may cost.")] = 0.1,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     strict: StrictOption = False,
 ) -> None:
     """Measure what coded token files need to know of a checkpoint: how finely to quantise, and how values are spread.
@@ -47,7 +49,7 @@ def calibrate(
 
     Example: tivtok calibrate clips/ --model runs/mine
     """
-    tokenizer = load_model(str(model), "cpu")
+    tokenizer = load_model(str(model), device, precision)
     files = find_videos(data)
     if not files:
         raise CommandError(f"there are no videos in {data}")
@@ -104,7 +106,7 @@ def _encoded(model: TivTok, path: Path, strict: bool) -> tuple[Chunk, Tensor, Te
     source = Source(path, "native", model, allow_truncated=True, strict=strict)
     chunks: list[Chunk] = []
     for frames in source.chunks():
-        tiv, tv = model.encode_chunks(frames_to_video(frames)[None])
+        tiv, tv = encode_frames(model, frames)
         chunks.append(Chunk(frames[:0] if chunks else frames, tiv[0], tv[0]))
     warn(source.damage())
     return chunks[0], torch.cat([chunk.tiv for chunk in chunks]), torch.cat([chunk.tv for chunk in chunks])
@@ -127,5 +129,5 @@ def _quality(model: TivTok, chunks: Sequence[Chunk]) -> float:
     scores = []
     for frames, tiv, tv in chunks:
         video = model.decode_groups(model.prepare(tiv[None]), tv[None], [len(tv)], *frames.shape[1:3])
-        scores.append(psnr(video_to_frames(video[0, :, : len(frames)]), frames).clamp(max=100).mean())
+        scores.append(psnr(video_to_frames(video[0, :, : len(frames)]).cpu(), frames).clamp(max=100).mean())
     return float(torch.stack(scores).mean())

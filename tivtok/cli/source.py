@@ -67,6 +67,13 @@ def encode_source(model: TivTok, source: Source, tiv_sets: TivSets, refine: int 
         return encode_stream(model, source.tracked("encoding"), tiv_sets, source.fps, refine, bar.show)
 
 
+def encode_frames(model: TivTok, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """A chunk, uint8 (f, H, W, 3) -> as of `TivTok.encode_chunks`, float32 on the CPU from any model."""
+    video = frames.permute(3, 0, 1, 2)[None].to(next(model.parameters()).device)
+    tiv, tv = model.encode_chunks(video)
+    return tiv.cpu().float(), tv.cpu().float()
+
+
 def compare(model: TivTok, tokens: Tokens, chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """(original, reconstruction), uint8 (f, H, W, 3) each: the whole video, in pieces of one chunk and one TIV set.
 

@@ -10,25 +10,27 @@ import torch
 import typer
 from torch import Tensor
 
-from tivtok.cli.options import StrictOption
+from tivtok.cli.options import DeviceOption, Precision, PrecisionOption, StrictOption
 from tivtok.cli.output import CommandError, say, say_left_out, warn
-from tivtok.cli.source import Source, of_readable
+from tivtok.cli.source import Source, encode_frames, of_readable
 from tivtok.loading import load_model
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.statistics import STATS_FILE, LatentStats
-from tivtok.video import frames_to_video, search_folder
+from tivtok.video import search_folder
 
 
 def stats(
     data: Annotated[Path, typer.Argument(help="Folder of videos like those the model is for.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Checkpoint folder; the numbers are written into it.")],
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.AUTO,
     strict: StrictOption = False,
 ) -> None:
     """Measure mean and standard deviation of a checkpoint's tokens, written beside it for `tivtok.tokens.LatentStats`.
 
     Example: tivtok stats clips/ --model runs/mine
     """
-    tokenizer = load_model(str(model), "cpu")
+    tokenizer = load_model(str(model), device, precision)
     files, left_out = search_folder(data)
     unreadable: list[Path] = []
     of_each = of_readable(files, data, lambda path: _tokens(tokenizer, path, strict), unreadable)
@@ -52,6 +54,6 @@ def _tokens(model: TivTok, path: Path, strict: bool) -> list[tuple[Tensor, Tenso
     """
     source = Source(path, "native", model, allow_truncated=True, strict=strict)
     with torch.no_grad():
-        pairs = [model.encode_chunks(frames_to_video(chunk)[None]) for chunk in source.chunks()]
+        pairs = [encode_frames(model, chunk) for chunk in source.chunks()]
     warn(source.damage())
     return pairs

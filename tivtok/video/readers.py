@@ -19,9 +19,13 @@ def open_video(
     """Open a video file.
 
     Args:
+        path: the file.
         reader: "pyav" (`VideoReader`), "torchcodec" (`tivtok.video.torchcodec_reader.TorchcodecReader`), or
             "torchcodec:DEVICE" with one of torch's devices, "torchcodec:cuda" for NVDEC.
-        path, allow_truncated, strict, member, threads: as of `VideoReader`.
+        allow_truncated: as of `VideoReader`.
+        strict: as of `VideoReader`.
+        member: as of `VideoReader`.
+        threads: as of `VideoReader`.
 
     Raises:
         VideoError: as of the reader.

@@ -37,7 +37,11 @@ class TorchcodecReader(VideoReader):
     has made up, so `damaged_frames` stays empty, and ``strict`` is refused.
 
     Args:
-        path, allow_truncated, strict, member, threads: as of `VideoReader`.
+        path: the file.
+        allow_truncated: as of `VideoReader`.
+        strict: must be False.
+        member: as of `VideoReader`.
+        threads: as of `VideoReader`.
         device: of torch, where frames are decoded: "cpu", or "cuda" for NVDEC. Frames are then copied to the CPU. No
             GPU has run this.
 
