@@ -200,7 +200,7 @@ class RangeLayout:
         """The rows of `table`."""
         return tuple(Segment(*row) for row in self.table.tolist())
 
-    @property
+    @cached_property
     def area(self) -> int:
         """Visible (query, key) pairs: a forward pass costs ``4 * area * head_dim`` FLOPs per head."""
         return int((self.table[:, 1] * (self.table[:, 3] + self.table[:, 5])).sum())

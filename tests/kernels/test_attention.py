@@ -36,7 +36,7 @@ def test_reference_gradients_equal_autograd_of_its_forward(layout, scope):
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_gradcheck(backend, scope):
-    layout = SifLayout.from_lengths([2, 0], [[2, 0, 1], [2]])
+    layout = SifLayout.from_lengths([2, 0], [[3, 0, 2], [2, 2]])
     case = make_case(layout, scope, heads=2, kv_heads=1, head_dim=2).to(torch.float64)
 
     def call(*inputs):
@@ -71,7 +71,7 @@ def test_sdpa_grouped_queries(scope):
     scope=st.sampled_from(SCOPES),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_sdpa_on_any_layout(clips, repeats, scope, seed):
     """Not at random: of 3,000 such cases one has an error of 1.06 budgets, 14 roundings of its largest gradient."""
     layout = SifLayout.from_lengths([tiv for tiv, _ in clips] * repeats, [frames for _, frames in clips] * repeats)
