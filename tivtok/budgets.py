@@ -97,8 +97,14 @@ def fit(model: TivTok, tokens: Tokens, video: Tensor, psnr: float) -> Fitted:
         video: (B, 3, F, H, W) as ``TivTok.encode`` takes it, on any device; it may be mapped from a file. Of several
             videos each has to be as good.
         psnr: over the pixels of a frame group.
+
+    Raises:
+        TokensError: another model made the tokens.
+        ValueError: they have been chosen already.
     """
     model.check_ours(tokens)
+    if tokens.counts is not None:
+        raise ValueError("the tokens have been chosen already: their numbers differ")
     sets = tokens.sets_of(torch.arange(tokens.tv.shape[1]))
     tiv_counts, tv_counts, missed = [], torch.zeros_like(sets), 0
     for one in range(tokens.tiv.shape[1]):

@@ -48,7 +48,6 @@ def coded(
     note: Annotated[str, typer.Option(help="Kept with the numbers: what the clips are.")] = "",
 ) -> None:
     """PSNR against bytes, one TIV set a clip, beside video codecs at the same bytes. Goes on where it was stopped."""
-    torch.set_grad_enabled(False)
     tokenizer = TivTok.from_pretrained(model)
     calibration = Calibration.from_pretrained(model)
     settings = {
@@ -78,6 +77,7 @@ def coded(
     out.print(f"wrote {record.path}, .md and .png", soft_wrap=True)
 
 
+@torch.no_grad()
 def measure(model: TivTok, calibration: Calibration, clip: Tensor) -> dict[str, Any]:
     """[bytes, dB] of uint8 frames (F, H, W, 3) as tokens of each kind, and by codec at no more bytes than each."""
     tokens = model.encode(frames_to_video(clip)[None])

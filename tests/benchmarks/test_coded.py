@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from benchmarks.dumps import read_json
+from benchmarks.studies.__main__ import app
 from benchmarks.studies.coded import STEPS, best_within, measure, report, with_step
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens.calibration import Calibration
+from tivtok.video import VideoWriter
 
 # Coarse random patches that move.
 _PATCHES = torch.randint(0, 256, (12, 12, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -39,3 +45,37 @@ def test_finer_steps_take_more_bytes_and_the_table_has_a_row_each(monkeypatch: p
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
     page = report({"size": [64, 64], "model": "m", "frames": 8, "data": "", "step": 0.1}, {"clip": rows})
     assert page.count("\n| ") == 1 + 2 + len(STEPS)
+
+
+def test_only_the_clips_that_are_named_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = TivTok(TivTokConfig.preset("tiny").replace(width=16, heads=1, encoder_layers=1, decoder_layers=1))
+    model.save_pretrained(tmp_path / "model")
+    tokens = model.encode(CLIP.permute(3, 0, 1, 2)[None])
+    step = float(tokens.tiv.detach().std()) / 8
+    Calibration.of(tokens.tiv[0], tokens.tv[0], step, model.model_id).save(tmp_path / "model")
+    (tmp_path / "clips").mkdir()
+    for name in ("a__f0000", "b__f0000"):
+        with VideoWriter(tmp_path / "clips" / f"{name}.mp4", fps=10, width=64, height=64) as writer:
+            writer.write(CLIP)
+    monkeypatch.setattr(
+        "benchmarks.studies.coded.VIDEO_CODECS",
+        {"libx264": ({"preset": "ultrafast", "x264-params": "log-level=none"}, 51)},
+    )
+    command = [
+        "coded",
+        "--data",
+        str(tmp_path / "clips"),
+        "--model",
+        str(tmp_path / "model"),
+        "--results",
+        str(tmp_path),
+    ]
+    CliRunner().invoke(app, [*command, "--only", "b__*"], catch_exceptions=False)
+    assert list(read_json(tmp_path / "coded.json.gz")["measured"]) == ["b__f0000"]
+    assert "![PSNR against bytes](coded.png)" in (tmp_path / "coded.md").read_text()
+    assert (tmp_path / "coded.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="there are no clips in"):
+        CliRunner().invoke(
+            app, [*command, "--results", str(tmp_path / "clips"), "--only", "c*"], catch_exceptions=False
+        )

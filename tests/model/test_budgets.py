@@ -191,6 +191,8 @@ def test_what_cannot_be(model: TivTok, ragged: Tokens, video: Tensor) -> None:
         model.encode(video, psnr=20, refine=2)
     with pytest.raises(ValueError, match="tokens whose numbers differ cannot be refined"):
         refine(model, ragged, video, 1)
+    with pytest.raises(ValueError, match="the tokens have been chosen already"):
+        fit(model, ragged, video, 20)
     with pytest.raises(ValueError, match=r"at_once must be at least 1, and 1 with refine or budget\.psnr, got 2"):
         Encoder(at_once=2, budget=Budget(psnr=20))
     with pytest.raises(TokensError, match="counts must be 10 numbers of TV tokens from 1 to 4, got 9"):

@@ -152,7 +152,7 @@ def test_batches_of_several_videos(encoder: Encoder, clip: Path, tmp_path: Path,
     for number in (0, 2, 4):
         for name in ("tiv", "tv"):
             np.testing.assert_allclose(together[name][number], alone[name][number], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="at_once must be at least 1, and 1 with refine, got 2"):
+    with pytest.raises(ValueError, match=r"at_once must be at least 1, and 1 with refine or budget\.psnr, got 2"):
         Encoder(refine=1, at_once=2)
 
 

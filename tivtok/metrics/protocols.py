@@ -93,7 +93,7 @@ PROTOCOLS = {
         ),
         Protocol(
             *("vidtok", "MCL-JCV, its 30 videos", "all", 16, None, (256, 256), "torchscript", "N", "frame"),
-            "VidTok, arXiv 2412.13061, and its evaluation code, of its models that are not causal (rFVD: ours)",
+            "VidTok, arXiv 2412.13061, and its code, of models that are not causal (rFVD and the mean of PSNR: ours)",
         ),
         Protocol(
             *("tokenbench", "TokenBench", "start", 300, None, "source", "torchscript", "N-1", "clip"),
