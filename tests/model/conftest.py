@@ -16,13 +16,21 @@ MINIMAL = TivTokConfig(
 )
 
 
-@pytest.fixture(params=["shared", "per_frame", "shared, grid", "per_frame, grid", "shared, tiv-grid"])
+CHANGES = {
+    "shared": {},
+    "per_frame": {"decoder": "per_frame"},
+    "shared, grid": {"latent_positions": "grid"},
+    "per_frame, grid": {"decoder": "per_frame", "latent_positions": "grid"},
+    "shared, tiv-grid": {"latent_positions": "tiv-grid"},
+    "shared, places": {"patch_positions": "learned"},
+}
+
+
+@pytest.fixture(params=CHANGES)
 def model(request) -> TivTok:
     """A small random model in float64, where equal means equal."""
     torch.manual_seed(0)
-    decoder, *positions = request.param.split(", ")
-    config = MINIMAL.replace(decoder=decoder, latent_positions=positions[0] if positions else "none")
-    model = TivTok(config).double().eval()
+    model = TivTok(MINIMAL.replace(**CHANGES[request.param])).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():  # away from the near-zero initialisation, so that differences show
             parameter.normal_(std=0.3)

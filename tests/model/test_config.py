@@ -89,7 +89,8 @@ def test_dict_round_trip():
         (lambda: TivTokConfig(latent_positions="tv"), 'latent_positions must be "none" or "grid" or "tiv-grid", got'),
         (lambda: TivTokConfig(encoder_time="no"), 'encoder_time must be "rotary" or "none", got'),
         (lambda: TivTokConfig(rope_heads=13), "rope_heads must be between 1 and the 12 heads, got 13"),
-        (lambda: TivTokConfig(num_tv=0), "num_tv must be at least 1"),
+        (lambda: TivTokConfig(num_tv=-1), "num_tv must be at least 0, and 1 where num_tiv is 0, got -1"),
+        (lambda: TivTokConfig(num_tiv=0, num_tv=0), "num_tiv must be at least 0, and 1 where num_tv is 0, got 0"),
         (lambda: TivTokConfig.from_dict({"widht": 3}), "unknown config keys: widht"),
     ],
 )

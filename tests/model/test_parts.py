@@ -8,7 +8,7 @@ import torch
 from tivtok import TivTok, TivTokConfig
 from tivtok.checkpoints import CheckpointError
 from tivtok.identity import new_model_id, unstored_model_id
-from tivtok.model.blocks import Block
+from tivtok.model.blocks import Block, Places
 from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.model.quantizer import SoftVQ
 from tivtok.model.rope import places, rotary_table, split_pairs
@@ -204,3 +204,13 @@ def test_bad_checkpoints_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="cannot be read"):
         TivTok.from_pretrained(tmp_path)
+
+
+def test_places_are_interpolated_at_other_sizes() -> None:
+    """A table that rises evenly from left to right does so on any grid; the native grid gets the table itself."""
+    embedding = Places(TivTokConfig(width=2, heads=1, patch=(1, 4, 4), native_size=(8, 16)))
+    assert not embedding.table.any()
+    with torch.no_grad():
+        embedding.table.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat(2)[:, None].expand(-1, 2))
+    assert embedding(2, 4) is embedding.table
+    torch.testing.assert_close(embedding(1, 8)[:, 0], torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]))

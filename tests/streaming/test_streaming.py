@@ -93,9 +93,9 @@ def test_a_streamed_file_is_a_saved_file(model: TivTok, tmp_path: Path, dtype: s
     assert sorted(os.listdir(tmp_path)) == ["a.tivtok", "b.tivtok"]
 
 
-@pytest.mark.parametrize("change", [{"num_tiv": 0}, {"num_tiv": 3, "num_tv": 1, "latent_dim": 5}])
+@pytest.mark.parametrize("change", [{"num_tiv": 0}, {"num_tv": 0}, {"num_tiv": 3, "num_tv": 1, "latent_dim": 5}])
 def test_token_sizes_of_any_kind_are_stored(change: dict[str, int], tmp_path: Path) -> None:
-    """No TIV tokens at all; sizes that leave the index at an odd place in the file."""
+    """No tokens of one kind at all; sizes that leave the index at an odd place in the file."""
     torch.manual_seed(0)
     odd = TivTok(CONFIG.replace(**change)).eval()
     encode_to_file(odd, noise(37).split(16), tmp_path / "a.tivtok", 1, None, "float16")

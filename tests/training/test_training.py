@@ -169,11 +169,12 @@ def test_a_run_begins_with_the_weights_of_any_checkpoint(config: TrainConfig, tm
     folder = first / "checkpoint" if form == "run without its state" else first
     expected.save_pretrained(folder)
     start_from = folder / "model.safetensors" if form == "file" else first
-    # A second stage may also train with other positions: they are no weights.
-    model = config.model.replace(encoder_time="none")
+    # A second stage may also train with other positions: they are no weights, or zero in a new model.
+    model = config.model.replace(encoder_time="none", patch_positions="learned")
     train(replace(config, model=model, start_from=start_from, steps=1, learning_rate=0.0, muon_learning_rate=0.0))
     after = TivTok.from_pretrained(config.output / "checkpoint")
     assert all(torch.equal(x, after.state_dict()[name]) for name, x in expected.state_dict().items())
+    assert after.encoder.places is not None and not after.encoder.places.table.any()
     with pytest.raises(ValueError, match="the state is of a different model"):
         wider = replace(config, output=tmp_path / "wider", model=config.model.replace(num_tv=3), start_from=first)
         train(wider)
