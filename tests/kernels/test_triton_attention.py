@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import check, make_case, run
 
-from tivtok_kernels import SifLayout, available_backends, backends, schedule, sif_attention
+from tivtok_kernels import SifLayout, available_backends, backends, sif_attention
 
 pytestmark = pytest.mark.skipif(available_backends("cpu")["triton"] != "ok", reason="needs triton's interpreter")
 
 SCOPES = ("clip", "tiv", "broadcast")
 RAGGED = SifLayout.from_lengths([3, 0, 18, 2, 0], [[4, 20, 0], [7, 0, 13], [33], [], []])
 PAIR = SifLayout.from_lengths([3, 5], [[17, 4], [9]])
-LONG = SifLayout.from_lengths([5], [[20, 33, 50]])  # 7 steps of 16 keys under the TIV rows, 4 in the last frame
+LONG = SifLayout.from_lengths([5], [[48, 65, 117]])  # 15 steps of 16 keys under the TIV rows: three pieces
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,10 @@ def small_tiles(monkeypatch):
 
 @pytest.fixture
 def many_workers(monkeypatch):
-    """So many that every tile of four steps and more is split, into three pieces where it has seven."""
+    """So many that every tile long enough is split."""
     from tivtok_kernels.triton import configs
 
     monkeypatch.setattr(configs, "workers", lambda *_: 10**6)
-    monkeypatch.setattr(schedule, "MIN_STEPS_TO_SPLIT", 4)
 
 
 @pytest.fixture
@@ -83,19 +82,14 @@ def test_lengths_at_the_edges_of_tiles(length, small_tiles):
     check(make_case(layout, "clip", heads=1, kv_heads=1), "triton", torch.float32)
 
 
-@pytest.mark.parametrize(("scope", "pieces"), [("clip", {1, 2, 3}), ("tiv", {1, 2}), ("broadcast", {1, 2})])
-def test_the_long_clip_is_split(scope, pieces, many_workers):
-    work = schedule.query_work(LONG, scope, 16, 16, 1, 10**6, torch.device("cpu"))
-    assert {1, *work.merges[:, 3].tolist()} == pieces
-
-
 @pytest.mark.parametrize("scope", SCOPES)
 def test_split_tiles(scope, small_tiles, many_workers):
     check(make_case(LONG, scope, heads=1, kv_heads=1), "triton", torch.float32)
 
 
 def test_split_tiles_of_grouped_queries(small_tiles, many_workers):
-    check(make_case(LONG, "clip", heads=4, kv_heads=2), "triton", torch.float32)
+    layout = SifLayout.from_lengths([5], [[48, 67]])
+    check(make_case(layout, "clip", heads=4, kv_heads=2), "triton", torch.float32)
 
 
 def test_tiles_that_are_not_square_and_short_ones(monkeypatch, many_workers):
@@ -201,7 +195,7 @@ def test_other_frames_never_touch_a_frame(scope, small_tiles):
 
 def test_rows_around_a_slice_never_touch_it(small_tiles, many_workers):
     """The packed rows are cut out of buffers that are NaN all around."""
-    case = make_case(LONG, heads=1, kv_heads=1)
+    case = make_case(SifLayout.from_lengths([5], [[48, 67]]), heads=1, kv_heads=1)
     clean = run(case, "triton")
     for name, x in case.inputs.items():
         buffer = torch.full((x.shape[0] + 32, 3, 24), float("nan"))
