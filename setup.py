@@ -56,7 +56,7 @@ X86_SOURCES = {
     "cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
 }
 AMX_SOURCE = "cpu/amx.cpp"
-AMX_FLAGS = [*X86_SOURCES["cpu/avx512.cpp"], "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]  # GCC 11, Clang 11 and newer
+AMX_FLAGS = [*X86_SOURCES["cpu/avx512.cpp"], "-mamx-tile", "-mamx-bf16"]  # GCC 11, Clang 11 and newer
 AMX_PROBE = 'void clear() { asm volatile("tilezero %tmm0"); }\n'
 PROBE = "#include <thread>\ntypedef float Vec __attribute__((vector_size(32)));\nvoid twice(Vec& x) { x += x; }\n"
 

@@ -17,6 +17,7 @@ namespace {
 #include "tiles.h"
 #include "rows.h"
 #include "matrix.h"
+#include "rows_amx.h"
 #include "forward_amx.h"
 #include "forward_unit.h"
 // clang-format on

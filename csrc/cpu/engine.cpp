@@ -30,15 +30,14 @@ extern const ForwardKernels amx_forward;
 
 namespace {
 
-// Whether there are tile registers for bfloat16 and the vectors that go with them, and the kernel lets this process
-// have them: it enlarges what it saves of a thread, once it is asked.
+// Whether there are tile registers for bfloat16, and the kernel lets this process have them: asked, it makes room for
+// them in what it saves of a thread.
 bool amx_runs_here() {
 #if TIVTOK_AMX && defined(__linux__) && defined(SYS_arch_prctl)
-    constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AVX512_BF16 = 1u << 5;
+    constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
     constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~d & (AMX_BF16 | AMX_TILE)) return false;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || ~a & AVX512_BF16) return false;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else
     return false;
@@ -221,9 +220,8 @@ TIVTOK_EXPORT int tivtok_cpu_forward(const int64_t* fields, double scale, int64_
         kernels.unit(params, unit, i % key_heads, next, static_cast<float>(scale), memory);
     });
     const int64_t heads = params.shape.heads;
-    done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i, int64_t) {
-               kernels.merge(params, plan.q_merges[i / heads], i % heads);
-           });
+    done = done && for_each(plan.num_q_merges * heads, threads, run,
+                            [&](int64_t i, int64_t) { kernels.merge(params, plan.q_merges[i / heads], i % heads); });
     return !done;
 }
 

@@ -1,17 +1,10 @@
-// Rows and keys of the forward as tiles have them, all of bfloat16: a group of one or two tiles of query rows over a
-// block of keys.
+// The forward with tile registers, all of bfloat16: a group of one or two tiles of query rows over a block of keys.
 //     S = Q K^T     P = exp2(c S - maximum), rounded to bfloat16     O += P V
-// Rows of scores and weights are rows of tiles, keys lie in lanes.
-
-constexpr int64_t BLOCK_KEYS = 256;
-constexpr int64_t KEY_STEP = TILE_DEPTH;  // ranges of keys begin at multiples, since no tile holds two of them
+// Query rows lie in the rows of tiles, keys in lanes. Products take turns with vectors (docs/kernels/cpu.md).
 
 // As in forward.h.
 constexpr int64_t FEW_ROWS = TILE / 2;
 constexpr int64_t ROWS_TOGETHER = 16 * TILE;
-
-constexpr int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
-constexpr int64_t depth_tiles(int64_t columns) { return (columns + TILE_DEPTH - 1) / TILE_DEPTH; }
 
 // Streaming softmax of a tile of rows: maximum and sum in base 2, and sums of values (rows, columns).
 struct State {
@@ -25,32 +18,6 @@ struct State {
         clear_floats(total, (columns + 1) * TILE);
     }
 };
-
-// 16 x 16 numbers of four bytes, transposed.
-TIVTOK_INLINE void transpose_tile(Vec (&x)[TILE]) {
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        Vec quad[4] = {x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3]};
-        transpose_quads(quad);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) x[4 * g + i] = quad[i];
-    }
-#define TIVTOK_FIRST 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define TIVTOK_LAST 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-#define TIVTOK_EVEN 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
-#define TIVTOK_ODD 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
-    Vec y[TILE];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        const Vec a = TIVTOK_SHUFFLE(x[i], x[4 + i], TIVTOK_FIRST), b = TIVTOK_SHUFFLE(x[i], x[4 + i], TIVTOK_LAST);
-        const Vec c = TIVTOK_SHUFFLE(x[8 + i], x[12 + i], TIVTOK_FIRST);
-        const Vec d = TIVTOK_SHUFFLE(x[8 + i], x[12 + i], TIVTOK_LAST);
-        y[i] = TIVTOK_SHUFFLE(a, c, TIVTOK_EVEN), y[4 + i] = TIVTOK_SHUFFLE(a, c, TIVTOK_ODD);
-        y[8 + i] = TIVTOK_SHUFFLE(b, d, TIVTOK_EVEN), y[12 + i] = TIVTOK_SHUFFLE(b, d, TIVTOK_ODD);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < TILE; i++) x[i] = y[i];
-}
 
 // Lane r: all lanes of x[r], put together by `op`. Overwrites x.
 template <int H, class Op>
@@ -66,7 +33,7 @@ TIVTOK_INLINE void fold_rows(Vec (&x)[TILE], const Op& op) {
     if constexpr (H > 1) fold_rows<H / 2>(x, op);
 }
 
-// What `fold_rows` makes of (rows, 16) numbers; rows past the last are `nothing`.
+// What `fold_rows` makes of (16, 16) numbers.
 template <class Op>
 TIVTOK_INLINE Vec reduce_rows(const float* rows, const Op& op) {
     Vec x[TILE];
@@ -92,209 +59,77 @@ TIVTOK_INLINE Vec weight(Vec x) {
 #endif
 }
 
-// 32 numbers as bfloat16.
-TIVTOK_INLINE void store_weights(Vec first, Vec second, float* to) {
-#if defined(__AVX512BF16__)
-    const auto halves = _mm512_cvtne2ps_pbh(second, first);
-    __builtin_memcpy(to, &halves, sizeof halves);
-#else
-    narrow(first, reinterpret_cast<BFloat16*>(to));
-    narrow(second, reinterpret_cast<BFloat16*>(to) + LANES);
-#endif
+// Positive numbers as bfloat16, to nearest: pairs of a number of each vector. Ties go up; a NaN may be lost, of which
+// the sum of weights tells. The instruction for it takes longer.
+TIVTOK_INLINE Vec round_pairs(Vec first, Vec second) {
+    typedef Lanes<Vec>::Bits Bits;
+    return (Vec)(((Bits)first + 0x8000) >> 16 | (((Bits)second + 0x8000) & 0xffff0000));
 }
 
-// Up to `count` rows of up to `columns` numbers, zeros in the place of all others.
-template <int ROWS_, int COLUMNS>
-struct Edge {
-    BFloat16 rows[ROWS_][COLUMNS];
+// Floats of a tile of rows' scores, (BLOCK_KEYS / 16) tiles, and of its weights, (BLOCK_KEYS / 32) tiles. Weights lie
+// half a tile off: a load waits for a store before it if their addresses end in the same 12 bits.
+constexpr int64_t SCORES = BLOCK_KEYS * TILE, WEIGHTS = SCORES / 2, OFF = TILE_FLOATS / 2;
 
-    Edge(const BFloat16* from, int64_t stride, int64_t count, int64_t columns) : rows{} {
-        const int64_t width = columns < COLUMNS ? columns : COLUMNS;
-        for (int64_t r = 0; r < ROWS_ && r < count && width > 0; r++)
-            __builtin_memcpy(rows[r], from + r * stride, width * sizeof(BFloat16));
-    }
-};
-
-// 16 rows of 32 numbers -> the right tile of a product that sums over the columns.
-TIVTOK_INLINE void pack_transposed(const BFloat16* rows, int64_t stride, float* to) {
-    Vec x[TILE];
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE; r++) __builtin_memcpy(&x[r], rows + r * stride, sizeof x[r]);
-    transpose_tile(x);
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE; r++) store(to + r * TILE, x[r]);
-}
-
-// 32 rows of 16 numbers -> the right tile of a product that sums over the rows.
-TIVTOK_INLINE void pack_pairs(const BFloat16* rows, int64_t stride, float* to) {
-    for (int r = 0; r < TILE; r++, rows += 2 * stride) {
-        Lanes<Vec>::Halves even, odd;
-        __builtin_memcpy(&even, rows, sizeof even);
-        __builtin_memcpy(&odd, rows + stride, sizeof odd);
-        typedef Lanes<Vec>::Bits Bits;
-        store(to + r * TILE, (Vec)(__builtin_convertvector(even, Bits) | __builtin_convertvector(odd, Bits) << 16));
-    }
-}
-
-// Packed keys and values of a head. `held` keys at its start may be followed by a gap up to the next KEY_STEP.
-struct KeyBlock {
-    float *keys, *values;
-    int64_t columns, held;
-
-    static int64_t size(int64_t columns) {
-        return BLOCK_KEYS / TILE_DEPTH * (2 * depth_tiles(columns) + columns / TILE) * TILE_FLOATS;
-    }
-
-    KeyBlock(float* p, int64_t columns, int64_t held)
-        : keys(p),
-          values(p + BLOCK_KEYS / TILE * depth_tiles(columns) * TILE_FLOATS),
-          columns(columns),
-          held(held) {}
-
-    // 16 keys from `key` on, their columns [32 depth, 32 depth + 32).
-    float* key_tile(int64_t key, int64_t depth) const {
-        return keys + (key / TILE * depth_tiles(columns) + depth) * TILE_FLOATS;
-    }
-    // 32 values from `key` on, 16 columns of them.
-    float* value_tile(int64_t key, int64_t column) const {
-        return values + (key / TILE_DEPTH * (columns / TILE) + column / TILE) * TILE_FLOATS;
-    }
-
-    // Rows [first, first + count) of a head become keys from `key` on, and zeros up to the next KEY_STEP.
-    void pack(const Shape& shape, const Tensor& k, const Tensor& v, int64_t head, int64_t first, int64_t count,
-              int64_t key) const {
-        const BFloat16* from = row_of<BFloat16>(k, first, head);
-        for (int64_t i = 0; i < round_up(count, KEY_STEP); i += TILE, from += TILE * k.row)
-            for (int64_t c = 0; c < shape.head_dim; c += TILE_DEPTH) {
-                float* const to = key_tile(key + i, c / TILE_DEPTH);
-                if (count - i >= TILE && shape.head_dim - c >= TILE_DEPTH)
-                    pack_transposed(from + c, k.row, to);
-                else
-                    pack_transposed(Edge<TILE, TILE_DEPTH>(from + c, k.row, count - i, shape.head_dim - c).rows[0],
-                                    TILE_DEPTH, to);
-            }
-        from = row_of<BFloat16>(v, first, head);
-        for (int64_t i = 0; i < count; i += TILE_DEPTH, from += TILE_DEPTH * v.row)
-            for (int64_t c = 0; c < shape.head_dim; c += TILE) {
-                float* const to = value_tile(key + i, c);
-                if (count - i >= TILE_DEPTH && shape.head_dim - c >= TILE)
-                    pack_pairs(from + c, v.row, to);
-                else
-                    pack_pairs(Edge<TILE_DEPTH, TILE>(from + c, v.row, count - i, shape.head_dim - c).rows[0], TILE,
-                               to);
-            }
-    }
-};
-
-// Floats of a group's scores of a block: (2, BLOCK_KEYS / 16) tiles. Weights take the place of the first half of a
-// tile row's scores.
-TIVTOK_INLINE int64_t scores_size() { return 2 * BLOCK_KEYS * TILE; }
+TIVTOK_INLINE int64_t scores_size() { return 2 * (SCORES + WEIGHTS) + TILE_FLOATS; }
 
 TIVTOK_INLINE Vec finite_peak(Vec peak) { return select(peak > splat(-__builtin_inff()), peak, Vec{}); }
 
-// Scores of R tiles of rows and of 32 keys.
+// A group of up to two tiles of rows, over keys [first, end) of a block. `fresh`: the rows have seen no key.
+struct Step {
+    const float* queries;
+    float* states;
+    int64_t rows;  // from the group's first on
+    const KeyBlock* block;
+    int64_t first, end;
+    bool fresh;
+    float* scores;
+
+    float* weights() const { return scores + 2 * SCORES + OFF; }
+    int64_t count() const { return end - first; }
+    int64_t size(int64_t tile) const { return rows - tile * TILE < TILE ? rows - tile * TILE : TILE; }
+    State state(int64_t tile) const { return State(states + tile * State::size(block->columns)); }
+};
+
+// Scores of R tiles of rows and of 32 keys, the first of which is `key` among the step's.
 template <int R>
-TIVTOK_INLINE void multiply_keys(const float* queries, const KeyBlock& block, int64_t key, float* scores) {
-    const int64_t depth = depth_tiles(block.columns);
+void multiply_keys(const Step& step, int64_t key) {
+    const int64_t depth = depth_tiles(step.block->columns);
+    const float* const queries = step.queries;
+    const float* const keys = step.block->key_tile(step.first + key, 0);
     clear_tile<0>(), clear_tile<1>();
     if (R == 2) clear_tile<2>(), clear_tile<3>();
     for (int64_t d = 0; d < depth; d++) {
-        load_tile<6>(block.key_tile(key, d)), load_tile<4>(queries + d * TILE_FLOATS), multiply_tiles<0, 4, 6>();
-        load_tile<7>(block.key_tile(key + TILE, d)), multiply_tiles<1, 4, 7>();
+        load_tile<6>(keys + d * TILE_FLOATS), load_tile<4>(queries + d * TILE_FLOATS), multiply_tiles<0, 4, 6>();
+        load_tile<7>(keys + (depth + d) * TILE_FLOATS), multiply_tiles<1, 4, 7>();
         if (R == 1) continue;
         load_tile<5>(queries + (depth + d) * TILE_FLOATS), multiply_tiles<2, 5, 6>(), multiply_tiles<3, 5, 7>();
     }
+    float* const scores = step.scores + key / TILE * TILE_FLOATS;
     store_tile<0>(scores), store_tile<1>(scores + TILE_FLOATS);
-    if (R == 1) return;
-    scores += BLOCK_KEYS * TILE;
-    store_tile<2>(scores), store_tile<3>(scores + TILE_FLOATS);
-}
-
-// Scores of keys [from, end) among the `rows` rows of a tile become -inf; both are in the same 32.
-TIVTOK_INLINE void hide_keys(float* scores, int64_t from, int64_t rows) {
-    const int64_t end = round_up(from, KEY_STEP);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = from; k < end; k++) scores[k / TILE * TILE_FLOATS + r * TILE + k % TILE] = -__builtin_inff();
-}
-
-// Scores of `count` keys become weights, in place, of up to 16 rows.
-TIVTOK_INLINE void weigh(float* scores, int64_t count, int64_t rows, int64_t columns, float c, const State& state,
-                         bool fresh, Ahead& ahead) {
-    float parts[TILE_FLOATS] __attribute__((aligned(64)));
-    for (int64_t r = 0; r < TILE; r++) store(parts + r * TILE, splat(-__builtin_inff()));
-    const int64_t vectors = tiles_of(count);
-    for (int64_t r = 0; r < rows; r++) {
-        const float* s = scores + r * TILE;
-        Vec even = load(s), odd = even;
-        int64_t t = 1;
-        for (; t + 2 <= vectors; t += 2)
-            odd = max(load(s + t * TILE_FLOATS), odd), even = max(load(s + (t + 1) * TILE_FLOATS), even);
-        if (t < vectors) odd = max(load(s + t * TILE_FLOATS), odd);
-        store(parts + r * TILE, max(odd, even));
-    }
-    const auto larger = [](Vec x, Vec y) { return max(x, y); };
-    const Vec before = fresh ? splat(-__builtin_inff()) : load(state.peak);
-    const Vec now = max(reduce_rows(parts, larger) * c, before), base = finite_peak(now);
-    const Vec decay = exp2(before - base);
-    store(state.peak, now);
-
-    float bases[TILE] __attribute__((aligned(64)));
-    store(bases, base);
-    for (int64_t r = 0; r < TILE; r++) store(parts + r * TILE, Vec{});
-    for (int64_t r = 0; r < rows; r++) {
-        ahead.ask();
-        const float* s = scores + r * TILE;
-        float* to = scores + r * TILE;
-        const Vec row_base = splat(bases[r]);
-        Vec even = Vec{}, odd = Vec{};
-        int64_t t = 0;
-        for (; t + 2 <= vectors; t += 2, s += 2 * TILE_FLOATS, to += TILE_FLOATS) {
-            const Vec first = weight(load(s) * c - row_base), second = weight(load(s + TILE_FLOATS) * c - row_base);
-            even += first, odd += second;
-            store_weights(first, second, to);
-        }
-        if (t < vectors) {
-            const Vec first = weight(load(s) * c - row_base);
-            even += first;
-            store_weights(first, Vec{}, to);
-        }
-        store(parts + r * TILE, even + odd);
-    }
-    const Vec total = reduce_rows(parts, [](Vec x, Vec y) { return x + y; });
-    store(state.total, fresh ? total : load(state.total) * decay + total);
-    if (fresh) return;
-    float decays[TILE] __attribute__((aligned(64)));
-    store(decays, decay);
-    for (int64_t r = 0; r < rows; r++) {
-        if (decays[r] == 1.f) continue;
-        const Vec row_decay = splat(decays[r]);
-        for (int64_t column = 0; column < columns; column += LANES) {
-            float* const to = state.sums + r * columns + column;
-            store(to, load(to) * row_decay);
-        }
-    }
+    if (R == 2) store_tile<2>(scores + SCORES), store_tile<3>(scores + SCORES + TILE_FLOATS);
 }
 
 // Adds weights of R tiles of rows times N tiles of columns of the values.
 template <int R, int N>
-TIVTOK_INLINE void multiply_values(const float* weights, const KeyBlock& block, int64_t first, int64_t count,
-                                   int64_t column, float* sums, bool fresh) {
+void multiply_values(const Step& step, int64_t column) {
+    const KeyBlock& block = *step.block;
     const int64_t stride = block.columns * sizeof(float), next = State::size(block.columns);
-    sums += column;
-    if (fresh) {
-        clear_tile<0>(), clear_tile<1>();
-        if (R == 2) clear_tile<2>(), clear_tile<3>();
+    const int64_t value_stride = block.columns / TILE * TILE_FLOATS;
+    float* const sums = State(step.states).sums + column;
+    const float *weights = step.weights(), *values = block.value_tile(step.first, column);
+    if (step.fresh) {
+        clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();
     } else {
         load_tile<0>(sums, stride);
         if (N == 2) load_tile<1>(sums + TILE, stride);
         if (R == 2) load_tile<2>(sums + next, stride);
         if (R == 2 && N == 2) load_tile<3>(sums + next + TILE, stride);
     }
-    for (int64_t k = 0; k < count; k += TILE_DEPTH, weights += TILE_FLOATS) {
-        load_tile<6>(block.value_tile(first + k, column)), load_tile<4>(weights), multiply_tiles<0, 4, 6>();
-        if (N == 2) load_tile<7>(block.value_tile(first + k, column + TILE)), multiply_tiles<1, 4, 7>();
+    for (int64_t k = 0; k < step.count(); k += TILE_DEPTH, weights += TILE_FLOATS, values += value_stride) {
+        load_tile<6>(values), load_tile<4>(weights), multiply_tiles<0, 4, 6>();
+        if (N == 2) load_tile<7>(values + TILE_FLOATS), multiply_tiles<1, 4, 7>();
         if (R == 1) continue;
-        load_tile<5>(weights + BLOCK_KEYS * TILE), multiply_tiles<2, 5, 6>();
+        load_tile<5>(weights + WEIGHTS), multiply_tiles<2, 5, 6>();
         if (N == 2) multiply_tiles<3, 5, 7>();
     }
     store_tile<0>(sums, stride);
@@ -303,26 +138,104 @@ TIVTOK_INLINE void multiply_values(const float* weights, const KeyBlock& block, 
     if (R == 2 && N == 2) store_tile<3>(sums + next + TILE, stride);
 }
 
-// Adds keys [first, end) of a block to the states of R tiles of rows, or makes them of these keys. `c` >= 0 brings
-// scores to base 2.
+// Scores of keys [from, end of their KEY_STEP) among the `rows` rows of a tile become -inf.
+TIVTOK_INLINE void hide_keys(float* scores, int64_t from, int64_t rows) {
+    const int64_t end = round_up(from, KEY_STEP);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = from; k < end; k++) scores[k / TILE * TILE_FLOATS + r * TILE + k % TILE] = -__builtin_inff();
+}
+
+// What a step makes of a tile of rows before its weights: per row what is subtracted from exponents, what sums shrink
+// by, and places for sums of weights.
+struct Statistics {
+    float bases[TILE], decays[TILE], totals[TILE_FLOATS];
+} __attribute__((aligned(64)));
+
+// The maxima of a tile of rows.
+TIVTOK_INLINE void find_peaks(const Step& step, int64_t tile, float c, Statistics& statistics) {
+    const int64_t rows = step.size(tile), count = step.count(), vectors = tiles_of(count);
+    float* const scores = step.scores + tile * SCORES;
+    const int64_t held = step.block->held;
+    if (held % KEY_STEP && step.first < held && held < step.end) hide_keys(scores, held - step.first, rows);
+    if (count % KEY_STEP) hide_keys(scores, count, rows);
+    float* const peaks = statistics.totals;
+    for (int64_t r = rows; r < TILE; r++) store(peaks + r * TILE, Vec{});
+    for (int64_t r = 0; r < rows; r++) {
+        const float* s = scores + r * TILE;
+        Vec even = load(s), odd = even;
+        int64_t t = 1;
+        for (; t + 2 <= vectors; t += 2)
+            odd = max(load(s + t * TILE_FLOATS), odd), even = max(load(s + (t + 1) * TILE_FLOATS), even);
+        if (t < vectors) odd = max(load(s + t * TILE_FLOATS), odd);
+        store(peaks + r * TILE, max(odd, even));
+    }
+    const State state = step.state(tile);
+    const Vec before = step.fresh ? splat(-__builtin_inff()) : load(state.peak);
+    const Vec now = max(reduce_rows(peaks, [](Vec x, Vec y) { return max(x, y); }) * c, before);
+    const Vec base = finite_peak(now);
+    store(state.peak, now), store(statistics.bases, base), store(statistics.decays, exp2(before - base));
+}
+
+// Weights of row `r` of a tile.
+TIVTOK_INLINE void weigh_row(const Step& step, int64_t tile, int64_t r, float c, Statistics& statistics) {
+    const int64_t vectors = tiles_of(step.count());
+    const float* s = step.scores + tile * SCORES + r * TILE;
+    float* to = step.weights() + tile * WEIGHTS + r * TILE;
+    const Vec base = splat(statistics.bases[r]);
+    Vec even = Vec{}, odd = Vec{};
+    int64_t t = 0;
+    for (; t + 2 <= vectors; t += 2, s += 2 * TILE_FLOATS, to += TILE_FLOATS) {
+        const Vec first = weight(load(s) * c - base), second = weight(load(s + TILE_FLOATS) * c - base);
+        even += first, odd += second;
+        store(to, round_pairs(first, second));
+    }
+    if (t < vectors) {
+        const Vec first = weight(load(s) * c - base);
+        even += first;
+        store(to, round_pairs(first, Vec{}));
+    }
+    store(statistics.totals + r * TILE, even + odd);
+}
+
+// Adds the weights of a tile of rows up, and shrinks what earlier keys left.
+TIVTOK_INLINE void add_totals(const Step& step, int64_t tile, Statistics& statistics) {
+    const State state = step.state(tile);
+    const int64_t columns = step.block->columns, size = step.size(tile);
+    for (int64_t r = size; r < TILE; r++) store(statistics.totals + r * TILE, Vec{});
+    const Vec total = reduce_rows(statistics.totals, [](Vec x, Vec y) { return x + y; });
+    if (step.fresh) return store(state.total, total);
+    const Vec decay = load(statistics.decays);
+    store(state.total, load(state.total) * decay + total);
+    if (sum((Vec)((decay != splat(1.f)) & (IVec)splat(1.f))) == 0.f) return;
+    for (int64_t r = 0; r < size; r++) {
+        const Vec row_decay = splat(statistics.decays[r]);
+        for (int64_t c = 0; c < columns; c += LANES) {
+            float* const to = state.sums + r * columns + c;
+            store(to, load(to) * row_decay);
+        }
+    }
+}
+
+// Adds the keys of a step to the states of R tiles of rows, or makes them of these. `c` >= 0 brings scores to base 2.
 template <int R>
-__attribute__((noinline)) void attend(const float* queries, const KeyBlock& block, int64_t first, int64_t end,
-                                      int64_t rows, float c, float* states, bool fresh, Ahead& ahead, float* scores) {
-    const int64_t count = end - first, columns = block.columns, next = State::size(columns);
-    for (int64_t k = 0; k < count; k += TILE_DEPTH)
-        multiply_keys<R>(queries, block, first + k, scores + k / TILE * TILE_FLOATS);
+void attend(const Step& step, float c, Ahead& ahead) {
+    for (int64_t k = 0; k < step.count(); k += TILE_DEPTH) multiply_keys<R>(step, k);
+    if (c == 0.f) {  // which would make NaN of hidden scores
+        for (int64_t i = 0; i < R * SCORES; i += LANES) store(step.scores + i, load(step.scores + i) * c);
+        c = 1.f;
+    }
+    Statistics statistics[R];
+    for (int64_t t = 0; t < R; t++) find_peaks(step, t, c, statistics[t]);
     for (int64_t t = 0; t < R; t++) {
-        float* const own = scores + t * BLOCK_KEYS * TILE;
-        const int64_t size = rows - t * TILE < TILE ? rows - t * TILE : TILE;
-        if (first == 0 && block.held < end) hide_keys(own, block.held, size);
-        hide_keys(own, count, size);
-        weigh(own, count, size, columns, c, State(states + t * next), fresh, ahead);
+        for (int64_t r = 0; r < step.size(t); r++) {
+            ahead.ask();
+            weigh_row(step, t, r, c, statistics[t]);
+        }
+        add_totals(step, t, statistics[t]);
     }
     int64_t column = 0;
-    float* const sums = State(states).sums;
-    for (; column + 2 * TILE <= columns; column += 2 * TILE)
-        multiply_values<R, 2>(scores, block, first, count, column, sums, fresh);
-    if (column < columns) multiply_values<R, 1>(scores, block, first, count, column, sums, fresh);
+    for (; column + 2 * TILE <= step.block->columns; column += 2 * TILE) multiply_values<R, 2>(step, column);
+    if (column < step.block->columns) multiply_values<R, 1>(step, column);
 }
 
 // Query rows of some heads, packed tile by tile, and their states.
@@ -350,10 +263,10 @@ class QueryRows {
                 const bool whole = size(t) == TILE && shape.head_dim - c >= TILE_DEPTH;
                 float* const to = queries(h, t) + c / TILE_DEPTH * TILE_FLOATS;
                 if (whole)
-                    copy_tile(from + c, q.row, flip, to);
+                    pack_rows_as_tile(from + c, q.row, flip, to);
                 else
-                    copy_tile(Edge<TILE, TILE_DEPTH>(from + c, q.row, size(t), shape.head_dim - c).rows[0], TILE_DEPTH,
-                              flip, to);
+                    pack_rows_as_tile(Edge<TILE, TILE_DEPTH>(from + c, q.row, size(t), shape.head_dim - c).rows[0],
+                                      TILE_DEPTH, flip, to);
             }
         });
     }
@@ -361,16 +274,17 @@ class QueryRows {
     void attend_all(const KeyBlock& block, int64_t first, int64_t end, float c, Ahead& ahead, float* scores) {
         if (first >= end) return;
         for_tiles(2, [&](int64_t h, int64_t t) {
-            const int64_t rows = rows_ - t * TILE;
-            const auto run = rows > TILE ? attend<2> : attend<1>;
-            run(queries(h, t), block, first, end, rows, c, state(h, t), fresh_, ahead, scores);
+            const Step step = {queries(h, t), state(h, t), rows_ - t * TILE, &block, first, end, fresh_, scores};
+            step.rows > TILE ? attend<2>(step, c, ahead) : attend<1>(step, c, ahead);
         });
         fresh_ = false;
     }
 
     void finish_all(const ForwardParams& params, int64_t first_head, int64_t row) {
         clear_unseen();
-        for_tiles(1, [&](int64_t h, int64_t t) { finish(params, State(state(h, t)), row + t * TILE, size(t), first_head + h); });
+        for_tiles(1, [&](int64_t h, int64_t t) {
+            finish(params, State(state(h, t)), row + t * TILE, size(t), first_head + h);
+        });
     }
 
     // How often `attend_all` asks for what is needed next, with any number of keys.
@@ -411,15 +325,6 @@ class QueryRows {
     }
 
   private:
-    static void copy_tile(const BFloat16* from, int64_t stride, IVec flip, float* to) {
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE; r++) {
-            IVec x;
-            __builtin_memcpy(&x, from + r * stride, sizeof x);
-            store(to + r * TILE, (Vec)(x ^ flip));
-        }
-    }
-
     // Writes out and LSE of a tile of `count` rows.
     void finish(const ForwardParams& params, const State& state, int64_t row, int64_t count, int64_t head) const {
         const Shape& shape = params.shape;

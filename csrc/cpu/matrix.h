@@ -1,8 +1,8 @@
 // Tile registers: eight tiles of 16 rows of 64 bytes, and the product of two tiles of bfloat16. On AMX or, so that the
 // kernels can be tested on any machine, as loops.
 
-constexpr int64_t TILE = 16;               // rows of a tile, and float32 columns
-constexpr int64_t TILE_DEPTH = 2 * TILE;   // what a product sums over: bfloat16 columns of its left tile
+constexpr int64_t TILE = 16;              // rows of a tile, and float32 columns
+constexpr int64_t TILE_DEPTH = 2 * TILE;  // what a product sums over: bfloat16 columns of its left tile
 constexpr int64_t TILE_FLOATS = TILE * TILE;
 
 #if defined(__AMX_BF16__)

@@ -54,6 +54,8 @@ def check_variants(case: Case, dtype: torch.dtype) -> None:
     before = backend.variant()
     try:
         for name in VARIANTS:
+            if name == "amx" and dtype != torch.bfloat16:
+                continue  # as avx512 does
             backend.use_variant(name)
             got = run(case, "cpu")
             for result in truth:
@@ -227,7 +229,10 @@ def test_every_16_bit_value_is_widened_and_narrowed_as_torch_does(variant):
         values = values[values.isfinite()].view(-1, 1, 16)
         layout = SifLayout.from_lengths([0], [[1] * len(values)])
         zeros = torch.zeros_like(values)
-        assert torch.equal(sif_attention(zeros, zeros, values, layout, backend="cpu"), values)
+        out, expected = sif_attention(zeros, zeros, values, layout, backend="cpu"), values
+        if variant == "amx" and dtype == torch.bfloat16:  # tiles read subnormal numbers as zero
+            expected = torch.where(values.abs() < torch.finfo(dtype).tiny, 0.0, values)
+        assert torch.equal(out, expected)
 
 
 def test_averages_are_rounded_to_nearest(variant):
@@ -252,6 +257,7 @@ def test_auto_takes_it_on_the_cpu_but_for_what_it_cannot():
 @pytest.mark.parametrize("amx", [False, True])
 def test_auto_leaves_wide_bfloat16_heads_to_torch_where_it_has_matrix_units(monkeypatch, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(backend, "variant", lambda: "avx512")
     problems = [
         Problem(CPU, dtype, dim) for dtype in (torch.float32, torch.float16, torch.bfloat16) for dim in (64, 128)
     ]
