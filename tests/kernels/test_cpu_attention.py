@@ -238,7 +238,8 @@ def test_every_16_bit_value_is_widened_and_narrowed_as_torch_does(variant):
 def test_averages_are_rounded_to_nearest(variant):
     """Two keys of equal weight: sums of neighbours lie halfway between 16-bit numbers."""
     for dtype in (torch.float16, torch.bfloat16):
-        values = torch.arange(64, 64 + 64 * 16, dtype=torch.int16).view(-1, 1, 16)
+        first = 128 if variant == "amx" else 64  # no subnormal bfloat16
+        values = torch.arange(first, first + 64 * 16, dtype=torch.int16).view(-1, 1, 16)
         v = torch.stack([values, values + 1], 1).flatten(0, 1).view(dtype)
         layout = SifLayout.from_lengths([0], [[2] * len(values)])
         out = sif_attention(torch.zeros_like(v), torch.zeros_like(v), v, layout, backend="cpu")
