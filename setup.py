@@ -55,6 +55,9 @@ X86_SOURCES = {
     "cpu/avx2.cpp": ["-mavx2", "-mfma"],
     "cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
 }
+AMX_SOURCE = "cpu/amx.cpp"
+AMX_FLAGS = [*X86_SOURCES["cpu/avx512.cpp"], "-mamx-tile", "-mamx-bf16"]  # GCC 11, Clang 11 and newer
+AMX_PROBE = 'void clear() { asm volatile("tilezero %tmm0"); }\n'
 PROBE = "#include <thread>\ntypedef float Vec __attribute__((vector_size(32)));\nvoid twice(Vec& x) { x += x; }\n"
 
 HOST_FLAGS = ["-Xcompiler=-fPIC,-fvisibility=hidden"]
@@ -109,18 +112,20 @@ def find_nvcc() -> str | None:
 @cache
 def find_cxx() -> list[str] | None:
     """The command of a C++17 compiler with vector extensions, the first that compiles a probe."""
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        command = shlex.split(name)
+        if shutil.which(command[0]) and compiles([*command, *CPU_FLAGS], PROBE):
+            return command
+    return None
+
+
+def compiles(command: list[str], text: str) -> bool:
+    """Whether a compiler makes an object of a source."""
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder) / "probe.cpp"
-        probe.write_text(PROBE)
-        for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
-            command = shlex.split(name)
-            if shutil.which(command[0]) is None:
-                continue
-            output = probe.with_suffix(".o")
-            done = subprocess.run([*command, *CPU_FLAGS, "-c", probe, "-o", output], capture_output=True)
-            if done.returncode == 0:
-                return command
-    return None
+        probe.write_text(text)
+        done = subprocess.run([*command, "-c", probe, "-o", probe.with_suffix(".o")], capture_output=True)
+    return done.returncode == 0
 
 
 def run(command: list[object]) -> str:
@@ -243,8 +248,10 @@ def build_cpu() -> Path:
     target = run([*cxx, "-dumpmachine"]).strip()
     x86 = target.startswith(("x86_64", "amd64"))
     sources = {**CPU_SOURCES, **(X86_SOURCES if x86 else {})}
+    if amx := x86 and compiles([*cxx, *CPU_FLAGS, *AMX_FLAGS], AMX_PROBE):
+        sources[AMX_SOURCE] = AMX_FLAGS
     stamp = runpy.run_path(str(ROOT / "tivtok_kernels" / "cpu" / "sources.py"))["stamp"](CSRC / "cpu")
-    defines = [f"-DTIVTOK_X86={int(x86)}", f'-DTIVTOK_SOURCES="{stamp}"']
+    defines = [f"-DTIVTOK_X86={int(x86)}", f"-DTIVTOK_AMX={int(amx)}", f'-DTIVTOK_SOURCES="{stamp}"']
     edges = [compile_edge([*cxx, *CPU_FLAGS, *flags, *defines], source) for source, flags in sources.items()]
     objects = tuple(edge.output for edge in edges)
     command = joined([*cxx, "-shared", "-pthread", *objects, "-o", "engine.so"])

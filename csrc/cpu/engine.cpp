@@ -10,6 +10,12 @@
 #include <thread>
 #include <vector>
 
+#if TIVTOK_AMX && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "params.h"
 
 namespace tivtok {
@@ -18,35 +24,68 @@ extern const Variant portable;
 #if TIVTOK_X86
 extern const Variant avx2, avx512;
 #endif
+#if TIVTOK_AMX
+extern const ForwardKernels amx_forward;
+#endif
 
 namespace {
 
+// Whether there are tile registers for bfloat16, and the kernel lets this process have them: asked, it makes room for
+// them in what it saves of a thread.
+bool amx_runs_here() {
+#if TIVTOK_AMX && defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~d & (AMX_BF16 | AMX_TILE)) return false;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+
+// What a name stands for: an instruction set's kernels, and which ones take the forward of bfloat16.
 struct Choice {
-    const Variant* variant;
+    const char* name;
     bool runs_here;
+    const Variant* kernels;
+    const ForwardKernels* bf16_forward;
+
+    const ForwardKernels& forward(ElementType type) const {
+        return type == ElementType::bf16 ? *bf16_forward : kernels->forward;
+    }
 };
 
 // From the least to the most demanding.
-std::vector<Choice> choices() {
-    std::vector<Choice> all = {{&portable, true}};
+std::vector<Choice> find_choices() {
+    std::vector<Choice> all = {{"portable", true, &portable, &portable.forward}};
 #if TIVTOK_X86
     __builtin_cpu_init();
     const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    all.push_back({&avx2, fma});
-    all.push_back({&avx512, fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")});
+    const bool wide = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    all.push_back({"avx2", fma, &avx2, &avx2.forward});
+    all.push_back({"avx512", wide, &avx512, &avx512.forward});
+#endif
+#if TIVTOK_AMX
+    all.push_back({"amx", wide && amx_runs_here(), &avx512, &amx_forward});
 #endif
     return all;
 }
 
-const Variant* best() {
-    const Variant* found = nullptr;
+const std::vector<Choice>& choices() {
+    static const std::vector<Choice> all = find_choices();
+    return all;
+}
+
+const Choice* best() {
+    const Choice* found = nullptr;
     for (const Choice& choice : choices())
-        if (choice.runs_here) found = choice.variant;
+        if (choice.runs_here) found = &choice;
     return found;
 }
 
-std::atomic<const Variant*> chosen{best()};
+std::atomic<const Choice*> chosen{best()};
 
 // A thread's scratch memory, kept for its next call unless it is large.
 class Scratch {
@@ -150,7 +189,7 @@ TIVTOK_EXPORT const char* tivtok_cpu_sources() { return TIVTOK_SOURCES; }
 TIVTOK_EXPORT void tivtok_cpu_variants(char* text, int64_t size) {
     text[0] = 0;
     for (const Choice& choice : choices()) {
-        std::strncat(text, choice.variant->name, size - std::strlen(text) - 1);
+        std::strncat(text, choice.name, size - std::strlen(text) - 1);
         std::strncat(text, choice.runs_here ? " " : "!", size - std::strlen(text) - 1);
     }
 }
@@ -160,8 +199,8 @@ TIVTOK_EXPORT const char* tivtok_cpu_variant() { return chosen.load()->name; }
 // Uses the named variant from now on; 0 if there is none of that name that runs here.
 TIVTOK_EXPORT int tivtok_cpu_use(const char* name) {
     for (const Choice& choice : choices())
-        if (choice.runs_here && std::strcmp(choice.variant->name, name) == 0) {
-            chosen = choice.variant;
+        if (choice.runs_here && std::strcmp(choice.name, name) == 0) {
+            chosen = &choice;
             return 1;
         }
     return 0;
@@ -170,52 +209,51 @@ TIVTOK_EXPORT int tivtok_cpu_use(const char* name) {
 // 0: done. 1: out of memory.
 TIVTOK_EXPORT int tivtok_cpu_forward(const int64_t* fields, double scale, int64_t threads, void* parallel) {
     const auto params = read<ForwardParams>(fields);
-    const Variant& variant = *chosen.load();
+    const ForwardKernels& kernels = chosen.load()->forward(params.shape.type);
     const Plan& plan = params.plan;
     const auto run = reinterpret_cast<Parallel>(parallel);
     const int64_t key_heads = params.shape.heads / params.shape.group;
     bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i, int64_t end) {
         const Unit& unit = plan.units[i / key_heads];
         const Next next = {i + 1 < end ? &plan.units[(i + 1) / key_heads] : nullptr, (i + 1) % key_heads};
-        float* const memory = scratch.reserve(variant.forward_scratch(params, unit));
-        variant.forward_unit(params, unit, i % key_heads, next, static_cast<float>(scale), memory);
+        float* const memory = scratch.reserve(kernels.scratch(params, unit));
+        kernels.unit(params, unit, i % key_heads, next, static_cast<float>(scale), memory);
     });
     const int64_t heads = params.shape.heads;
-    done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i, int64_t) {
-               variant.forward_merge(params, plan.q_merges[i / heads], i % heads);
-           });
+    done = done && for_each(plan.num_q_merges * heads, threads, run,
+                            [&](int64_t i, int64_t) { kernels.merge(params, plan.q_merges[i / heads], i % heads); });
     return !done;
 }
 
 TIVTOK_EXPORT int tivtok_cpu_backward(const int64_t* fields, double scale, int64_t threads, void* parallel) {
     const auto params = read<BackwardParams>(fields);
-    const Variant& variant = *chosen.load();
+    const BackwardKernels& kernels = chosen.load()->kernels->backward;
     const Plan& plan = params.plan;
     const auto run = reinterpret_cast<Parallel>(parallel);
     const auto c = static_cast<float>(scale);
     const int64_t heads = params.shape.heads, key_heads = heads / params.shape.group;
     bool done = for_each(plan.num_units * key_heads, threads, run, [&](int64_t i, int64_t) {
         const Unit& unit = plan.units[i / key_heads];
-        float* const memory = scratch.reserve(variant.backward_scratch(params, unit));
-        variant.backward_unit(params, unit, i % key_heads, c, memory);
+        float* const memory = scratch.reserve(kernels.scratch(params, unit));
+        kernels.unit(params, unit, i % key_heads, c, memory);
     });
     const int64_t runs = plan.num_row_runs + plan.num_key_runs;
     done = done && for_each(runs * key_heads, threads, run, [&](int64_t i, int64_t) {
                const bool of_keys = i / key_heads < plan.num_key_runs;
                const Run& own =
                    of_keys ? plan.key_runs[i / key_heads] : plan.row_runs[i / key_heads - plan.num_key_runs];
-               float* const memory = scratch.reserve(variant.run_scratch(params, own));
-               (of_keys ? variant.key_gradients : variant.row_gradients)(params, own, i % key_heads, c, memory);
+               float* const memory = scratch.reserve(kernels.run_scratch(params, own));
+               (of_keys ? kernels.key_gradients : kernels.row_gradients)(params, own, i % key_heads, c, memory);
            });
     done = done && for_each(plan.num_q_merges * heads, threads, run, [&](int64_t i, int64_t) {
-               variant.merge_q(params, plan.q_merges[i / heads], i % heads, c);
+               kernels.merge_q(params, plan.q_merges[i / heads], i % heads, c);
            });
     done = done &&
            for_each((plan.num_k_merges + plan.num_frame_merges) * key_heads, threads, run, [&](int64_t i, int64_t) {
                const int64_t merge = i / key_heads;
                const bool tiv = merge < plan.num_k_merges;
                const Merge& rows = tiv ? plan.k_merges[merge] : plan.frame_merges[merge - plan.num_k_merges];
-               variant.merge_keys(params, rows, i % key_heads, c, tiv);
+               kernels.merge_keys(params, rows, i % key_heads, c, tiv);
            });
     return !done;
 }

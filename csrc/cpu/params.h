@@ -104,19 +104,26 @@ struct Next {
     int64_t key_head;
 };
 
-// One instruction set's kernels. `scratch` is aligned to 64 bytes and as large as `*_scratch` says, in floats.
-struct Variant {
-    const char* name;
-    int64_t (*forward_scratch)(const ForwardParams&, const Unit&);
-    void (*forward_unit)(const ForwardParams&, const Unit&, int64_t key_head, const Next&, float scale, float* scratch);
-    void (*forward_merge)(const ForwardParams&, const Merge&, int64_t head);
-    int64_t (*backward_scratch)(const BackwardParams&, const Unit&);
-    void (*backward_unit)(const BackwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
+// One instruction set's kernels. Scratch memory is aligned to 64 bytes and as large as `scratch` says, in floats.
+struct ForwardKernels {
+    int64_t (*scratch)(const ForwardParams&, const Unit&);
+    void (*unit)(const ForwardParams&, const Unit&, int64_t key_head, const Next&, float scale, float* scratch);
+    void (*merge)(const ForwardParams&, const Merge&, int64_t head);
+};
+
+struct BackwardKernels {
+    int64_t (*scratch)(const BackwardParams&, const Unit&);
+    void (*unit)(const BackwardParams&, const Unit&, int64_t key_head, float scale, float* scratch);
     void (*merge_q)(const BackwardParams&, const Merge&, int64_t head, float scale);
     void (*merge_keys)(const BackwardParams&, const Merge&, int64_t key_head, float scale, bool tiv);
     int64_t (*run_scratch)(const BackwardParams&, const Run&);
     void (*row_gradients)(const BackwardParams&, const Run&, int64_t key_head, float scale, float* scratch);
     void (*key_gradients)(const BackwardParams&, const Run&, int64_t key_head, float scale, float* scratch);
+};
+
+struct Variant {
+    ForwardKernels forward;
+    BackwardKernels backward;
 };
 
 }  // namespace tivtok

@@ -16,23 +16,15 @@ namespace {
 #include "tiles.h"
 #include "rows.h"
 #include "forward.h"
+#include "forward_unit.h"
 #include "backward.h"
 #include "backward_runs.h"
 // clang-format on
 }  // namespace
 
 extern const Variant TIVTOK_VARIANT;
-#define TIVTOK_TEXT_(x) #x
-#define TIVTOK_TEXT(x) TIVTOK_TEXT_(x)
-const Variant TIVTOK_VARIANT = {TIVTOK_TEXT(TIVTOK_VARIANT),
-                                forward_scratch,
-                                forward_unit,
-                                forward_merge,
-                                backward_scratch,
-                                backward_unit,
-                                merge_q,
-                                merge_keys,
-                                run_scratch,
-                                row_gradients,
-                                key_gradients};
+const Variant TIVTOK_VARIANT = {
+    {forward_scratch, forward_unit, forward_merge},
+    {backward_scratch, backward_unit, merge_q, merge_keys, run_scratch, row_gradients, key_gradients},
+};
 }  // namespace tivtok

@@ -11,7 +11,11 @@
 
 namespace tivtok {
 extern const Variant avx512;
-}
+extern const ForwardKernels amx_forward;
+static const Choice CHOICES[] = {{"portable", true, &portable, &portable.forward},
+                                 {"avx512", true, &avx512, &avx512.forward},
+                                 {"amx", true, &avx512, &amx_forward}};
+}  // namespace tivtok
 
 static void read_all(void* to, size_t bytes) {
     if (std::fread(to, 1, bytes, stdin) != bytes) std::exit(3);
@@ -25,7 +29,8 @@ static int64_t read_int() {
 
 int main(int, char** arguments) {
     const std::string variant = arguments[1], pass = arguments[2];
-    chosen = variant == "avx512" ? &avx512 : &portable;
+    for (const Choice& choice : CHOICES)
+        if (variant == choice.name) chosen = &choice;
     if (variant != chosen.load()->name) return 2;
 
     std::vector<int64_t> fields(read_int());

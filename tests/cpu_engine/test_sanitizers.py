@@ -1,6 +1,7 @@
 """The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer, in a program of its own (driver.cpp).
 
 It is also where the tile shapes of AVX-512 run: the same source, 16 lanes wide, compiled for the instructions at hand.
+So are the kernels for AMX, whose tile registers are then arrays and products loops (csrc/cpu/matrix.h).
 And where the engine runs on an Arm processor's NEON, where Debian's g++-aarch64-linux-gnu and qemu-user-static are.
 """
 
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from oracle import assert_within_budget, budgets, make_case, run
+from test_ranges import check, dense
 from torch import Tensor
 
-from tivtok_kernels import RangeLayout, SifLayout, range_attention
+from tivtok_kernels import RangeLayout, SifLayout
 from tivtok_kernels.cpu import backend, plan
 from tivtok_kernels.error_budgets import Arithmetic
 
@@ -41,7 +43,12 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     else:
         command, wide = [], [*WIDE, "-fno-sanitize=undefined"]
         flags = ["g++", *flags, "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    jobs = [(SOURCES / "avx512.cpp", wide), (SOURCES / "portable.cpp", []), (HERE / "driver.cpp", [])]
+    jobs = [
+        (SOURCES / "avx512.cpp", wide),
+        (SOURCES / "amx.cpp", wide),
+        (SOURCES / "portable.cpp", []),
+        (HERE / "driver.cpp", []),
+    ]
 
     def compile_one(job: tuple[Path, list[str]]) -> Path:
         source, more = job
@@ -110,12 +117,15 @@ class Recorder:
         self.calls += 1
 
 
-@pytest.mark.parametrize("variant", ["portable", "avx512"])
+@pytest.mark.parametrize("variant", ["portable", "avx512", "amx"])
 @pytest.mark.parametrize("scope", ["clip", "tiv", "broadcast"])
 def test_no_access_out_of_bounds(driver, variant, scope, monkeypatch):
     monkeypatch.setattr(plan, "PAIRS_PER_UNIT", 3000)
     plan.make_plan.cache_clear()
-    for dtype, head_dim in ((torch.float32, 40), (torch.bfloat16, 64), (torch.float16, 16)):
+    kinds = [(torch.float32, 40), (torch.bfloat16, 64), (torch.float16, 16)]
+    if variant == "amx":
+        kinds = [(torch.bfloat16, head_dim) for head_dim in (64, 40, 16, 7)]
+    for dtype, head_dim in kinds:
         case = make_case(LAYOUT, scope, heads=2, kv_heads=1, head_dim=head_dim).to(dtype)
         truth, budget = run(case.to(torch.float64), "reference"), budgets(case, Arithmetic.of("cpu", dtype))
         with monkeypatch.context() as patch:
@@ -128,19 +138,11 @@ def test_no_access_out_of_bounds(driver, variant, scope, monkeypatch):
     plan.make_plan.cache_clear()
 
 
-@pytest.mark.parametrize("variant", ["portable", "avx512"])
+@pytest.mark.parametrize("variant", ["portable", "avx512", "amx"])
 def test_no_access_out_of_bounds_under_two_ranges(driver, variant, monkeypatch):
     runs = [(100, (0, 150), (150, 290)), (3, (0, 150), (0, 0)), (2, (290, 300), (20, 200)), (1, (0, 0), (300, 600))]
     layout = RangeLayout.from_runs(runs, 603)
-    draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(rows, heads, 24, generator=draw) for rows, heads in ((106, 2), (603, 1), (603, 1)))
-    results = {}
-    for name in ("reference", "cpu"):
-        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        with monkeypatch.context() as patch:
-            recorder = Recorder(driver, variant, patch)
-            out = range_attention(*leaves, layout, backend=name)
-            results[name] = [out, *torch.autograd.grad(out, leaves, q)]
+    with monkeypatch.context() as patch:
+        recorder = Recorder(driver, variant, patch)
+        check(layout, dense(runs, 603), "cpu", head_dim=24, dtype=torch.bfloat16 if variant == "amx" else torch.float32)
     assert recorder.calls == 2
-    for got, expected in zip(results["cpu"], results["reference"], strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -55,6 +55,8 @@ def check_variants(case: Case, dtype: torch.dtype) -> None:
     before = backend.variant()
     try:
         for name in VARIANTS:
+            if name == "amx" and dtype != torch.bfloat16:
+                continue  # as avx512 does
             backend.use_variant(name)
             got = run(case, "cpu")
             for result in truth:
@@ -228,13 +230,17 @@ def test_every_16_bit_value_is_widened_and_narrowed_as_torch_does(variant):
         values = values[values.isfinite()].view(-1, 1, 16)
         layout = SifLayout.from_lengths([0], [[1] * len(values)])
         zeros = torch.zeros_like(values)
-        assert torch.equal(sif_attention(zeros, zeros, values, layout, backend="cpu"), values)
+        out, expected = sif_attention(zeros, zeros, values, layout, backend="cpu"), values
+        if variant == "amx" and dtype == torch.bfloat16:  # tiles read subnormal numbers as zero
+            expected = torch.where(values.abs() < torch.finfo(dtype).tiny, 0.0, values)
+        assert torch.equal(out, expected)
 
 
 def test_averages_are_rounded_to_nearest(variant):
     """Two keys of equal weight: sums of neighbours lie halfway between 16-bit numbers."""
     for dtype in (torch.float16, torch.bfloat16):
-        values = torch.arange(64, 64 + 64 * 16, dtype=torch.int16).view(-1, 1, 16)
+        first = 128 if variant == "amx" else 64  # no subnormal bfloat16
+        values = torch.arange(first, first + 64 * 16, dtype=torch.int16).view(-1, 1, 16)
         v = torch.stack([values, values + 1], 1).flatten(0, 1).view(dtype)
         layout = SifLayout.from_lengths([0], [[2] * len(values)])
         out = sif_attention(torch.zeros_like(v), torch.zeros_like(v), v, layout, backend="cpu")
@@ -253,6 +259,7 @@ def test_auto_takes_it_on_the_cpu_but_for_what_it_cannot():
 @pytest.mark.parametrize("amx", [False, True])
 def test_auto_leaves_wide_bfloat16_heads_to_torch_where_it_has_matrix_units(monkeypatch, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(backend, "variant", lambda: "avx512")
     problems = [
         Problem(CPU, dtype, dim) for dtype in (torch.float32, torch.float16, torch.bfloat16) for dim in (64, 128)
     ]

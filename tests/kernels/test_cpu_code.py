@@ -19,7 +19,7 @@ STACK = re.compile(r"\(%rsp|-0x[0-9a-f]+\(%rbp")
 
 @cache
 def innermost_loops() -> list[list[tuple[str, str]]]:
-    """Innermost loops of the library but those of exponentials, as (mnemonic, operands)."""
+    """Innermost loops of the library, as (mnemonic, operands)."""
     command = ["objdump", "-d", "--no-show-raw-insn", str(backend.LIBRARY)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code = [(int(m[1], 16), m[2], m[3]) for m in map(INSTRUCTION.match, text.splitlines()) if m]
@@ -30,18 +30,22 @@ def innermost_loops() -> list[list[tuple[str, str]]]:
         if target is None or int(target[0], 16) >= address or int(target[0], 16) not in at:
             continue
         body = [(name, operands) for _, name, operands in code[at[int(target[0], 16)] : i]]
-        if any(name.startswith(("j", "call", "ret", "vpslld")) for name, _ in body):
-            continue  # not innermost, or the loop of exponentials
-        loops.append(body)
+        if not any(name.startswith(("j", "call", "ret")) for name, _ in body):
+            loops.append(body)
     return loops
 
 
 def product_loops(register: str) -> list[list[tuple[str, str]]]:
-    """Those with at least 8 products of these vectors."""
+    """Those with at least 8 products of these vectors, but for exponentials, which scale by powers of two."""
+
+    def products(body: list[tuple[str, str]]) -> int:
+        return sum(name.startswith("vfmadd") and register in operands for name, operands in body)
+
+    exponentials = ("vpslld", "vscalef")
     return [
         body
         for body in innermost_loops()
-        if sum(name.startswith("vfmadd") and register in operands for name, operands in body) >= 8
+        if products(body) >= 8 and not any(name.startswith(exponentials) for name, _ in body)
     ]
 
 
@@ -71,3 +75,14 @@ def test_full_tiles_do_what_the_floor_counts(register, tiles):
         assert len(body) - products - reads <= max(6, steps), body  # addresses and the counter
         seen.add(reads // steps)
     assert seen == {vectors + numbers for vectors, numbers in tiles}
+
+
+@pytest.mark.skipif("amx" not in backend.variants(), reason="the compiler knew no AMX")
+def test_full_tile_registers_take_a_load_per_product():
+    """2 x 2 tiles of sums: two tiles from either side, four products, addresses and the counter."""
+    loops = [[name for name, _ in body] for body in innermost_loops()]
+    full = [body for body in loops if body.count("tdpbf16ps") == 4]
+    assert len(full) >= 2  # scores and sums of values
+    for body in full:
+        assert body.count("tileloadd") == 4 and len(body) - 8 <= 12, body
+        assert not any(name[0] == "v" for name in body), body

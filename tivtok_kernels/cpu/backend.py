@@ -35,7 +35,7 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ElementType 
 _FORWARD_ROWS = 576
 _BACKWARD_ROWS = 2048
 
-# Head dimension up to which it is mostly faster than torch's AMX bfloat16 (docs/kernels/cpu.md).
+# Head dimension up to which vectors alone are mostly faster than torch's AMX bfloat16 (docs/kernels/cpu.md).
 _WIDEST_AGAINST_TILES = 64
 
 # Multiplications of one of its products that are worth waking a thread for: some 10 us of work.
@@ -55,9 +55,11 @@ def why_not(problem: Problem) -> str | None:
 
 
 def wins(problem: Problem) -> bool:
-    """Whether "auto" may choose it: not for wide bfloat16 heads where torch multiplies those in AMX tiles."""
+    """Whether "auto" may choose it: not for wide bfloat16 heads where torch alone multiplies those in AMX tiles."""
     by_tiles = problem.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    return not by_tiles or (problem.head_dim or 0) <= _WIDEST_AGAINST_TILES
+    if not by_tiles or (problem.head_dim or 0) <= _WIDEST_AGAINST_TILES:
+        return True
+    return _load_error() is None and variant() == "amx"
 
 
 def plan_call(call: Call, direction: Direction) -> Plan:

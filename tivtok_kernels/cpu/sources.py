@@ -7,7 +7,7 @@ from pathlib import Path
 
 # `digest` of params.h, whose structures backend.py and plan.py lay out: what an installed library, whose sources are
 # not beside it, is compared with.
-STRUCTURES = "56d04c8ff58b"
+STRUCTURES = "6e936c1a0302"
 
 
 def digest(*files: Path) -> str:
