@@ -6,10 +6,13 @@ products are the compiler's, the elements are bfloat16, and the emulator checks 
 
 from __future__ import annotations
 
+import re
+
 import cuda_emulator
+import ptx2cpp
 import pytest
 import torch
-from oracle import check_results, make_case
+from oracle import Case, check_results, make_case
 from triton_runs import Machine, compile_programs
 
 from benchmarks.machine_code import signatures
@@ -31,37 +34,85 @@ GROUP = 2
 LAYOUT = SifLayout.from_lengths([5, 3], [[70, 150], [64, 0]])  # full steps and tails; 4 steps under the TIV rows
 
 
+def jobs(arch: int, tiv_apart: bool, *kernels: str) -> list[Job]:
+    return [Job(kernel, arch, 64, "half", tiv_apart, CONFIG, GROUP) for kernel in kernels]
+
+
 @pytest.fixture(scope="module")
 def programs():
     made = {}
 
     def programs_of(arch: int, tiv_apart: bool):
         if (arch, tiv_apart) not in made:
-            job = Job("forward", arch, 64, "half", tiv_apart, CONFIG, GROUP)
-            made[arch, tiv_apart] = compile_programs(job._replace(kernel=kernel) for kernel in KERNELS)
+            made[arch, tiv_apart] = compile_programs(jobs(arch, tiv_apart, *KERNELS))
         return made[arch, tiv_apart]
 
     return programs_of
+
+
+def run_forward(monkeypatch, machine: Machine, case: Case) -> tuple[Call, torch.Tensor, torch.Tensor]:
+    """A call whose tiles are split, out and LSE. From here on `launch` runs its kernels on the machine."""
+    for kernel in KERNELS:
+        monkeypatch.setattr(launch, signatures.FUNCTIONS[kernel].__name__, machine.stand_in(kernel))
+    monkeypatch.setattr(configs, "select", lambda *_: CONFIG)
+    monkeypatch.setattr(configs, "workers", lambda *_: 10**6)
+    monkeypatch.setattr(schedule, "MIN_STEPS_TO_SPLIT", 3)
+    inputs = list(case.inputs.values())
+    call = Call(*inputs[:3], tuple(inputs[3:]) or None, case.layout, case.scope, case.the_scale)
+    return call, *launch.forward(call)
+
+
+def make(scope: str, seed: int = 0) -> Case:
+    return make_case(LAYOUT, scope, heads=2 * GROUP, kv_heads=2, head_dim=64, seed=seed).to(torch.bfloat16)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("scope", ["clip", "broadcast"])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_forward_and_backward(monkeypatch, programs, arch, scope, seed):
-    """Of ragged clips, grouped queries, split tiles."""
+    """Of ragged clips, grouped queries, split tiles; the second seed shuffles threads, too."""
     machine = Machine(programs(arch, scope == "broadcast"))
     machine.seed = seed
-    for kernel in KERNELS:
-        monkeypatch.setattr(launch, signatures.FUNCTIONS[kernel].__name__, machine.stand_in(kernel))
-    monkeypatch.setattr(configs, "select", lambda *_: CONFIG)
-    monkeypatch.setattr(configs, "workers", lambda *_: 10**6)
-    monkeypatch.setattr(schedule, "MIN_STEPS_TO_SPLIT", 3)
-    case = make_case(LAYOUT, scope, heads=2 * GROUP, kv_heads=2, head_dim=64, seed=seed).to(torch.bfloat16)
-    inputs = list(case.inputs.values())
-    call = Call(*inputs[:3], tuple(inputs[3:]) or None, LAYOUT, scope, case.the_scale)
-
-    out, lse = launch.forward(call)
+    case = make(scope, seed)
+    call, out, lse = run_forward(monkeypatch, machine, case)
     gradients = launch.backward(call, out, lse, case.dout, case.dlse)
     named = {f"d{name}": x for name, x in zip(case.inputs, gradients, strict=True)}
     check_results({"out": out, "lse": lse} | named, case, Arithmetic(torch.bfloat16))
     assert set(machine.launched) == set(KERNELS)
+    assert {unit for unit, n in machine.products.items() if n} == {{80: "mma", 90: "wgmma"}[arch]}
+
+
+FAULTS = {
+    "no barriers": (80, r"bar\.sync\s+0;", ""),
+    "copies not waited for": (80, r"cp\.async\.wait_group[^;]*;", ""),
+    "maximum of half a row": (80, r"(shfl\.sync\.bfly\.b32[^;]*), 2, 31, -1;", r"\1, 0, 31, -1;"),
+    "values not transposed": (80, r"ldmatrix\.sync\.aligned\.m8n8\.x4\.trans", "ldmatrix.sync.aligned.m8n8.x4"),
+    "keys transposed": (90, r"(wgmma\.mma_async[^;]*), 0, 0;", r"\1, 0, 1;"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_in_the_ptx_are_found(monkeypatch, fault):
+    arch, old, new = FAULTS[fault]
+
+    def planted(ptx: str) -> str:
+        changed, count = re.subn(old, new, ptx)
+        assert count or "mma" not in ptx  # the merge has no products
+        return changed
+
+    machine = Machine(compile_programs(jobs(arch, False, "forward", "merge_outputs"), planted))
+    case = make("clip")
+    with pytest.raises(AssertionError):
+        _, out, lse = run_forward(monkeypatch, machine, case)
+        check_results({"out": out, "lse": lse}, case, Arithmetic(torch.bfloat16))
+
+
+def test_what_the_translator_does_not_know_is_an_error():
+    text = ".entry f(\n)\n{\nret;\n}\n"
+    ptx2cpp.translate(text)
+    for foreign in (
+        ".global .b8 data[4] = {1, 2, 3, 4};\n.entry f(\n)\n{\nmov.u64 %r, data;\n}\n",
+        ".func g() { ret; }\n",
+    ):
+        with pytest.raises(ptx2cpp.UnsupportedPtx):
+            ptx2cpp.translate(foreign + text)

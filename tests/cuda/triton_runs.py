@@ -45,12 +45,13 @@ class Compiled(NamedTuple):
 Programs = dict[tuple[str, frozenset[tuple[str, object]]], Compiled]  # by kernel and what it was compiled for
 
 
-def compile_programs(jobs: Iterable[Job]) -> Programs:
+def compile_programs(jobs: Iterable[Job], change: Callable[[str], str] = str) -> Programs:
+    """``change``: made to the PTX of each."""
     cuda_emulator.runtime()  # what libraries of PTX are linked to
     found: Programs = {}
     for job, ptx in translate_all(jobs).items():
         build = build_of(job)
-        library = ctypes.CDLL(str(cuda_emulator.build_text(ptx.text)))
+        library = ctypes.CDLL(str(cuda_emulator.build_text(change(ptx.text))))
         entry = ctypes.cast(library[f"ptx_{build.function.fn.__name__}"], ctypes.c_void_p).value
         arguments = {name: kind for name, kind in build.signature.items() if kind != "constexpr"}
         constants = frozenset((build.constants | build.options).items())
@@ -62,13 +63,14 @@ class Machine(Kernels):
     """An emulated GPU with tensors that the host knows: what a kernel reads is copied there, what it fills back.
 
     Attributes:
-        seed: of the next launches. launched: the kernels so far.
+        seed: of the next launches. launched: the kernels so far. products: mma.sync and wgmma that these executed.
     """
 
     def __init__(self, programs: Programs):
         super().__init__(cuda_emulator.build(DRIVER))
         self.programs, self.seed = programs, 0
         self.launched: list[str] = []
+        self.products = {"mma": 0, "wgmma": 0}
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by host address: the bytes of a storage, here and there
 
     def stand_in(self, kernel: str) -> Launcher:
@@ -90,6 +92,7 @@ class Machine(Kernels):
         shape = blocks, program.threads, program.shared
         self.call("launch", program.entry, pointers, *shape, seed=self.seed, repeated_stores=True)
         self.launched.append(kernel)
+        self.products = {unit: n + getattr(self.counters, unit) for unit, n in self.products.items()}
         for value in filled:
             here, there = self._copies[value.untyped_storage().data_ptr()]
             here.copy_(there)
