@@ -68,7 +68,7 @@ def texts(tmp_path_factory):
 
 @pytest.mark.emulator
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
-@pytest.mark.parametrize(("source", "ptx", "arch"), UNITS, ids="-".join)
+@pytest.mark.parametrize(("source", "ptx", "arch"), UNITS, ids=["-".join(unit) for unit in UNITS])
 def test_every_assembler_takes_every_kernel(texts, tmp_path, source, ptx, arch):
     unit = tmp_path / "unit.ptx"
     unit.write_text(texts(source, ptx))
