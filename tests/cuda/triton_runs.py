@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import torch
 from cuda_emulator import Kernels
 from torch import Tensor
 
-from benchmarks.machine_code.compile import Job, build_of, translate_all
+from benchmarks.machine_code.compile import Job, Ptx, build_of
 
 DRIVER = Path(__file__).with_name("launch_ptx.cpp")
 
@@ -45,11 +45,11 @@ class Compiled(NamedTuple):
 Programs = dict[tuple[str, frozenset[tuple[str, object]]], Compiled]  # by kernel and what it was compiled for
 
 
-def compile_programs(jobs: Iterable[Job], change: Callable[[str], str] = str) -> Programs:
+def compile_programs(translations: Mapping[Job, Ptx], change: Callable[[str], str] = str) -> Programs:
     """``change``: made to the PTX of each."""
     cuda_emulator.runtime()  # what libraries of PTX are linked to
     found: Programs = {}
-    for job, ptx in translate_all(jobs).items():
+    for job, ptx in translations.items():
         build = build_of(job)
         library = ctypes.CDLL(str(cuda_emulator.build_text(change(ptx.text))))
         entry = ctypes.cast(library[f"ptx_{build.function.fn.__name__}"], ctypes.c_void_p).value
