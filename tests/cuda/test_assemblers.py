@@ -21,7 +21,7 @@ NVCC = SETUP.find_nvcc()
 ISA = "8.5"
 
 # Source, PTX, machine code: what setup.py makes by default, and what drivers of newer GPUs make of its PTX.
-UNITS = [(source, "80", target) for source in SETUP.KERNELS for target in ("80", "86", "100", "120")]
+UNITS = [(source, "80", target) for source in SETUP.KERNELS for target in ("80", "86", "120")]
 UNITS += [(source, "90a", "90a") for source in (*SETUP.HOPPER_KERNELS, *SETUP.KERNELS)]
 
 
