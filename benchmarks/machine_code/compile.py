@@ -7,11 +7,11 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from benchmarks.machine_code import pipes, sass
 from benchmarks.machine_code.hazards import hazards
@@ -22,7 +22,9 @@ from tivtok_kernels.triton import configs
 from tivtok_kernels.triton.configs import Config, Math
 
 if TYPE_CHECKING:
-    from benchmarks.machine_code.signatures import Kernel
+    from benchmarks.machine_code.signatures import Build, Kernel
+
+T = TypeVar("T")
 
 # Matrix products per pair of tiles, each 2 * BLOCK_Q * BLOCK_K * head_dim FLOPs.
 PRODUCTS = {"forward": 2, "dkdv": 4, "dq": 3}
@@ -84,6 +86,17 @@ class Resources(NamedTuple):
     hazards: tuple[str, ...] = ()
 
 
+class Ptx(NamedTuple):
+    """Attributes:
+
+    text: of one kernel. shared: bytes per block. warps: per block.
+    """
+
+    text: str
+    shared: int
+    warps: int
+
+
 def shipped() -> list[Job]:
     """Every row of the table with the TIV keys in place and apart, and the helper kernels."""
     jobs = []
@@ -97,28 +110,52 @@ def shipped() -> list[Job]:
 
 
 def compile_all(jobs: Iterable[Job]) -> Iterator[tuple[Job, Resources]]:
-    """Resources of each job, as they come, compiled by as many processes as there are CPUs."""
+    """Resources of each job, as they come."""
+    return _outside_the_interpreter(compile_job, jobs)
+
+
+def translate_all(jobs: Iterable[Job]) -> dict[Job, Ptx]:
+    """PTX of each job."""
+    return dict(_outside_the_interpreter(translate_job, jobs))
+
+
+def _outside_the_interpreter(function: Callable[[Job], T], jobs: Iterable[Job]) -> Iterator[tuple[Job, T]]:
+    """What a function makes of each job, in as many processes as there are CPUs. None is under TRITON_INTERPRET=1,
+    where kernels are not compiled."""
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _leave_interpreter) as pool:
-        pending = {pool.submit(compile_job, job): job for job in jobs}
+        pending = {pool.submit(function, job): job for job in jobs}
         for future in as_completed(pending):
             yield pending[future], future.result()
 
 
-def compile_job(job: Job) -> Resources:
-    """Needs triton, but no GPU; not under TRITON_INTERPRET=1, where kernels are not compiled."""
+def translate_job(job: Job) -> Ptx:
+    kernel = _compiled(job)
+    return Ptx(kernel.asm["ptx"], kernel.metadata.shared, kernel.metadata.num_warps)
+
+
+def build_of(job: Job) -> Build:
+    from benchmarks.machine_code import signatures
+    from tivtok_kernels.triton.launch import Shape
+
+    return signatures.build(job.kernel, Shape(job.head_dim, job.group, job.tiv_apart, job.math), job.config)
+
+
+def _compiled(job: Job) -> Any:
+    """triton's CompiledKernel. Needs triton, but no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from benchmarks.machine_code import signatures
-    from tivtok_kernels.triton.launch import Shape
-
-    build = signatures.build(job.kernel, Shape(job.head_dim, job.group, job.tiv_apart, job.math), job.config)
+    build = build_of(job)
     pointers = [i for i, kind in enumerate(build.signature.values()) if kind.startswith("*")]
     source = ASTSource(
         build.function, build.signature, build.constants, {(i,): [["tt.divisibility", 16]] for i in pointers}
     )
-    kernel = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=build.options)
+    return triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=build.options)
+
+
+def compile_job(job: Job) -> Resources:
+    kernel = _compiled(job)
     text = disassemble(kernel.asm["cubin"])
     code = sass.parse(text)
     loop = sass.main_loop(code) if job.is_pass else None

@@ -187,7 +187,8 @@ MUTATIONS = [
     Mutation("waits for one tile too few", KERNEL, "cp_async_wait<C::kRing - 2>", "cp_async_wait<C::kRing - 1>"),
     Mutation("does not wait for Q", KERNEL, "dev::cp_async_wait<C::kRing - 1>();\n", ""),
     Mutation("copies over the tile in use", KERNEL, "slot == 0 ? C::kRing - 1 : slot - 1", "slot"),
-    Mutation("the last step is not copied", KERNEL, "if (first < keys.count)", "if (first + C::kBlockK <= keys.count)"),
+    Mutation("the last step is not copied", KERNEL, "if (first < count)", "if (first + C::kBlockK <= count)"),
+    Mutation("places of rows read before they are there", KERNEL, "__syncthreads();\n    const int", "const int"),
     Mutation("one key too many is unmasked", KERNEL, "% 2 >= keys", "% 2 > keys"),
     Mutation(
         "the row past the range is copied", KERNEL, "bytes_a : bytes_b), i < count", "bytes_a : bytes_b), i <= count"

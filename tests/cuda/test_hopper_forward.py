@@ -12,9 +12,10 @@ import cuda_emulator
 import pytest
 import torch
 from cuda_emulator import Kernels
-from forward_runs import ForwardParams, Run, TensorParams, check, forward, structure
+from forward_runs import ForwardParams, TensorParams, check, forward
 from hopper_forward_faults import FAULTS
-from oracle import Case, make_case
+from hopper_forward_runs import BLOCK_Q, RowCounts, Shares, run_of
+from oracle import make_case
 from planted_faults import build_with_faults, switch_on
 
 from benchmarks.machine_code import sass
@@ -31,8 +32,6 @@ pytestmark = [
 HERE = Path(__file__).parent
 DRIVER = HERE / "hopper_forward.cpp"
 SCOPES = ("clip", "tiv", "broadcast")
-BLOCK_Q = 128
-STEP = 32  # keys
 SHIPPED_STEPS = {64: 192, 128: 128}  # by head_dim
 LIST_STEP = 128  # in tests of the shares alone
 MOST_KEPT = 3  # tiles, of the short steps
@@ -40,11 +39,6 @@ RAGGED = SifLayout.from_lengths([3, 0, 37, 2, 0], [[4, 40, 0], [7, 0, 33], [150]
 SMALL = SifLayout.from_lengths([3, 37], [[70], [33, 5]])
 LONG = SifLayout.from_lengths([5], [[90, 140]])  # 8 steps under the TIV rows: two pieces
 NEIGHBOURS = SifLayout.from_lengths([3, 5, 3], [[20], [38, 7], [20]])
-
-RowCounts = structure("RowCounts", q=ctypes.c_int64, k=ctypes.c_int64, tiv=ctypes.c_int64)
-Shares = structure(
-    "Shares", order=ctypes.c_void_p, bounds=ctypes.c_void_p, blocks=ctypes.c_int32, kept_pairs=ctypes.c_int32
-)
 
 
 @pytest.fixture(scope="session")
@@ -60,23 +54,6 @@ def shipped():
 @pytest.fixture
 def kernels(library):
     return Kernels(library)
-
-
-def run_of(case: Case, blocks: int = 2, keep: int = 0, step: int = STEP, **options) -> Run:
-    """A run of the kernel on ``blocks`` blocks, which keep a range A of up to ``keep`` tiles from item to item."""
-    rows, key_rows = (len(case.inputs[name]) for name in "qk")
-    counts = RowCounts(rows, key_rows, len(case.inputs["k_tiv"]) if case.scope == "broadcast" else key_rows)
-
-    def launch(kernels, params, work, is_bf16, seed):
-        if keep:
-            share = shares.by_range_a(work, params.heads, params.group, blocks, step, keep)
-        else:
-            share = shares.by_length(work, params.heads, blocks, step)
-        order, bounds = kernels.tensor(share.order, "order"), kernels.tensor(share.bounds, "bounds")
-        pointers = Shares(order.data_ptr(), bounds.data_ptr(), blocks, share.kept_pairs)
-        kernels.call("forward", params, counts, pointers, is_bf16, seed=seed)
-
-    return Run(launch, BLOCK_Q, step, **options)
 
 
 def check_clips(kernels: Kernels, seed: int = 0) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import ptx2cpp
 import torch
 
@@ -100,11 +101,17 @@ def compile_kernels(driver: Path, csrc: Path, path: Path) -> None:
 def compile_ptx(source: str, arch: str, folder: Path, path: Path) -> None:
     target = f"arch=compute_{arch},code=compute_{arch}"
     with tempfile.TemporaryDirectory() as temporary:
-        unit, ptx, cpp = (Path(temporary) / f"unit.{suffix}" for suffix in ("cu", "ptx", "cpp"))
+        unit, ptx = (Path(temporary) / f"unit.{suffix}" for suffix in ("cu", "ptx"))
         unit.write_text(source)
         flags = ["-std=c++20", "-O3", "-lineinfo", "-gencode", target, f"-I{CSRC}", f"-I{folder}"]
         run_tool([nvcc, *flags, "-ptx", "-o", ptx, unit])
-        cpp.write_text(ptx2cpp.translate(ptx.read_text()))
+        compile_translation(ptx.read_text(), path)
+
+
+def compile_translation(ptx: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        cpp = Path(temporary) / "unit.cpp"
+        cpp.write_text(ptx2cpp.translate(ptx))
         run_tool([CXX, *CXX_FLAGS, *TRANSLATED_FLAGS, *includes(CSRC), "-shared", "-o", path, cpp])
 
 
@@ -129,6 +136,12 @@ def build_ptx(source: str, arch: str, folder: Path = CSRC) -> Path:
     return cached("ptx", parts, functools.partial(compile_ptx, source, arch.removeprefix("sm_"), folder))
 
 
+def build_text(ptx: str) -> Path:
+    """C++ made from PTX, whoever wrote it. Raises ptx2cpp.UnsupportedPtx."""
+    files = {*(CSRC / "common").glob("*.h"), *INCLUDE.rglob("*.h"), *HERE.glob("ptx*.py")}
+    return cached("text", [ptx, *contents(files)], functools.partial(compile_translation, ptx))
+
+
 @functools.cache
 def runtime() -> ctypes.CDLL:
     """The emulator itself, one for the process."""
@@ -145,6 +158,7 @@ def runtime() -> ctypes.CDLL:
     library.emu_alloc.restype = ctypes.c_void_p
     library.emu_counters.restype = ctypes.POINTER(Counters)
     library.emu_reports.restype = ctypes.c_char_p
+    library.emu_events.restype = ctypes.c_void_p
     return library
 
 
@@ -154,7 +168,11 @@ def runtime() -> ctypes.CDLL:
 class Options(ctypes.Structure):
     """Mirrors emu::Options (src/runtime.h)."""
 
-    _fields_ = [("seed", ctypes.c_uint64), ("eager_copies", ctypes.c_uint32), ("seconds", ctypes.c_uint32)]
+    _switches = dict.fromkeys(("eager_copies", "seconds", "record", "repeated_stores"), ctypes.c_uint32)
+    _fields_ = [("seed", ctypes.c_uint64), *_switches.items()]
+
+
+EVENT = np.dtype([(name, np.uint32) for name in ["block", "thread", "kind", "subject", "amount", "first", "last"]])
 
 
 class Counters(ctypes.Structure):
@@ -224,19 +242,35 @@ class Kernels:
             self.runtime.emu_initialised(argument(tensor), ctypes.c_size_t(tensor.nbytes), argument(mask))
         return mask.view(*tensor.shape, tensor.element_size()).bool().all(-1)
 
-    def call(self, name: str, *args: object, seed: int = 0, eager_copies: bool = False, seconds: int = 60) -> None:
+    def call(
+        self,
+        name: str,
+        *args: object,
+        seed: int = 0,
+        eager_copies: bool = False,
+        seconds: int = 60,
+        record: bool = False,
+        repeated_stores: bool = False,
+    ) -> None:
         """Calls a driver's function. Raises Findings; `.counters` then has what was executed.
 
         seed: 0 runs threads in order and completes copies as late as possible, others shuffle both; eager_copies: TMA
-        loads complete at issue; seconds: processor time of a launch after which it is given up.
+        loads complete at issue; seconds: processor time of a launch after which it is given up; record: keeps `events`;
+        repeated_stores: of PTX, a thread may store what another one stored there.
         """
-        options = Options(seed, eager_copies, seconds)
+        options = Options(seed, eager_copies, seconds, record, repeated_stores)
         self.runtime.emu_configure(ctypes.byref(options))
         self.runtime.emu_use_ptx(ctypes.c_void_p(self.ptx._handle if self.ptx else None))
         self.library[name](*map(argument, args))
         self.counters = Counters.from_buffer_copy(self.runtime.emu_counters().contents)
         if reports := json.loads(self.runtime.emu_reports()):
             raise Findings(reports)
+
+    def events(self) -> np.ndarray:
+        """What threads did to barriers and to shared memory in the last call with ``record``: EVENT (events,)."""
+        count = ctypes.c_size_t()
+        address = self.runtime.emu_events(ctypes.byref(count))
+        return np.frombuffer(ctypes.string_at(address, count.value * EVENT.itemsize), EVENT)
 
 
 # --------------------------------------------------------------------------------------------------------- mutations

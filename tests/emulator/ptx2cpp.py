@@ -7,7 +7,7 @@ emu::launch finds by that name.
 
 import re
 
-from ptx_instructions import SHARED_SYMBOL, Kernel, UnsupportedPtx, identifier, split, statement
+from ptx_instructions import SHARED_SYMBOLS, Kernel, UnsupportedPtx, identifier, split, statement
 
 TOKEN = re.compile(
     r"""\s*(?:
@@ -61,7 +61,8 @@ def translate(ptx: str) -> str:
     """C++ for every kernel of a PTX module. Raises UnsupportedPtx."""
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE))
     for foreign in re.findall(r"^\s*(?:\.\w+\s+)?\.(?:func|global|const|shared)\b.*", ptx, re.MULTILINE):
-        if SHARED_SYMBOL not in foreign:
+        text = re.search(r"\.b8 ([\w$]+)\[\d+\] = ", foreign)  # triton leaves names of compiler options there
+        if not any(symbol in foreign for symbol in SHARED_SYMBOLS) and not (text and ptx.count(text[1]) == 1):
             raise UnsupportedPtx(foreign.strip())
     out = ['#include "emulator/translated.h"']
     for entry in re.finditer(r"\.entry\s+(\w+)\s*\((.*?)\)[^{]*\{", ptx, re.DOTALL):

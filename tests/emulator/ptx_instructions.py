@@ -19,7 +19,7 @@ SPECIAL = {
     },
     "%laneid": "(emu::thread_idx().x & 31)",
 }
-SHARED_SYMBOL = "dynamic_shared_bytes"
+SHARED_SYMBOLS = ("dynamic_shared_bytes", "global_smem")  # of ours, of triton's kernels: all of shared memory
 
 
 class UnsupportedPtx(ValueError):
@@ -40,6 +40,11 @@ def split(operands: str) -> list[str]:
 
 def elements(braced: str) -> list[str]:
     return [e.strip() for e in braced.strip()[1:-1].split(",")]
+
+
+def in_braces(operand: str) -> str:
+    """A vector of registers as it is, a single one as a vector."""
+    return operand if operand.startswith("{") else f"{{{operand}}}"
 
 
 def cpp_bool(value: object) -> str:
@@ -90,7 +95,7 @@ class Kernel:
             return f"(uint64_t)params[{self.params.index(operand)}]"
         if operand in self.locals:
             return f"(uint64_t){identifier(operand)}"
-        if SHARED_SYMBOL in operand:
+        if any(symbol in operand for symbol in SHARED_SYMBOLS):
             return f"({cpp})ptx::kSharedBase"
         raise UnsupportedPtx(f"operand {operand!r}")
 
@@ -169,8 +174,10 @@ expression(r"add(\.rn)?\.(?P<t>f32)", "{0} + {1}")
 expression(r"sub(\.rn)?\.(?P<t>f32)", "{0} - {1}")
 expression(r"mul(\.rn)?\.(?P<t>f32)", "{0} * {1}")
 expression(r"div\.rn\.(?P<t>f32)", "{0} / {1}")
+expression(r"div\.full\.(?P<t>f32)", "{0} / {1}")  # to 2 units in the last place
 expression(r"rcp\.rn\.(?P<t>f32)", "1.0f / {0}")
 expression(r"fma\.rn\.(?P<t>f32)", "__builtin_fmaf({0}, {1}, {2})")
+expression(r"fma\.rn\.ftz\.(?P<t>f32)", "ptx::flushed_fma({0}, {1}, {2})")
 expression(r"min\.(?P<t>f32)", "__builtin_fminf({0}, {1})")
 expression(r"max\.(?P<t>f32)", "__builtin_fmaxf({0}, {1})")
 expression(r"min\." + INT, "{0} < {1} ? {0} : {1}")
@@ -187,6 +194,7 @@ expression(r"not\.(?P<t>pred)", "!{0}")
 expression(r"not\.(?P<t>b16|b32|b64)", "~{0}")
 expression(r"shl\." + ANY, "ptx::shift_left({0}, {1})", "1=u32")
 expression(r"shr\." + ANY, "ptx::shift_right({0}, {1})", "1=u32")
+expression(r"bfe\.(?P<t>[us](?:32|64))", "ptx::extract_bits({0}, {1}, {2})", "1=u32 2=u32")
 expression(r"bfi\.(?P<t>b32|b64)", "ptx::insert_bits({0}, {1}, {2}, {3})", "2=u32 3=u32")
 expression(r"selp\." + ANY, "{2} ? {0} : {1}", "2=pred")
 expression(r"cvt\.rn\.bf16x2\.f32", "dev::pack<dev::bf16>({1}, {0})", "0=f32 1=f32")
@@ -245,21 +253,19 @@ def cvt(k: Kernel, m: re.Match, a: list[str]) -> str:
 
 @instruction(r"ld\.param(\.v(?P<n>[24]))?\." + ANY)
 def ld_param(k: Kernel, m: re.Match, a: list[str]) -> str:
-    registers = a[0] if m["n"] else f"{{{a[0]}}}"
     load = f"{CPP_TYPES[m['t']]} t[{m['n'] or 1}]; memcpy(t, {k.pointer(a[1], 'param')}, sizeof t);"
-    return f"{{ {load} {k.scatter(registers, m['t'], 't')} }}"
+    return f"{{ {load} {k.scatter(in_braces(a[0]), m['t'], 't')} }}"
 
 
 @instruction(r"ld(\.volatile)?(\.(?P<space>shared|global|local))?(\.nc)?(\.v(?P<n>[24]))?\." + ANY)
 def ld(k: Kernel, m: re.Match, a: list[str]) -> str:
-    registers = a[0] if m["n"] else f"{{{a[0]}}}"
-    pointer = k.pointer(a[1], m["space"] or "generic")
-    return f"{{ {CPP_TYPES[m['t']]} t[{m['n'] or 1}]; ptx::load({pointer}, t); {k.scatter(registers, m['t'], 't')} }}"
+    load = f"ptx::load({k.pointer(a[1], m['space'] or 'generic')}, t);"
+    return f"{{ {CPP_TYPES[m['t']]} t[{m['n'] or 1}]; {load} {k.scatter(in_braces(a[0]), m['t'], 't')} }}"
 
 
 @instruction(r"st(\.volatile)?(\.(?P<space>shared|global|local))?(\.v(?P<n>[24]))?\." + ANY)
 def st(k: Kernel, m: re.Match, a: list[str]) -> str:
-    values = k.array(CPP_TYPES[m["t"]], "t", m["t"], a[1] if m["n"] else f"{{{a[1]}}}")
+    values = k.array(CPP_TYPES[m["t"]], "t", m["t"], in_braces(a[1]))
     return f"{{ {values} ptx::store({k.pointer(a[0], m['space'] or 'generic')}, t); }}"
 
 
@@ -333,10 +339,11 @@ def wgmma(k: Kernel, m: re.Match, a: list[str]) -> str:
 
 @instruction(r"cp\.async\.(cg|ca)\.shared\.global")
 def cp_async(k: Kernel, m: re.Match, a: list[str]) -> str:
-    if (m[1], a[2]) not in {("cg", "16"), ("ca", "8")}:
+    size = int(a[2], 0)
+    if (m[1], size) not in {("cg", 16), ("ca", 4), ("ca", 8), ("ca", 16)}:
         raise UnsupportedPtx(f"{m[0]} of {a[2]} bytes")
-    valid = f"ptx::is_whole({k.value(a[3], 'u32')}, {a[2]})" if len(a) > 3 else "true"
-    return f"dev::cp_async_{a[2]}({k.address(a[0])}, {k.pointer(a[1], 'global')}, {valid});"
+    valid = f"ptx::is_whole({k.value(a[3], 'u32')}, {size})" if len(a) > 3 else "true"
+    return f"emu::cp_async({k.address(a[0])}, {k.pointer(a[1], 'global')}, {size}, {valid});"
 
 
 def tensor_operand(k: Kernel, operand: str, rank: str) -> tuple[str, str]:

@@ -32,15 +32,16 @@ def attend(
     row, row_end, a, a_end, b, b_end, slot,
     q_row, q_head, k_row, k_head, v_row, v_head, kt_row, kt_head, vt_row, vt_head,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PART_ROWS: tl.constexpr,
-    STAGES: tl.constexpr, TIV_APART: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, TIV_APART: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """softmax(q k^T) v of up to BLOCK_Q rows over one piece of their ranges A and B."""
     m_q = row + tl.arange(0, BLOCK_Q) < row_end
     # [BLOCK_Q, BLOCK_D]
     p_q = row_pointer(Q, row, q_row, i_h, q_head) + block_offsets(BLOCK_Q, q_row, BLOCK_D)
     b_q = load_masked(p_q, m_q, D, BLOCK_D)
-    b_q = tl.where(scale < 0, -b_q, b_q)  # the running maximum needs a scale >= 0
-    abs_scale = tl.abs(scale)
+    if NEGATIVE:  # the running maximum needs a scale >= 0
+        b_q = -b_q
+        scale = -scale
 
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
@@ -55,9 +56,7 @@ def attend(
         # [BLOCK_K, BLOCK_D]
         b_k = load_full(p_k, D, BLOCK_D)
         b_v = load_full(p_v, D, BLOCK_D)
-        b_max, b_sum, b_acc = online_softmax_update(
-            b_q, b_k, b_v, b_max, b_sum, b_acc, abs_scale, None, False, PRECISION
-        )
+        b_max, b_sum, b_acc = online_softmax_update(b_q, b_k, b_v, b_max, b_sum, b_acc, scale, None, False, PRECISION)
 
     a_tail = (a_end - a) - n_a * BLOCK_K
     b_tail = (b_end - b) - n_b * BLOCK_K
@@ -68,7 +67,7 @@ def attend(
         # [BLOCK_K, BLOCK_D]
         b_k = load_masked(p_k, m_k, D, BLOCK_D)
         b_v = load_masked(p_v, m_k, D, BLOCK_D)
-        b_max, b_sum, b_acc = online_softmax_update(b_q, b_k, b_v, b_max, b_sum, b_acc, abs_scale, m_k, True, PRECISION)
+        b_max, b_sum, b_acc = online_softmax_update(b_q, b_k, b_v, b_max, b_sum, b_acc, scale, m_k, True, PRECISION)
 
     b_acc = b_acc / b_sum[:, None]
     b_lse = b_max + tl.log2(b_sum)
@@ -114,6 +113,7 @@ def forward_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     TIV_APART: tl.constexpr,
+    NEGATIVE: tl.constexpr,  # the sign of the scale: known only at run time it would keep Q in registers
     PRECISION: tl.constexpr,
 ):
     """Program (tile, head); a tile that is at most half full runs at half the height."""
@@ -124,12 +124,12 @@ def forward_kernel(
             Q, K, V, K_TIV, V_TIV, OUT, LSE, PART_OUT, PART_LSE, scale, heads, i_h, i_h // GROUP,
             row, row_end, a, a_end, b, b_end, slot,
             q_row, q_head, k_row, k_head, v_row, v_head, kt_row, kt_head, vt_row, vt_head,
-            D, BLOCK_D, BLOCK_Q, BLOCK_K, BLOCK_Q, STAGES, TIV_APART, PRECISION,
+            D, BLOCK_D, BLOCK_Q, BLOCK_K, BLOCK_Q, STAGES, TIV_APART, NEGATIVE, PRECISION,
         )  # fmt: skip
     else:
         attend(
             Q, K, V, K_TIV, V_TIV, OUT, LSE, PART_OUT, PART_LSE, scale, heads, i_h, i_h // GROUP,
             row, row_end, a, a_end, b, b_end, slot,
             q_row, q_head, k_row, k_head, v_row, v_head, kt_row, kt_head, vt_row, vt_head,
-            D, BLOCK_D, SHORT_Q, BLOCK_K, BLOCK_Q, STAGES, TIV_APART, PRECISION,
+            D, BLOCK_D, SHORT_Q, BLOCK_K, BLOCK_Q, STAGES, TIV_APART, NEGATIVE, PRECISION,
         )  # fmt: skip

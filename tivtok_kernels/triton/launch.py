@@ -34,6 +34,7 @@ class Shape(NamedTuple):
     group: int  # query heads per key head
     tiv_apart: bool
     math: Math
+    negative: bool = False  # the sign of the scale; forward only
 
 
 class Plan(NamedTuple):
@@ -58,7 +59,7 @@ def constants(kernel: Pass, shape: Shape, config: Config) -> dict[str, object]:
         "TIV_APART": shape.tiv_apart,
         "PRECISION": "tf32" if shape.math == "tf32" else "ieee",
     }
-    return values | {"SHORT_Q": config.short_q} if kernel == "forward" else values
+    return values | {"SHORT_Q": config.short_q, "NEGATIVE": shape.negative} if kernel == "forward" else values
 
 
 def merge_constants(shape: Shape, block: int) -> dict[str, object]:
@@ -136,9 +137,9 @@ def _key_gradients(
     return grads
 
 
-def _shape(call: Call) -> Shape:
-    q, k = call.q, call.k
-    return Shape(q.shape[2], q.shape[1] // k.shape[1], call.tiv is not None, math_of(q.dtype))
+def _shape(kernel: Pass, call: Call) -> Shape:
+    q, k, negative = call.q, call.k, kernel == "forward" and call.scale < 0
+    return Shape(q.shape[2], q.shape[1] // k.shape[1], call.tiv is not None, math_of(q.dtype), negative)
 
 
 def math_of(dtype: torch.dtype) -> Math:
@@ -151,7 +152,7 @@ def float32_math() -> Math:
 
 
 def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
-    shape, device = _shape(call), call.q.device
+    shape, device = _shape(kernel, call), call.q.device
     config = configs.select(kernel, device, configs.padded(shape.head_dim), shape.math)
     plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, configs.workers(device, config), device)
     return hold(plan, device, plan.work)

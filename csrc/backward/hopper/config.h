@@ -15,6 +15,7 @@ struct GradientConfig {
     static constexpr int kStages = kStages_;  // steps in shared memory
     static constexpr int kBlocksPerSm = 1;
     static_assert(kHeadDim % 64 == 0, "whole panels");
+    static_assert(kStages >= 2, "a step is signed when the copies of the next one have begun");
 
     // One warpgroup copies; each of the others owns 64 rows of the gradients, the M of wgmma, so that P and dS go from
     // one product into the next in its registers.

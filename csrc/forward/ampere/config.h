@@ -13,6 +13,7 @@ struct ForwardConfig {
         kRowTiles_;                           // 16-row products per warp: each fragment of K or V serves all of them
     static constexpr int kBlockK = kBlockK_;  // keys per step
     static constexpr int kRing = kRing_;      // tiles of K or V in shared memory, all but one of them in flight
+    static_assert(kRing >= 2, "a turn copies to where the last one was");
     static constexpr int kBlocksPerSm = kBlocksPerSm_;
 
     static constexpr int kWarps = kWarps_;
@@ -25,7 +26,8 @@ struct ForwardConfig {
     // conflicts, and addresses are sums with constants, where a swizzle would cost a tenth of all instructions.
     static constexpr int kPitch = 2 * kHeadDim + 16;  // bytes
     static_assert(kHeadDim % 32 == 0);
-    static constexpr int kSharedBytes = (kBlockQ + kRing * kBlockK) * kPitch;
+    static constexpr int kTileBytes = (kBlockQ + kRing * kBlockK) * kPitch;
+    static constexpr int kSharedBytes = kTileBytes + 64;  // and where the rows of K and of V lie
 
     // Fragments of Q that fit beside the accumulators stay in registers; wider ones are read again for every step.
     static constexpr bool kKeepQ = kHeadDim <= 64;

@@ -86,8 +86,9 @@ DEVICE void copy_tile(uint32_t tile, const RowSource& source, int first, int col
 // of kRing - 1 turns later to where that of the turn before was.
 template <class C>
 struct KeyValueRing {
-    KeyRows keys, values;
-    uint32_t slots;  // shared address
+    const KeyRows* rows;  // of K, of V; in shared memory, since every register counts
+    int count;            // of rows
+    uint32_t slots;       // shared address
     int columns;
     uint32_t slot = 0;  // of the next turn
 
@@ -113,9 +114,7 @@ struct KeyValueRing {
   private:
     DEVICE void copy(int turn, uint32_t slot) {
         const int first = turn / 2 * C::kBlockK;
-        if (first < keys.count) {
-            copy_tile<C, C::kBlockK>(slots + slot * kSlotBytes, turn % 2 ? values : keys, first, columns);
-        }
+        if (first < count) copy_tile<C, C::kBlockK>(slots + slot * kSlotBytes, KeyRows(rows[turn % 2]), first, columns);
         dev::cp_async_commit();  // an empty group at the end, so that the count of pending ones stays true
     }
 };
@@ -363,8 +362,15 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) forward(const __
 
     copy_tile<C, C::kBlockQ>(q_tile, QueryRows(p.q, tile, i_h), 0, p.head_dim);
     dev::cp_async_commit();
-    const KeyRows keys(p.k_tiv, p.k, tile, i_kh), values(p.v_tiv, p.v, tile, i_kh);
-    KeyValueRing<C> ring{keys, values, q_tile + C::kBlockQ * C::kPitch, p.head_dim};
+    KeyRows* rows = reinterpret_cast<KeyRows*>(q_bytes + C::kTileBytes);
+    static_assert(2 * sizeof(KeyRows) <= C::kSharedBytes - C::kTileBytes);
+    if (threadIdx.x == 0) {
+        rows[0] = KeyRows(p.k_tiv, p.k, tile, i_kh);
+        rows[1] = KeyRows(p.v_tiv, p.v, tile, i_kh);
+    }
+    __syncthreads();
+    const int count = tile.a_end - tile.a + tile.b_end - tile.b;
+    KeyValueRing<C> ring{rows, count, q_tile + C::kBlockQ * C::kPitch, p.head_dim};
     ring.start();
     dev::cp_async_wait<C::kRing - 1>();
     if (p.scale < 0) negate_q<C>(q_bytes);
@@ -373,11 +379,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) forward(const __
     // The smallest positive scale stands for 0, which would make NaN of a masked score's -inf.
     WarpSoftmax<C> state(q_tile, fmaxf(fabsf(p.scale) * dev::kLog2E, FLT_MIN));
     const bool has_rows = threadIdx.x / 32 * C::kWarpRows < tile.row_end - tile.row;  // else this warp only copies
-    for (int step = 0; step * C::kBlockK < keys.count; ++step) {
+    for (int step = 0; step * C::kBlockK < count; ++step) {
         typename WarpSoftmax<C>::Scores s;
         const uint32_t k_tile = ring.template turn<0>(step);
         if (has_rows) {
-            state.scores(s, k_tile, keys.count - step * C::kBlockK);
+            state.scores(s, k_tile, count - step * C::kBlockK);
             state.weights(s);
         }
         const uint32_t v_tile = ring.template turn<1>(step);

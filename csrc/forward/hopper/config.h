@@ -20,6 +20,8 @@ struct ForwardConfig {
     static constexpr int kPairs = kPairs_;
     static constexpr int kMinRing = 2;  // one would deadlock: the next V is awaited before this one is signed off
 
+    static_assert(kPairs >= kMinRing);
+
     static constexpr int kConsumers = 2;  // warpgroups
     static constexpr int kBlockQ = kConsumers * kGroupRows;
     static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;

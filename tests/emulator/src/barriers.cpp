@@ -9,6 +9,7 @@ namespace {
 
 void arrive_at_barrier(int id, int expected, bool wait, void* pc) {
     Barrier& b = block.barriers[id];
+    record(wait ? kSync : kArriveNamed, id, expected);
     if (expected % 32 || expected > (block.num_threads + 31) / 32 * 32 || expected <= 0) {
         report("barrier", pc, "barrier %d with a thread count of %d; the block has %d threads", id, expected,
                block.num_threads);
@@ -122,6 +123,7 @@ void mbar_init(uint32_t bar, uint32_t count) {
     Mbarrier& m = block.mbarriers.emplace_back();
     m.offset = offset, m.count = m.pending = count, m.initialiser = block.current;
     m.arriving.reset(block.num_agents), m.completed.reset(block.num_agents);
+    record(kInit, offset, count);
 }
 
 void fence_mbar_init() {
@@ -136,12 +138,15 @@ void fence_proxy_async() {
 
 void mbar_arrive(uint32_t bar) {
     void* pc = CALLER;
-    arrive_at_mbarrier(block.mbarriers[find_mbarrier(bar, pc, "mbarrier.arrive")], pc);
+    Mbarrier& m = block.mbarriers[find_mbarrier(bar, pc, "mbarrier.arrive")];
+    record(kArrive, m.offset, 1);
+    arrive_at_mbarrier(m, pc);
 }
 
 void mbar_arrive_expect_tx(uint32_t bar, uint32_t bytes) {
     void* pc = CALLER;
     Mbarrier& m = block.mbarriers[find_mbarrier(bar, pc, "mbarrier.arrive.expect_tx")];
+    record(kExpect, m.offset, bytes);
     m.pending_bytes += bytes;
     arrive_at_mbarrier(m, pc);
 }
@@ -156,6 +161,7 @@ bool mbar_try_wait(uint32_t bar, uint32_t parity) {
         sleep("mbarrier", pc, [i, parity] { return describe(block.mbarriers[i], parity); });
     }
     if (!completed()) return false;
+    record(kWait, block.mbarriers[i].offset, parity & 1);
     if (block.mbarriers[i].phase) block.self().known.join(block.mbarriers[i].completed);
     return true;
 }

@@ -105,8 +105,34 @@ void finish_load(const LoadOp& op) {
 
 }  // namespace
 
+namespace {
+
+void copy(uint32_t destination, const void* source, uint32_t size, bool valid, void* pc) {
+    Thread& t = block.self();
+    ++counters.cp_async;
+    const uint32_t offset = destination - kSharedBase;
+    if (destination % size || reinterpret_cast<uintptr_t>(source) % size) {
+        return report("misaligned", pc, "cp.async of %u bytes from %p to shared address %u", size, source, destination);
+    }
+    if (!inside_shared(offset, size, pc, "cp.async")) return;
+    if (valid && !is_global(source)) return report("oob-global", pc, "cp.async from %p, no device memory", source);
+    if (valid) check_global(source, size, false, pc, "cp.async");
+    check_shared_write(offset, size, {uint32_t(t.index), t.known, false, pc, "cp.async"});
+    record(kCopy, 0, 0, offset, offset + size);
+    memset(block.shared + offset, kPoison, size);
+    mark_shared(offset, size, t.index, t.known.all[t.index], CellState::in_flight, false);
+    t.open_copies.push_back({offset, static_cast<const uint8_t*>(source), size, !valid, pc});
+}
+
+}  // namespace
+
+void cp_async(uint32_t destination, const void* source, uint32_t size, bool valid) {
+    copy(destination, source, size, valid, CALLER);
+}
+
 void cp_async_wait(int pending) {
     Thread& t = block.self();
+    record(kCopiesWaited, 0, pending);
     for (; t.copy_groups.size() > size_t(pending); t.copy_groups.pop_front())
         finish_copies(t.index, t.copy_groups.front());
 }
@@ -133,6 +159,7 @@ void tma_load(uint32_t destination, const CUtensorMap* map, uint32_t bar, int ra
         report("proxy-fence", pc, "TMA load on mbarrier %u, which no fence has published since its initialisation",
                bar);
     check_shared_write(tile.offset, tile.bytes, {uint32_t(block.current), block.self().known, true, pc, "TMA load"});
+    record(kLoad, m.offset, tile.bytes, tile.offset, tile.offset + tile.bytes);
     memset(block.shared + tile.offset, kPoison, tile.bytes);
     mark_shared(tile.offset, tile.bytes, block.mbarrier_agent(mbarrier), m.phase + 1, CellState::in_flight, true);
     block.loads.push_back({tile, mbarrier, block.current});
@@ -183,32 +210,17 @@ using namespace emu;
 
 namespace dev {
 
-static void cp_async(uint32_t destination, const void* source, uint32_t size, bool valid, void* pc) {
-    Thread& t = block.self();
-    ++counters.cp_async;
-    const uint32_t offset = destination - kSharedBase;
-    if (destination % size || reinterpret_cast<uintptr_t>(source) % size) {
-        return report("misaligned", pc, "cp.async of %u bytes from %p to shared address %u", size, source, destination);
-    }
-    if (!inside_shared(offset, size, pc, "cp.async")) return;
-    if (valid && !is_global(source)) return report("oob-global", pc, "cp.async from %p, no device memory", source);
-    if (valid) check_global(source, size, false, pc, "cp.async");
-    check_shared_write(offset, size, {uint32_t(t.index), t.known, false, pc, "cp.async"});
-    memset(block.shared + offset, kPoison, size);
-    mark_shared(offset, size, t.index, t.known.all[t.index], CellState::in_flight, false);
-    t.open_copies.push_back({offset, static_cast<const uint8_t*>(source), size, !valid, pc});
-}
-
 void cp_async_16(uint32_t destination, const void* source, bool valid) {
-    cp_async(destination, source, 16, valid, CALLER);
+    emu::copy(destination, source, 16, valid, CALLER);
 }
 
 void cp_async_8(uint32_t destination, const void* source, bool valid) {
-    cp_async(destination, source, 8, valid, CALLER);
+    emu::copy(destination, source, 8, valid, CALLER);
 }
 
 void cp_async_commit() {
     Thread& t = block.self();
+    record(kCopiesCommitted, 0, 0);
     t.copy_groups.push_back(std::move(t.open_copies));
     t.open_copies.clear();
 }

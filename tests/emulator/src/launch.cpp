@@ -157,6 +157,7 @@ void emu_configure(const Options* new_options) {
     options = *new_options;
     counters = {};
     clear_reports();
+    clear_events();
 }
 
 const Counters* emu_counters() { return &counters; }

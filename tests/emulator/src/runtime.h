@@ -11,6 +11,33 @@ struct Options {
     uint64_t seed = 0;          // 0: threads in order, copies as late as possible; else both in random order
     uint32_t eager_copies = 0;  // TMA loads complete at issue
     uint32_t seconds = 60;      // of processor time after which a launch is given up
+    uint32_t record = 0;        // keeps Events
+    // Lets a thread of translated PTX store what is already there, whoever wrote it: triton has several threads store
+    // the same number where its layout holds it several times.
+    uint32_t repeated_stores = 0;
+};
+
+enum EventKind : uint32_t {  // subject, amount; shared offsets first ... last
+    kInit,                   // mbarrier, arrivals of a phase
+    kArrive,                 // mbarrier
+    kExpect,                 // mbarrier, bytes: also an arrival
+    kWait,                   // mbarrier, parity; when it is over
+    kSync,                   // named barrier, threads; 0 is __syncthreads
+    kArriveNamed,            // the same without waiting
+    kLoad,                   // mbarrier, bytes; destination
+    kCopy,                   // cp.async: destination
+    kCopiesCommitted,
+    kCopiesWaited,  // -, pending groups
+    kRead,          // a wgmma's operand; of the first thread of the warpgroup, as all of wgmma
+    kReadsCommitted,
+    kReadsWaited,  // -, pending groups
+    kPlainRead,
+    kPlainWrite,
+};
+
+// Something a thread did to barriers or to shared memory.
+struct Event {
+    uint32_t block, thread, kind, subject, amount, first, last;
 };
 
 struct Counters {  // since emu_configure
@@ -32,6 +59,8 @@ void emu_configure(const emu::Options* options);
 const emu::Counters* emu_counters();
 // A JSON list of findings {kind, message, where, count}; valid until the next call.
 const char* emu_reports();
+// The events since emu_configure, in the order in which they happened; valid until the next call.
+const emu::Event* emu_events(size_t* count);
 
 // A dlopen handle of C++ made by ptx2cpp.py, whose kernels then replace those of the same name; null: none.
 void emu_use_ptx(void* library);

@@ -1,6 +1,8 @@
 // The shadow of shared memory: one cell for every two bytes says who wrote them last and whether an asynchronous copy
 // is on its way there; beside it stands who read them last, one slot for each warp, each warpgroup's wgmma and the TMA
 // stores.
+#include <cstring>
+
 #include "state.h"
 
 namespace emu {
@@ -59,6 +61,15 @@ void check_last_write(uint32_t cell_number, const Access& access, bool write) {
 
 }  // namespace
 
+bool is_repeated_store(const void* p, const void* value, size_t bytes) {
+    const size_t offset = static_cast<const uint8_t*>(p) - block.shared;
+    if (!options.repeated_stores || offset >= block.shared_bytes || bytes > block.shared_bytes - offset) return false;
+    for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i) {
+        if (block.cells[i].state != CellState::written) return false;
+    }
+    return !memcmp(p, value, bytes);
+}
+
 std::string agent_name(uint32_t agent) {
     const uint32_t loads = block.mbarrier_agent(0), wgmma = block.wgmma_agent(0), stores = block.store_agent();
     if (agent < loads) return "thread " + std::to_string(agent);
@@ -103,12 +114,14 @@ void mark_shared(uint32_t offset, uint32_t bytes, uint32_t agent, Epoch epoch, C
 }
 
 void thread_reads_shared(uint32_t offset, uint32_t bytes, int thread, void* pc, const char* what) {
+    record_of(thread, kPlainRead, 0, 0, offset, offset + bytes);
     const uint32_t lane = thread % 32, epoch = block.threads[thread].known.all[thread];
     check_shared_read(offset, bytes, thread_access(thread, pc, what), thread / 32,
                       1u << 31 | lane << kLaneShift | (epoch & kEpochMask));
 }
 
 void thread_writes_shared(uint32_t offset, uint32_t bytes, int thread, void* pc, const char* what) {
+    record_of(thread, kPlainWrite, 0, 0, offset, offset + bytes);
     check_shared_write(offset, bytes, thread_access(thread, pc, what));
     mark_shared(offset, bytes, thread, block.threads[thread].known.all[thread], CellState::written, false);
 }

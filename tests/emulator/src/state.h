@@ -234,6 +234,13 @@ inline void next_epoch(int thread) { ++block.threads[thread].known.all[thread]; 
 std::string location(void* pc);
 void clear_reports();
 
+// Keeps an event of a thread, where Options::record asks for it.
+void record_of(int thread, EventKind kind, uint32_t subject, uint32_t amount, uint32_t first = 0, uint32_t last = 0);
+inline void record(EventKind kind, uint32_t subject, uint32_t amount, uint32_t first = 0, uint32_t last = 0) {
+    record_of(block.current, kind, subject, amount, first, last);
+}
+void clear_events();
+
 // -------------------------------------------------------------------------------------------------------- memory
 
 bool inside_shared(uint32_t offset, uint32_t bytes, void* pc, const char* what);

@@ -80,13 +80,16 @@ void check_operand(const Operand& operand, int n, int warpgroup, Epoch epoch, co
                operand.start);
     }
     const Access access{uint32_t(block.wgmma_agent(warpgroup)), known, true, pc, "wgmma"};
+    uint32_t first = UINT32_MAX, last = 0;
     for (int i = 0; i < n; i += operand.is_mn ? 8 : 1) {
         for (int k = 0; k < 16; k += operand.is_mn ? 1 : 8) {
             const uint32_t offset = operand.address(i, k) - kSharedBase;
             if (!inside_shared(offset, 16, pc, "wgmma operand")) return;
             check_shared_read(offset, 16, access, block.num_warps + warpgroup, epoch);
+            first = std::min(first, offset), last = std::max(last, offset + 16);
         }
     }
+    record_of(warpgroup * 128, kRead, 0, 0, first, last);
 }
 
 Knowledge known_to_all(int first_thread) {
@@ -275,6 +278,7 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t desc_a, uint64_t desc_b,
 void wgmma_wait(int pending) {
     const int first = block.warpgroup_start();
     meet(Collective::wgmma_wait, nullptr, CALLER, [&](Warpgroup& group) {
+        record_of(first, kReadsWaited, 0, pending);
         retire(group, pending);
         group.fenced = false;
         for (int t = first; t < first + 128; ++t) {
@@ -306,6 +310,7 @@ void wgmma_fence() {
 
 void wgmma_commit() {
     meet(Collective::wgmma_commit, nullptr, CALLER, [](Warpgroup& group) {
+        record_of(block.warpgroup_start(), kReadsCommitted, 0, 0);
         group.groups.push_back(std::move(group.open));
         group.open.clear();
     });

@@ -36,6 +36,7 @@ uint32_t shuffle(uint32_t value, Shuffle mode, int argument, uint32_t mask);
 void matrix_load(uint32_t* registers, int count, bool transposed, uint32_t address);
 void matrix_store(const uint32_t* registers, int count, bool transposed, uint32_t address);
 void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool is_bf16);
+void cp_async(uint32_t destination, const void* source, uint32_t size, bool valid);  // of 4, 8 or 16 bytes
 void cp_async_wait(int pending);
 void tma_load(uint32_t destination, const CUtensorMap* map, uint32_t bar, int rank, const int* coordinates);
 void tma_store(const CUtensorMap* map, uint32_t source, int rank, const int* coordinates);

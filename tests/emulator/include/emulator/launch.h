@@ -17,6 +17,9 @@ using TranslatedKernel = void (*)(void** params);
 void launch_threads(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& thread,
                     bool is_translated = false);
 
+// Whether translated PTX stores to shared memory what was written there before, and may.
+bool is_repeated_store(const void* p, const void* value, size_t bytes);
+
 // The C++ made from nvcc's PTX of this kernel where emu_use_ptx has named a library (lacking the kernel is a finding),
 // else null.
 TranslatedKernel translated_kernel(void* kernel);

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "common/device.h"
+#include "emulator/launch.h"
 
 extern "C" {
 void __tsan_read1(void*);
@@ -61,6 +62,7 @@ void load(void* p, T (&t)[kCount]) {
 
 template <class T, size_t kCount>
 void store(void* p, const T (&t)[kCount]) {
+    if (emu::is_repeated_store(p, t, sizeof t)) return;
     switch (sizeof t) {
         case 1:
             __tsan_write1(p);
@@ -110,7 +112,22 @@ T insert_bits(T bits, T into, uint32_t position, uint32_t length) {
     return (into & ~mask) | (shift_left(bits, position) & mask);
 }
 
-// cp.async copies 16 bytes or, for a source size of 0, writes zeros; our kernels use nothing in between.
+// The highest bit of the field is the sign.
+template <class T>
+T extract_bits(T x, uint32_t position, uint32_t length) {
+    if (!length) return 0;
+    const T moved = shift_right(x, position);
+    const uint32_t above = position + length >= 8 * sizeof(T) ? 0 : 8 * sizeof(T) - length;
+    return T(shift_left(moved, above)) >> above;
+}
+
+// Subnormal numbers are zeros, before and after.
+inline float flushed_fma(float a, float b, float c) {
+    return dev::flush_subnormal(
+        __builtin_fmaf(dev::flush_subnormal(a), dev::flush_subnormal(b), dev::flush_subnormal(c)));
+}
+
+// cp.async copies all of its bytes or, for a source size of 0, writes zeros; our kernels use nothing in between.
 inline bool is_whole(uint32_t source_bytes, uint32_t bytes) { return source_bytes == bytes; }
 
 }  // namespace ptx
