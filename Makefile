@@ -9,13 +9,13 @@ ifeq ($(wildcard /dev/nvidiactl /dev/dxg),)
 export TIVTOK_BUILD_CUDA ?= 0
 endif
 
-.PHONY: demo test test-emulator test-compilers test-processors test-ray lint docs bench gpu clean
+.PHONY: demo test test-emulator test-compilers test-programs test-processors test-ray lint docs bench gpu clean
 
 demo: .venv/demo-ready
 	$(BIN)/tivtok demo demo
 
 test: .venv/test-ready
-	$(BIN)/python -m pytest -n auto -m "not (emulator or compilers) or smoke" tests
+	$(BIN)/python -m pytest -n auto -m "not (emulator or compilers or programs) or smoke" tests
 
 # What `make test` leaves out: GPU kernels compiled, and run on the emulator with every planted fault.
 test-emulator: .venv/test-ready
@@ -24,6 +24,10 @@ test-emulator: .venv/test-ready
 # And this: the CPU engine built anew, under sanitizers and for Arm; the package installed where there is no compiler.
 test-compilers: .venv/test-ready
 	$(BIN)/python -m pytest -m compilers tests
+
+# And this: training in several processes, and the peak memory of whole programs.
+test-programs: .venv/test-ready
+	$(BIN)/python -m pytest -n auto -m programs tests
 
 # Numbers and streams once more, as older processors compute them: without AVX on one thread, then with AVX2 at most on all.
 # On a processor without AVX2, or an Arm one, torch says so and uses what there is.

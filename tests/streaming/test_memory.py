@@ -15,7 +15,7 @@ from tivtok.tokenizer import TivTok
 FRAME_BYTES = 3 * HEIGHT * WIDTH  # as uint8; a float32 copy is four times that
 SHORT, LONG = 48, 480
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+pytestmark = [pytest.mark.programs, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")]
 
 
 @pytest.fixture(scope="module")

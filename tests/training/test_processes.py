@@ -54,6 +54,8 @@ image_size = 28
 start = {start}
 """
 
+pytestmark = pytest.mark.programs
+
 DDP = ("-m", "tivtok", "train")
 FSDP = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
 STOPPED = str(Path(__file__).with_name("stopped.py"))
