@@ -283,20 +283,23 @@ class TivTok(nn.Module):
             return tokens.tv.new_empty(tokens.tv.shape[0], 3, 0, tokens.height, tokens.width)
         groups, where = (wanted // per_group).unique(return_inverse=True)
         budgets, budget_of_group = tokens.counts_of(groups).unique(dim=0, return_inverse=True)
-        alike = [(budget_of_group == number).nonzero().squeeze(1) for number in range(len(budgets))]
+        by_set = tokens.sets_of(groups).argsort(stable=True)
+        alike = [by_set[budget_of_group[by_set] == number] for number in range(len(budgets))]
         parts = [self._decode_alike(tokens, groups[at], *budgets[n].tolist()) for n, at in enumerate(alike)]
-        video = torch.cat(parts, dim=2)
+        video = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # which would copy it
         place_of_group = torch.cat(alike).argsort()
         return video[:, :, (place_of_group[where] * per_group + wanted % per_group).to(video.device)]
 
     def _decode_alike(self, tokens: Tokens, groups: Tensor, num_tiv: int, num_tv: int) -> Tensor:
-        """The frames of ``groups`` (n,), which have as many tokens each: (B, 3, n * frames per group, H, W)."""
-        sets, set_of_group = tokens.sets_of(groups).unique(return_inverse=True)
-        order = set_of_group.argsort(stable=True)
+        """The frames of ``groups`` (n,), in the order of their sets and with as many tokens each.
+
+        Returns:
+            (B, 3, n * frames per group, H, W).
+        """
+        sets, groups_of_set = tokens.sets_of(groups).unique(return_counts=True)
         prepared = self.prepare(tokens.tiv[:, sets.to(tokens.tiv.device)][:, :, :num_tiv])
-        tv = tokens.tv[:, groups[order].to(tokens.tv.device)][:, :, :num_tv]
-        video = self.decode_groups(prepared, tv, set_of_group.bincount().tolist(), tokens.height, tokens.width)
-        return video.unflatten(2, (len(groups), -1))[:, :, order.argsort().to(video.device)].flatten(2, 3)
+        tv = tokens.tv[:, groups.to(tokens.tv.device)][:, :, :num_tv]
+        return self.decode_groups(prepared, tv, groups_of_set.tolist(), tokens.height, tokens.width)
 
     def prepare(self, tiv: Tensor) -> Prepared:
         """Compute what `decode_groups` needs of the TIV sets (B, S, N_TIV, D), once for any number of calls."""

@@ -14,7 +14,7 @@ from rich.progress import track
 from benchmarks.cards.baseline import best_resampling
 from benchmarks.cards.divided_dct import DividedDct
 from benchmarks.dumps import beside, write_json
-from benchmarks.studies.factorisation import LENGTHS, Clip, bucket, load, psnr, still
+from benchmarks.studies.factorisation import LENGTHS, Clip, bucket, load, means_over_sources, psnr, still
 from benchmarks.studies.record import fingerprint
 from tivtok.files import replacing
 from tivtok.model.config import TivTokConfig
@@ -52,7 +52,7 @@ def divisions(
     out.print(f"wrote {path} and .md", soft_wrap=True)
 
 
-def measure(config: TivTokConfig, clips: Sequence[Clip]) -> dict[str, dict[str, float]]:
+def measure(config: TivTokConfig, clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
     """By length: dB, means over sources of the means of their clips, of each row, of all clips and of moving ones."""
     follows, stays, step = DividedDct(config), DividedDct(config, follows=False), config.chunk_frames
     measured = {}
@@ -67,25 +67,18 @@ def measure(config: TivTokConfig, clips: Sequence[Clip]) -> dict[str, dict[str, 
             "own sets": follows(videos, frames // step),
             "resampling": best_resampling(videos, config.num_tokens(frames) * config.latent_dim)[1],
         }
-        moves = [bucket(psnr(still(c.video[:, :, :step]), c.video[:, :, :step])) != "still" for c in long]
-        numbers = {row: [psnr(a, b) for a, b in zip(x, videos, strict=True)] for row, x in rows.items()}
-        measured[str(frames)] = {
-            f"{row}{', moving' if moving else ''}": _mean_of_sources(
-                [(c.source, n) for c, n, m in zip(long, values, moves, strict=True) if m or not moving]
-            )
-            for row, values in numbers.items()
-            for moving in (False, True)
-        }
+        of_clips = [
+            {"source": clip.source} | {row: psnr(x[at], videos[at]) for row, x in rows.items()}
+            for at, clip in enumerate(long)
+        ]
+        first = videos[:, :, :step]
+        moves = [bucket(psnr(still(video[None]), video[None])) != "still" for video in first]
+        moving = means_over_sources([values for values, does in zip(of_clips, moves, strict=True) if does])
+        measured[str(frames)] = means_over_sources(of_clips) | {f"{row}, moving": x for row, x in moving.items()}
     return measured
 
 
-def _mean_of_sources(values: Sequence[tuple[str, float]]) -> float:
-    sources = sorted({source for source, _ in values})
-    of_sources = [[v for s, v in values if s == source] for source in sources]
-    return round(sum(sum(v) / len(v) for v in of_sources) / max(1, len(of_sources)), 4)
-
-
-def report(settings: dict[str, Any], measured: dict[str, dict[str, dict[str, float]]]) -> str:
+def report(settings: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
     lengths = list(next(iter(measured.values())))
     lines = [
         "# Dividing numbers between TIV and TV tokens",

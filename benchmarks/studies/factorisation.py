@@ -204,7 +204,7 @@ def summarise(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for name, members in {"all": BUCKETS, "moving": BUCKETS[1:], **{b: (b,) for b in BUCKETS}}.items():
         of_bucket = [values for values in measured.values() if values["bucket"] in members]
         if of_bucket:
-            summary[name] = _means(of_bucket)
+            summary[name] = means_over_sources(of_bucket)
             worth = summary[name]["full"] - summary[name]["frozen TV"]
             clock = summary[name]["others' change of TV"] - summary[name]["frozen TV"]
             summary[name]["TV tokens' worth"] = round(worth, 4)
@@ -212,7 +212,7 @@ def summarise(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def _means(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def means_over_sources(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of every number, also those by length; with the numbers of clips and of sources that had it."""
     sources: dict[str, list[dict[str, Any]]] = {}
     for clip in clips:
@@ -222,7 +222,7 @@ def _means(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in names:
         if name.isdigit():
             have = [clip[name] | {"source": clip["source"]} for clip in clips if name in clip]
-            means[name] = _means(have)
+            means[name] = means_over_sources(have)
         else:
             of_sources = [[c[name] for c in those if name in c] for those in sources.values()]
             averages = [sum(values) / len(values) for values in of_sources if values]

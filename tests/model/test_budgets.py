@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_nested import CONFIG as NESTED
 from torch import Tensor
 
-from tivtok import TivTok, TivTokConfig, Tokens
+from tivtok import TivTok, Tokens
 from tivtok.budgets import Budget, fit
 from tivtok.editing import swap
 from tivtok.pipeline import Encoder
@@ -20,19 +21,7 @@ from tivtok.tokens.batches import collate, unflatten
 from tivtok.tokens.rows import from_row, to_row
 from tivtok.video import video_to_frames
 
-CONFIG = TivTokConfig(
-    name="nested",
-    num_tiv=6,
-    num_tv=4,
-    latent_dim=8,
-    width=32,
-    heads=2,
-    encoder_layers=1,
-    decoder_layers=2,
-    groups_per_chunk=2,
-    native_size=(16, 24),
-    nested=True,
-)
+CONFIG = NESTED.replace(num_tv=4)
 GROUPS = 10  # of 39 frames, in two TIV sets
 
 

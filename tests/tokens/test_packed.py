@@ -93,22 +93,29 @@ def test_shards_hold_them_too(tmp_path: Path) -> None:
         assert (video.tv - tokens.tv).abs().max() < 0.051
 
 
+DAMAGE = {
+    "cut": st.one_of(st.just(1.0), st.floats(0, 1)),
+    "flips": st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), max_size=2, unique_by=lambda flip: flip[0]),
+}
+
+
+def damage(path: Path, cut: float, flips: list[tuple[float, int]]) -> None:
+    """Flip bits of a file, and cut it to a share of its length."""
+    data = bytearray(path.read_bytes())
+    for where, mask in flips:
+        data[int(where * len(data))] ^= mask
+    path.write_bytes(data[: round(cut * len(data))])
+
+
 @settings(max_examples=100, deadline=None)
-@given(
-    coded=st.booleans(),
-    cut=st.one_of(st.just(1.0), st.floats(0, 1)),
-    flips=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), max_size=2, unique_by=lambda flip: flip[0]),
-)
+@given(coded=st.booleans(), **DAMAGE)
 def test_damaged_files_are_right_or_say_why(
     tmp_path_factory: pytest.TempPathFactory, coded: bool, cut: float, flips: list
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "a.tivtok"
     make().save(path, "coded" if coded else "int8", calibration(make()))
     right = Tokens.load(path)
-    data = bytearray(path.read_bytes())
-    for where, mask in flips:
-        data[int(where * len(data))] ^= mask
-    path.write_bytes(data[: round(cut * len(data))])
+    damage(path, cut, flips)
     try:
         got = Tokens.load(path)
     except TokensError as error:

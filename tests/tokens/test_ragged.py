@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_packed import calibration
+from test_packed import DAMAGE, calibration, damage
 from test_tokens import make
 
 from tivtok.model.quantizer import from_codes
@@ -76,21 +76,14 @@ def test_shards_hold_them_beside_others(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    dtype=st.sampled_from(DTYPES),
-    cut=st.one_of(st.just(1.0), st.floats(0, 1)),
-    flips=st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)), max_size=2, unique_by=lambda flip: flip[0]),
-)
+@given(dtype=st.sampled_from(DTYPES), **DAMAGE)
 def test_damaged_files_are_right_or_say_why(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, cut: float, flips: list
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "a.tivtok"
     ragged().save(path, dtype, calibration(make()))  # type: ignore[arg-type]
     right = Tokens.load(path)
-    data = bytearray(path.read_bytes())
-    for where, mask in flips:
-        data[int(where * len(data))] ^= mask
-    path.write_bytes(data[: round(cut * len(data))])
+    damage(path, cut, flips)
     try:
         got = Tokens.load(path)
     except TokensError as error:

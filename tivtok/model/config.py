@@ -14,8 +14,7 @@ class TivTokConfig:
     Attributes:
         name: preset name, written into token files.
         num_tiv: time-invariant tokens of a TIV set, N_TIV.
-        num_tv: time-variant tokens of a frame group, N_TV; with 0 of them all groups of a set look the same, unless
-            encoder and decoder are other ones (`benchmarks.studies.ablation_variants`).
+        num_tv: time-variant tokens of a frame group, N_TV; with 0 of them all groups of a set look the same.
         latent_dim: channels stored per token, D.
         width, heads: of both transformers; the head dimension is width / heads.
         encoder_layers, decoder_layers: pre-norm blocks.
