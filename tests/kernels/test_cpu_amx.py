@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cpu_cases import UNITS, in_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, check, make_case, run
@@ -75,19 +76,14 @@ def test_cut_into_units_and_merged(scope, small_units):
     scope=st.sampled_from(SCOPES),
     heads=st.sampled_from([(1, 1), (2, 1)]),
     head_dim=st.sampled_from([5, 16, 48]),
-    pairs=st.sampled_from([1, 500, 1 << 17]),
-    most_rows=st.sampled_from([7, 40, 576]),
     seed=st.integers(0, 99),
+    **UNITS,
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_any_layout(clips, scope, heads, head_dim, pairs, most_rows, seed):
     layout = SifLayout.from_lengths([tiv for tiv, _ in clips], [frames for _, frames in clips])
-    with pytest.MonkeyPatch.context() as constants:
-        constants.setattr(plan, "PAIRS_PER_UNIT", pairs)
-        constants.setattr(backend, "make_plan", lambda layout, scope, rows: plan.make_plan(layout, scope, most_rows))
-        plan.make_plan.cache_clear()
+    with in_units(pairs, most_rows):
         check_bfloat16(make_case(layout, scope, *heads, head_dim, seed))
-    plan.make_plan.cache_clear()
 
 
 def test_ranges_longer_than_blocks_and_units():

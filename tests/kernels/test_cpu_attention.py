@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cpu_cases import UNITS, in_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, assert_within_budget, budgets, make_case, run
@@ -107,19 +108,14 @@ def test_grouped_queries(scope):
     scope=st.sampled_from(SCOPES),
     heads=st.sampled_from([(1, 1), (2, 1)]),
     head_dim=st.sampled_from([5, 16, 32]),
-    pairs=st.sampled_from([1, 500, 1 << 17]),
-    most_rows=st.sampled_from([7, 40, 576]),
     seed=st.integers(0, 99),
+    **UNITS,
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_layout(clips, scope, heads, head_dim, pairs, most_rows, seed):
     layout = SifLayout.from_lengths([tiv for tiv, _ in clips], [frames for _, frames in clips])
-    with pytest.MonkeyPatch.context() as constants:
-        constants.setattr(plan, "PAIRS_PER_UNIT", pairs)
-        constants.setattr(backend, "make_plan", lambda layout, scope, rows: plan.make_plan(layout, scope, most_rows))
-        plan.make_plan.cache_clear()
+    with in_units(pairs, most_rows):
         check_variants(make_case(layout, scope, *heads, head_dim, seed), torch.float32)
-    plan.make_plan.cache_clear()
 
 
 @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
