@@ -17,7 +17,7 @@ from tivtok.checkpoints import CheckpointError, find_checkpoint, load_checkpoint
 from tivtok.chunks.cuts import end_at_cuts
 from tivtok.chunks.sharing import Sharing, TivSets, mean_tiv
 from tivtok.identity import new_model_id, unstored_model_id
-from tivtok.model.blocks import init_weights
+from tivtok.model.blocks import init_local, init_weights
 from tivtok.model.config import TivTokConfig
 from tivtok.model.decoder import DECODERS, Prepared
 from tivtok.model.encoder import Encoder
@@ -58,6 +58,8 @@ class TivTok(nn.Module):
         self.quantizer = _quantizer(config)
         self.decoder = DECODERS[config.decoder](config)
         self.apply(init_weights)
+        if config.initialization == "local":
+            self.apply(init_local)
         self._identity: tuple[tuple[int, ...], str] | None = None  # model id, and the weights' versions it is for
 
     @classmethod

@@ -117,6 +117,24 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def init_local(module: nn.Module) -> None:
+    """Initialisation "local" of `TivTokConfig`, after `init_weights`.
+
+    Queries and keys share a constant that outweighs what depends on their rows, so that scores are largest where
+    rotary positions are equal.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+    if isinstance(module, Blocks):
+        for block in module:
+            queries_and_keys = slice(0, 2 * block.to_out.in_features)
+            with torch.no_grad():
+                block.to_qkv.weight[queries_and_keys] *= 0.5
+                block.to_qkv.bias[queries_and_keys] = 1.0
+                for last in (block.to_out, block.mlp[-1]):
+                    last.weight *= (2 * len(module)) ** -0.5  # so that the sum over the residual branches is of size 1
+
+
 def learned_tokens(count: int, width: int) -> nn.Parameter:
     """(count, width) learned token embeddings, N(0, 0.02)."""
     return nn.Parameter(torch.randn(count, width) * 0.02)

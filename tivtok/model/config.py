@@ -39,6 +39,9 @@ class TivTokConfig:
             not, so TIV tokens do not depend on the order of the frame groups, and TV tokens cannot tell the time.
         patch_positions: "rotary": where a patch is, queries and keys alone say, as in the paper. "learned": so does an
             embedding of each place in the frame, of `native_size`, in encoder and decoder; interpolated at other sizes.
+        initialization: "vit": the usual small random weights. "local": random weights that keep the size of what passes
+            through them, and queries and keys that begin alike, so that rotary positions alone decide at first who sees
+            whom: near rows see each other most. It learns several times faster where latent tokens have places.
     """
 
     name: str = "t128-base"
@@ -62,6 +65,7 @@ class TivTokConfig:
     latent_positions: Literal["none", "grid", "tiv-grid"] = "none"
     encoder_time: Literal["rotary", "none"] = "rotary"
     patch_positions: Literal["rotary", "learned"] = "rotary"
+    initialization: Literal["vit", "local"] = "vit"
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     rope_heads: int | None = None
     nested: bool = False
@@ -196,6 +200,7 @@ _CHOICES = {
     "latent_positions": ("none", "grid", "tiv-grid"),
     "encoder_time": ("rotary", "none"),
     "patch_positions": ("rotary", "learned"),
+    "initialization": ("vit", "local"),
 }
 # name: (N_TIV, N_TV, D)
 _TOKENS = {"t128": (96, 8, 128), "t512": (384, 32, 32), "t1024": (768, 64, 16)}
