@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train a tokenizer, or go on with a run that was interrupted.
 
-    Example: tivtok train configs/tiny-1-pairs.toml --set steps=100 --set output=runs/short
+    Example: tivtok train configs/tiny.toml --set steps=100 --set output=runs/short
     """
     try:
         from tivtok.training import TrainConfig, TrainingError, TrainingStopped

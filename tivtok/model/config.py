@@ -209,8 +209,8 @@ _SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 16, 24)}
 
 _TINY = TivTokConfig(
     name="tiny",
-    num_tiv=20,
-    num_tv=5,
+    num_tiv=24,
+    num_tv=4,
     latent_dim=32,
     width=192,
     heads=6,
@@ -221,4 +221,5 @@ _TINY = TivTokConfig(
     rope_theta=20.0,
     latent_positions="grid",
     encoder_time="none",
+    initialization="local",
 )
