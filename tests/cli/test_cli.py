@@ -199,7 +199,7 @@ def test_inspect(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str
         "clip.mp4",
         "3 TIV sets",
         "TIV only",
-        "TV only",
+        "TV adds",
         "tokens, ",
         "bytes as float16",
         "frame 18",

@@ -21,6 +21,7 @@ from tivtok.views.pictures import (
     SCOPE_COLOURS,
     SET_COLOURS,
     TIMELINE_HEIGHT,
+    added,
     contact_sheet,
     difference,
     scale_to_see,
@@ -80,6 +81,11 @@ def test_side_by_side_is_even_and_keeps_every_pixel() -> None:
     assert torch.equal(doubled[:, :10:2, :14:2], a) and doubled.shape[1] == 10
     sizes = [(1, 1), (64, 64), (190, 100), (1080, 1920), (3, 4097), (10, 200)]
     assert [scale_to_see(*size) for size in sizes] == [192, 3, 1, 1, 1, 5]
+
+
+def test_added() -> None:
+    whole, part = torch.tensor([10, 10, 250, 0]), torch.tensor([10, 12, 0, 250])
+    assert added(whole.to(torch.uint8), part.to(torch.uint8)).tolist() == [128, 126, 255, 0]
 
 
 def test_difference() -> None:

@@ -24,7 +24,7 @@ from tivtok.cli.options import (
 )
 from tivtok.cli.output import CommandError, check_output, rate_rows, say, score_text, token_rows, warn
 from tivtok.cli.source import Source, encode_source
-from tivtok.editing import grey_tokens, tiv_only, tv_only
+from tivtok.editing import grey_tokens, tiv_only
 from tivtok.loading import load_model
 from tivtok.metrics import psnr, ssim
 from tivtok.model.patchify import patch_grid
@@ -33,7 +33,15 @@ from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import fit
 from tivtok.views.page import write_page
-from tivtok.views.pictures import DIFFERENCE_GAIN, contact_sheet, difference, enlarge, scale_to_see, scope_picture
+from tivtok.views.pictures import (
+    DIFFERENCE_GAIN,
+    added,
+    contact_sheet,
+    difference,
+    enlarge,
+    scale_to_see,
+    scope_picture,
+)
 
 LARGEST_SHOWN = 256  # pixels of a picture's height in a contact sheet
 LARGEST_SCOPE = 1024  # tokens a side of a picture of who sees whom
@@ -96,12 +104,12 @@ def _rows(tokenizer: TivTok, tokens: Tokens, original: Tensor, shown: list[int])
         return torch.cat(list(decode_stream(tokenizer, some, shown)))
 
     grey = grey_tokens(tokenizer, tokens.height, tokens.width).to("cpu")
-    reconstruction = decode(tokens)
+    reconstruction, alone = decode(tokens), decode(tiv_only(tokens, grey))
     return {
         "original": original,
         "reconstruction": reconstruction,
-        "TIV only": decode(tiv_only(tokens, grey)),
-        "TV only": decode(tv_only(tokens, grey)),
+        "TIV only": alone,
+        "TV adds": added(reconstruction, alone),
         f"difference x{DIFFERENCE_GAIN}": difference(reconstruction, original),
     }
 

@@ -66,8 +66,8 @@ def write_page(
         f"<h1>{escape(title)}</h1>",
         _table([[f"<th>{escape(name)}</th>", f"<td>{escape(value)}</td>"] for name, value in facts.items()]),
         "<h2>What the tokens hold</h2>",
-        "<p>“TIV only” is decoded with the TV tokens of a plain grey video, “TV only” with its TIV tokens: "
-        "what is not grey there comes from the tokens that are left.</p>",
+        "<p>“TIV only” is decoded with the TV tokens of a plain grey video; “TV adds” is what the reconstruction has "
+        "beyond that, on grey.</p>",
         f'<div class="scroll">{_frames(rows, labels)}</div>',
         "<h2>TIV sets over time</h2>",
         f"<p>{len(tiv_index)} frame groups, {shared}.</p>",

@@ -29,6 +29,11 @@ def difference(reconstruction: Tensor, original: Tensor) -> Tensor:
     return ((reconstruction.int() - original.int()).abs() * DIFFERENCE_GAIN).clamp(max=255).to(torch.uint8)
 
 
+def added(whole: Tensor, part: Tensor) -> Tensor:
+    """What ``whole`` has beyond ``part``, both uint8 (F, H, W, 3): the difference on grey, 128 where they are equal."""
+    return (whole.int() - part.int() + 128).clamp(0, 255).to(torch.uint8)
+
+
 def side_by_side(*videos: Tensor, scale: int = 1) -> Tensor:
     """uint8 (F, H, W, 3) each -> one (F, H * scale, about (W * scale + GAP) * n, 3), white between them.
 
