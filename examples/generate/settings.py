@@ -35,7 +35,7 @@ class Settings:
     steps: int
     batch_groups: int
     drawn: int
-    tokenizer_rates: tuple[float, float] = (2e-3, 0.05)
+    tokenizer_rates: tuple[float, float] = (2e-3, 0.02)
     rates: tuple[float, float] = (2e-3, 0.02)
     euler_steps: int = 50
     seed: int = 0
@@ -59,21 +59,22 @@ _TOKENIZER = TivTokConfig(
     native_size=(32, 32),
     qk_norm=True,
     rope_theta=20.0,
-    latent_positions="tiv-grid",
+    latent_positions="grid",
     encoder_time="none",
+    initialization="local",
 )
 
 SETTINGS = {
     "full": Settings(
         tokenizer=_TOKENIZER,
-        tokenizer_steps=1500,
+        tokenizer_steps=2000,
         tokenizer_batch=8,
         videos=1536,
         lengths=(16, 64, 256),
         width=96,
         layers=4,
         heads=3,
-        steps=2500,
+        steps=3000,
         batch_groups=192,
         drawn=8,
     ),
