@@ -67,16 +67,16 @@ _TOKENIZER = TivTokConfig(
 SETTINGS = {
     "full": Settings(
         tokenizer=_TOKENIZER,
-        tokenizer_steps=2000,
+        tokenizer_steps=1000,
         tokenizer_batch=8,
-        videos=1536,
+        videos=1024,
         lengths=(16, 64, 256),
         width=96,
         layers=4,
         heads=3,
-        steps=3000,
+        steps=1500,
         batch_groups=192,
-        drawn=8,
+        drawn=6,
     ),
     "toy": Settings(
         tokenizer=_TOKENIZER.replace(width=48, heads=3, encoder_layers=1, decoder_layers=1),
