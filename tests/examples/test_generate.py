@@ -18,6 +18,7 @@ from examples.generate.measuring import cost, generated, quality
 from examples.generate.settings import SETTINGS
 from examples.generate.shapes import CLASSES, MOTIONS, SIDE, detect, render
 from examples.generate.training import Latents, Trained, encode, train_flow, train_tokenizer
+from examples.generate.ways import WAYS
 from tivtok import TivTok
 
 TOY = SETTINGS["toy"]
@@ -56,10 +57,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
     model, _ = train_tokenizer(TOY, folder)
     latents = encode(model, TOY)
-    return Run(model, latents, {name: train_flow(name, latents, TOY, folder) for name in ("split", "undivided")})
+    return Run(model, latents, {way: train_flow(way, latents.videos, TOY, folder) for way in WAYS})
 
 
-@pytest.mark.parametrize("name", ["split", "undivided"])
+@pytest.mark.parametrize("name", WAYS)
 def test_it_learns(run: Run, name: str) -> None:
     """Far more than the spread of each number by itself, which is all that the trivial predictor knows."""
     losses = run.flows[name][1].losses
@@ -102,7 +103,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, run: Run, monkey
     short = replace(TOY, steps=12)
     monkeypatch.setattr("examples.generate.training.SAVE_EVERY", 5)
     (tmp_path / "one").mkdir()
-    flow, whole = train_flow("split", run.latents, short, tmp_path / "one")
+    flow, whole = train_flow("split", run.latents.videos, short, tmp_path / "one")
 
     calls = []
 
@@ -113,9 +114,9 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, run: Run, monkey
         return flow_loss(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("examples.generate.training.flow_loss", stop)
-        train_flow("split", run.latents, short, tmp_path)
-    again, resumed = train_flow("split", run.latents, short, tmp_path)
+        patch.setattr("examples.generate.ways.flow_loss", stop)
+        train_flow("split", run.latents.videos, short, tmp_path)
+    again, resumed = train_flow("split", run.latents.videos, short, tmp_path)
     assert resumed.losses == whole.losses
     for a, b in zip(again.parameters(), flow.parameters(), strict=True):
         assert torch.equal(a, b)
