@@ -46,8 +46,8 @@ class Settings:
 
 
 # Three TIV tokens to a TV token in each chunk, as T128 has them. The encoder cannot tell the time, so that TV tokens
-# are no clock (docs/factorisation.md). All tokens have places, and attention begins by looking near them: the loss after
-# 300 steps was 0.17, and 0.48 with the usual initialisation, places for TIV tokens alone, and a rate of 0.05 for Muon.
+# are no clock (docs/factorisation.md). All tokens have places, and attention begins by looking near them: the loss
+# after 300 steps was 0.17, and 0.48 with the usual initialisation, places for TIV tokens alone, and Muon at 0.05.
 _TOKENIZER = TivTokConfig(
     name="shapes",
     num_tiv=12,

@@ -12,16 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.dumps import read_json
 from examples.generate.__main__ import main
 from examples.generate.flow import TRIVIAL_LOSS, Flow, Rows, flow_loss
 from examples.generate.measuring import cost, generated, quality
-from examples.generate.settings import SETTINGS
+from examples.generate.report import as_markdown
+from examples.generate.settings import SETTINGS, Settings
 from examples.generate.shapes import CLASSES, MOTIONS, SIDE, detect, render
 from examples.generate.training import Latents, Trained, encode, train_flow, train_tokenizer
 from examples.generate.ways import WAYS
-from tivtok import TivTok
+from tivtok import TivTok, TivTokConfig
 
 TOY = SETTINGS["toy"]
+ROOT = Path(__file__).parents[2]
+QUOTED = ("| reconstructed, one TIV set |", "| split |", "| undivided |")
 
 
 @pytest.mark.parametrize("frames", [16, 64, 256])
@@ -142,3 +146,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(SETTINGS, "toy", replace(tiny, steps=3))
     with pytest.raises(SystemExit, match="has a run with other settings"):
         main()
+
+
+def test_the_committed_result() -> None:
+    """It is of the full size as it stands, its page is what its numbers say, and examples/README.md quotes the page."""
+    result = read_json(ROOT / "docs" / "results" / "generate.json.gz")
+    stated = {key: tuple(value) if isinstance(value, list) else value for key, value in result["settings"].items()}
+    stated["tokenizer"] = TivTokConfig.from_dict(stated["tokenizer"])
+    assert Settings(**stated) == SETTINGS["full"]
+    page = (ROOT / "docs" / "results" / "generate.md").read_text()
+    assert page == as_markdown("generate", result)
+    rows = [line for line in (ROOT / "examples" / "README.md").read_text().splitlines() if line.startswith(QUOTED)]
+    assert len(rows) == len(QUOTED) * len(SETTINGS["full"].lengths) and set(rows) <= set(page.splitlines())
