@@ -2,9 +2,9 @@
 
 An SM has four equal sub-partitions, and a warpgroup a warp in each; these run in step. So one sub-partition is
 simulated, and what its warp does to a unit of the whole SM (shared memory, L2) counts four times. Whoever can issue
-first does; of several, who did last (arXiv 2503.20481), then the first in the list. Products of both warpgroups go
-through the tensor core in the order of issue. Barriers are known by step instead of by phase: "keys 7" happens once,
-for all rings and parities.
+first does; of several, who has waited longest (hardware prefers the last one, arXiv 2503.20481, until ptxas has it
+yield). Products of both warpgroups go through the tensor core in the order of issue. Barriers are known by step instead
+of by phase: "keys 7" happens once, for all rings and parities.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Op(NamedTuple):
         kind: what decides when it can issue and what it does to others; "" for arithmetic.
         figure, pipe: what says for how long it keeps its pipe busy, and the pipe; "" for none.
         size: bytes that a warpgroup moves through shared memory, operands of products included.
-        clocks: of the tensor core, at 1 FLOP per clock.
+        flops: of a warpgroup's product.
         last: the product ends a group.
         left: groups that a wait leaves in flight.
     """
@@ -96,7 +96,7 @@ class Op(NamedTuple):
     figure: str
     pipe: str
     size: float
-    clocks: float
+    flops: float
     last: bool
     left: int
 
@@ -148,6 +148,7 @@ class Warp:
     boards: list[float] = field(default_factory=lambda: [0.0] * 6)
     groups: list[float] = field(default_factory=list)  # when each group of products, or of copies, is done
     open: float = 0
+    issued: float = 0.0  # when its last instruction was
     began: list[float] = field(default_factory=list)  # when each step did
     lost: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -165,9 +166,7 @@ class Sm:
     pipes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     begun: list[float] = field(default_factory=list)  # when each product entered the tensor core
     issue: float = 0  # when the next instruction can be
-    busy: float = 0  # clocks of the tensor core
     loaded: int = 0
-    last: Warp | None = None
 
     def start(self, turn: str) -> None:
         """Lets the first of those who take turns go on, and tiles be loaded into empty memory."""
@@ -181,25 +180,29 @@ class Sm:
             RuntimeError: everybody waits for ever.
         """
         half, lead = steps // 2, self.warps[0]
-        before: tuple[float, list[dict[str, float]]] | None = None
+        before: list[dict[str, float]] = []
         while len(lead.began) <= steps:
-            if before is None and len(lead.began) > half:
-                before = self.busy, [warp.lost.copy() for warp in self.warps]
+            if not before and len(lead.began) > half:
+                before = [warp.lost.copy() for warp in self.warps]
             choices = [(*self._when(warp), warp) for warp in self.warps]
-            free, why, warp = min(choices, key=lambda choice: (max(choice[0], self.issue), choice[2] is not self.last))
+            free, why, warp = min(choices, key=self._rank)
             if free == inf:
                 raise RuntimeError(f"nobody can go on: {', '.join(f'{w.name}: {why}' for _, why, w in choices)}")
             when = max(free, self.issue)
             warp.lost[why] += free - warp.ready
             warp.lost["issue"] += when - free
             self._issue(warp, when)
-        assert before is not None
         count = steps - half
         lost = {
             warp.name: {why: (clocks - old[why]) / count for why, clocks in warp.lost.items()}
-            for warp, old in zip(self.warps, before[1], strict=True)
+            for warp, old in zip(self.warps, before, strict=True)
         }
-        return Result((lead.began[steps] - lead.began[half]) / count, (self.busy - before[0]) / count, lost)
+        tensor = sum(op.flops for warp in self.warps for op in warp.code) / self.machine["tensor"]
+        return Result((lead.began[steps] - lead.began[half]) / count, tensor, lost)
+
+    def _rank(self, choice: tuple[float, str, Warp]) -> tuple[float, float]:
+        when, _, warp = choice
+        return max(when, self.issue), warp.issued
 
     def _when(self, warp: Warp) -> tuple[float, str]:
         """When a warp could issue its next instruction if it were alone to, and what for it has to wait until then."""
@@ -234,7 +237,7 @@ class Sm:
 
     def _issue(self, warp: Warp, when: float) -> None:
         op = warp.code[warp.at]
-        self.issue, self.last = when + 1, warp
+        self.issue, warp.issued = when + 1, when
         if op.pipe:
             self.pipes[op.pipe] = when + self.machine[op.figure]
         done = self._effect(warp, op, when)
@@ -294,10 +297,9 @@ class Sm:
         return self.pipes["l2"]
 
     def _multiply(self, warp: Warp, op: Op, when: float) -> None:
-        begin, clocks = max(when, self.pipes["tensor"]), op.clocks / self.machine["tensor"]
+        begin, clocks = max(when, self.pipes["tensor"]), op.flops / self.machine["tensor"]
         self.pipes["tensor"] = max(begin + clocks, self._share(begin, op.size))
         self.begun.append(begin)
-        self.busy += clocks
         warp.open = self.pipes["tensor"] + self.machine["drain"]
         if op.last:
             warp.groups.append(warp.open)
