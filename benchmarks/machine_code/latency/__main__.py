@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from benchmarks.machine_code.latency.figures import FIGURES, machine
 from benchmarks.machine_code.latency.kernels import VARIANTS, Variant, build, simulate, toolkit
 from benchmarks.machine_code.report import write_section
 from benchmarks.provenance import ROOT, provenance
+from tivtok.files import replacing
+from tivtok_kernels.measured import slug
 
 PREDICTIONS = ROOT / "docs" / "results" / "latency.json.gz"
 PAGE = ROOT / "docs" / "kernels" / "latency.md"
@@ -48,12 +51,18 @@ def predict(
 
 @app.command()
 def compare() -> None:
-    """Time long tiles on this machine's GPU and set the clocks of a step beside those predicted."""
+    """Time long tiles on this machine's GPU; write each pass's clocks beside those predicted to docs/results."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         raise typer.BadParameter("needs a GPU of compute capability 9.0")
     device = torch.device("cuda")
+    where = provenance(device)
     sms = torch.cuda.get_device_properties(device).multi_processor_count
-    print(measure.table(measure.measured(device), read_json(PREDICTIONS), sms))
+    lines = [f"# {where['device']}", "", *(f"- {name}: {value}" for name, value in where.items()), ""]
+    lines.append(measure.table(measure.measured(device), read_json(PREDICTIONS), sms))
+    page = PREDICTIONS.with_name(f"latency-{slug(where['device'])}-{datetime.date.today()}.md")
+    with replacing(page) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    print(f"wrote {page}")
 
 
 def row_of(variant: Variant, nvcc: str) -> dict[str, Any]:
