@@ -11,7 +11,7 @@ uint32_t place(int row, int column) { return C::at<kRows>(row, column) + column 
 
 // Descriptors of its part from a column, or from a row, on: in the backward, and in the forward.
 uint64_t columns_summed(uint32_t address, int column) {
-    return dev::wgmma_advanced(hopper::columns_summed<C, kRows>(address), hopper::column_offset<C, kRows>(column));
+    return dev::wgmma_advanced(hopper::columns_summed(address), hopper::column_offset<C, kRows>(column));
 }
 uint64_t rows_summed(uint32_t address, int row) {
     return dev::wgmma_advanced(hopper::rows_summed<C, kRows>(address), row * 128);

@@ -70,7 +70,6 @@ DEVICE void copy_all(const GradientParams& p, const Stages<C>& stages, const bac
 
 // A matrix of kRows rows in shared memory as wgmma's operand, summed over its columns (K-major) or rows (MN-major).
 // Made once per step: the parts lie at fixed distances, and only the low word of a descriptor changes.
-template <class C, int kRows>
 DEVICE uint64_t columns_summed(uint32_t address) {
     return dev::wgmma_descriptor(address, 16, 1024, dev::Swizzle::b128);
 }
@@ -86,7 +85,7 @@ DEVICE uint64_t rows_summed(uint32_t address) {
 // scores = own walked^T, 64 x kWalked; to be waited for.
 template <class C>
 DEVICE void issue_product(float (&scores)[C::kWalked / 2], uint32_t own, uint32_t walked) {
-    const uint64_t left = columns_summed<C, C::kOwned>(own), right = columns_summed<C, C::kWalked>(walked);
+    const uint64_t left = columns_summed(own), right = columns_summed(walked);
 #pragma unroll
     for (int k = 0; k < C::kHeadDim; k += 16) {
         dev::wgmma_ss<typename C::Element>(scores, dev::wgmma_advanced(left, column_offset<C, C::kOwned>(k)),
@@ -99,7 +98,7 @@ DEVICE void issue_product(float (&scores)[C::kWalked / 2], uint32_t own, uint32_
 template <class C>
 DEVICE void issue_product(float (&scores)[C::kWalked / 2], const uint32_t (&own)[C::kHeadDim / 16][4],
                           uint32_t walked) {
-    const uint64_t right = columns_summed<C, C::kWalked>(walked);
+    const uint64_t right = columns_summed(walked);
 #pragma unroll
     for (int k = 0; k < C::kHeadDim; k += 16) {
         dev::wgmma_rs<typename C::Element>(scores, own[k / 16],
