@@ -386,7 +386,7 @@ def tma_store(k: Kernel, m: re.Match, a: list[str]) -> str:
 
 
 # Those of emu::MapField.
-MAP_FIELDS = {"global_address", "rank", "elemtype", "swizzle_mode"}
+MAP_FIELDS = {"global_address", "rank", "elemtype", "interleave_layout", "swizzle_mode", "fill_mode"}
 MAP_FIELDS |= {"box_dim", "global_dim", "global_stride", "element_stride"}  # of a dimension
 
 

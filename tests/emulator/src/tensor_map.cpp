@@ -75,6 +75,10 @@ void replace_in_map(uint32_t map, MapField field, int dimension, uint64_t value)
             valid = value == 6 || value == 7 || value == 10;
             break;
         }
+        case MapField::interleave_layout:
+        case MapField::fill_mode:
+            valid = value == 0;
+            break;
         case MapField::swizzle_mode:
             f.swizzle_bytes = value ? 16u << value : 0;
             valid = value <= 3;

@@ -52,7 +52,18 @@ void whole_block_sync(int barrier);
 uint32_t elect(uint32_t mask);  // the lane
 void mbar_arrive(uint32_t bar, uint32_t count);
 void mbar_invalidate(uint32_t bar);
-enum class MapField { global_address, rank, box_dim, global_dim, global_stride, element_stride, elemtype, swizzle_mode };
+enum class MapField {
+    global_address,
+    rank,
+    box_dim,
+    global_dim,
+    global_stride,
+    element_stride,
+    elemtype,
+    interleave_layout,
+    swizzle_mode,
+    fill_mode
+};
 void replace_in_map(uint32_t map, MapField field, int dimension, uint64_t value);
 void publish_map(void* destination, uint32_t map);  // tensormap.cp_fenceproxy
 void acquire_map(const void* map);                  // fence.proxy.tensormap
