@@ -8,7 +8,7 @@ import torch
 from tivtok import TivTok, TivTokConfig
 from tivtok.checkpoints import CheckpointError
 from tivtok.identity import new_model_id, unstored_model_id
-from tivtok.model.blocks import Block, Places
+from tivtok.model.blocks import Block, Blocks, Places, init_local
 from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.model.quantizer import SoftVQ
 from tivtok.model.rope import places, rotary_table, split_pairs
@@ -48,6 +48,24 @@ def test_some_heads_are_rotated_and_the_others_are_not(qk_norm):
         torch.testing.assert_close(c, torch.cat([a[..., :2, :], b[..., 2:, :]], dim=-2))
     assert not torch.equal(rotated[0][..., 2, :], plain[0][..., 2, :])
     assert all(map(torch.equal, half.qkv(x), plain))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_local_initialization_looks_at_what_is_near_first(qk_norm):
+    config = TivTokConfig.preset("tiny").replace(qk_norm=qk_norm)
+    side, rows = 5, 25
+    rotary = rotary_table(config.head_dim, 0, (1, side, side), config.rope_theta)
+    here = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()
+    torch.manual_seed(0)
+    x = torch.randn(rows, config.width)
+
+    def mean_distance(local: bool) -> float:
+        blocks = Blocks(config, 2).apply(init_local) if local else Blocks(config, 2)
+        q, k, _ = blocks[0].qkv(x, rotary)
+        weights = (torch.einsum("qhd,khd->hqk", q, k) * config.head_dim**-0.5).softmax(-1)
+        return float((weights.mean(0) * torch.cdist(here, here)).sum(1).mean())
+
+    assert mean_distance(local=True) < 0.85 * mean_distance(local=False)
 
 
 def test_rotary_pairs_at_head_dim_64_are_12_10_10():
