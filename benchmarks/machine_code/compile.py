@@ -24,7 +24,8 @@ from tivtok_kernels.triton.configs import Config, Math
 if TYPE_CHECKING:
     from benchmarks.machine_code.signatures import Build, Kernel
 
-J, T = TypeVar("J"), TypeVar("T")
+J = TypeVar("J")
+T = TypeVar("T")
 
 # Matrix products per pair of tiles, each 2 * BLOCK_Q * BLOCK_K * head_dim FLOPs.
 PRODUCTS = {"forward": 2, "dkdv": 4, "dq": 3}
