@@ -22,7 +22,8 @@ from benchmarks.machine_code.compile import outside_the_interpreter
 from tivtok_kernels import SifLayout
 from tivtok_kernels.error_budgets import Arithmetic
 
-pytest.importorskip("triton")
+# What 3.6 writes lacks a fence between cp.async and wgmma, and a barrier of the warp before it publishes a tensor map.
+pytest.importorskip("triton", "3.9", reason="the PTX of older versions of triton is not quite what the ISA asks for")
 pytestmark = [
     pytest.mark.emulator,
     pytest.mark.skipif(cuda_emulator.unsupported is not None, reason=str(cuda_emulator.unsupported)),
@@ -159,12 +160,6 @@ def run_matmul(filled: Filled, foreign: torch_templates.Foreign, seed: int) -> c
 def test_matmul(translations, name, seed):
     filled = MATMULS[name]
     foreign = translation(translations, filled)
-    if "fence.proxy.async" not in foreign.text and "tma" not in filled.template:
-        # Older versions of triton do without, between cp.async and wgmma, where the ISA asks for one.
-        with pytest.raises(cuda_emulator.Findings) as found:
-            run_matmul(filled, foreign, seed)
-        assert found.value.kinds == {"proxy-fence"}
-        return
     counters = run_matmul(filled, foreign, seed)
     assert counters.wgmma and not counters.mma
     assert bool(counters.tma_loads) == ("tma" in filled.template)

@@ -95,8 +95,9 @@ class Kernel:
             return f"(uint64_t)params[{self.params.index(operand)}]"
         if operand in self.locals:
             return f"(uint64_t){identifier(operand)}"
-        if any(symbol in operand for symbol in SHARED_SYMBOLS):
-            return f"({cpp})ptx::kSharedBase"
+        place = re.fullmatch(r"([\w$]+)(?:\+(\d+))?", operand)
+        if place and any(symbol in place[1] for symbol in SHARED_SYMBOLS):
+            return f"({cpp})(ptx::kSharedBase + {place[2] or 0})"
         raise UnsupportedPtx(f"operand {operand!r}")
 
     def assign(self, register: str, ptx_type: str, expression: str) -> str:
