@@ -164,7 +164,7 @@ def test_matmul(translations, name, seed):
     assert counters.wgmma and not counters.mma
     assert bool(counters.tma_loads) == ("tma" in filled.template)
     assert bool(counters.tma_stores) == filled.stores_by_tma
-    if name.startswith("specialised"):  # a warpgroup that loads, two that multiply; newer versions of triton only
+    if name.startswith("specialised"):  # a warpgroup that loads, two that multiply, where triton does so
         assert foreign.warps in (filled.warps, 3 * filled.warps)
         assert (foreign.warps > filled.warps) == ("setmaxnreg" in foreign.text)
 
