@@ -34,6 +34,6 @@ def test_notebook(capsys):
     names: dict = {}
     for cell in cells:
         exec("".join(cell["source"]), names)
-    assert "4 TIV sets: 140 tokens" in capsys.readouterr().out
+    assert "4 TIV sets: 144 tokens" in capsys.readouterr().out
     kinds = [kind for cell in cells for output in cell["outputs"] for kind in output.get("data", [output.get("name")])]
     assert {kind for kind in kinds if kind.startswith("image/")} and "stderr" not in kinds
