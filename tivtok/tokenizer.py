@@ -106,6 +106,7 @@ class TivTok(nn.Module):
         siblings: bool = False,
         without_tv: Tensor | None = None,
         budget: tuple[int, int] | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Reconstruct (B, 3, F, H, W) differentiably: what training minimises the error of.
 
@@ -115,12 +116,14 @@ class TivTok(nn.Module):
             without_tv: bool (B,): clips that are decoded with the TV tokens of a grey video, so that their TIV tokens
                 must show by themselves what stays.
             budget: how many TIV tokens of a set and TV tokens of a group are decoded, the first.
+            noise: what is added to the TIV sets that are decoded, (B, at least as many sets, N_TIV, D), and to the TV
+                tokens, (B, T, N_TV, D).
         """
         tiv, tv = self.encode_chunks(video)
+        if noise is not None:
+            tv = tv + noise[1]
         if without_tv is not None:
             tv = torch.where(without_tv[:, None, None, None], self.encode_grey(*video.shape[3:])[1], tv)
-        if budget is not None:
-            tiv, tv = tiv[:, :, : budget[0]], tv[:, :, : budget[1]]
         if siblings:
             whole, last = divmod(tv.shape[1], self.config.groups_per_chunk)
             groups_of_set = [self.config.groups_per_chunk] * whole + [last] * (last > 0)
@@ -129,6 +132,10 @@ class TivTok(nn.Module):
             groups_of_set = [tv.shape[1]]
             tiv = mean_tiv(tiv.unbind(dim=1))[:, None]
             tiv = self.quantizer.snap(tiv) if isinstance(self.quantizer, FSQ) else tiv
+        if noise is not None:
+            tiv = tiv + noise[0][:, : tiv.shape[1]]
+        if budget is not None:
+            tiv, tv = tiv[:, :, : budget[0]], tv[:, :, : budget[1]]
         return self.decode_groups(self.prepare(tiv), tv, groups_of_set, *video.shape[3:])[:, :, : video.shape[2]]
 
     def encode(

@@ -8,7 +8,6 @@ long-video stage, Sec. 3.5), and measured again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -182,32 +181,24 @@ def run(trial: Trial, steps: int, batch: int, seed: int, test: Tensor) -> dict[s
 def train(
     model: TivTok, steps: int, batch: int, rng: np.random.Generator, chunks: tuple[int, ...], siblings: float = 0.0
 ) -> None:
-    """``steps`` of ``batch`` chunks each, in clips of as many ``chunks`` as are drawn for the step."""
-
-    def loss() -> Tensor:
-        number, by_siblings = int(rng.choice(chunks)), rng.random() < siblings
-        video = moving_discs(rng, batch // number, number * CHUNK, MOTION)
-        return F.mse_loss(model(video, by_siblings), video)
-
-    minimise(loss, model, steps, RATES)
-
-
-def minimise(loss: Callable[[], Tensor], model: TivTok, steps: int, rates: dict[str, float]) -> None:
-    """Step by step with the optimizers of `tivtok train`, whose ``rates`` rise for a twentieth and then fall to 0."""
+    """``steps`` of ``batch`` chunks each, in clips of as many ``chunks`` as are drawn for the step, with the optimizers
+    of `tivtok train`, whose rates rise for a twentieth of the steps and then fall to 0."""
     config = TrainConfig(
         output=Path(),
         data=Path(),
-        model=model.config.replace(nested=False),  # whose own steps draw their budgets
+        model=model.config,
         steps=steps,
         optimizer="muon",
         warmup_steps=steps // 20,
-        **rates,
+        **RATES,
     )
     optimizers = build_optimizers(model, config)
     schedules = [LambdaLR(optimizer, partial(schedule, config=config)) for optimizer in optimizers]
     model.train()
     for _ in range(steps):
-        loss().backward()
+        number, by_siblings = int(rng.choice(chunks)), rng.random() < siblings
+        video = moving_discs(rng, batch // number, number * CHUNK, MOTION)
+        F.mse_loss(model(video, by_siblings), video).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedules, strict=True):
             optimizer.step()

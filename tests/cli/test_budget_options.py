@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with nested tokens, one without, and two clips."""
     folder = tmp_path_factory.mktemp("budgets")
     torch.manual_seed(0)
-    TivTok(CONFIG.replace(latent_positions="none", nested=True)).save_pretrained(folder / "model")
+    TivTok(CONFIG.replace(nested=True)).save_pretrained(folder / "model")
     TivTok(CONFIG).save_pretrained(folder / "plain")
     (folder / "clips").mkdir()
     for name, frames in (("a", 21), ("b", 33)):

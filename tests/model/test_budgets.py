@@ -21,7 +21,7 @@ from tivtok.tokens.batches import collate, unflatten
 from tivtok.tokens.rows import from_row, to_row
 from tivtok.video import video_to_frames
 
-CONFIG = NESTED.replace(num_tv=4)
+CONFIG = NESTED.replace(num_tv=4, latent_positions="grid")
 GROUPS = 10  # of 39 frames, in two TIV sets
 
 

@@ -1,5 +1,7 @@
 """What the paper promises of the tokenizer, as properties of a random model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -163,6 +165,19 @@ def test_clips_without_tv_tokens_are_decoded_with_those_of_grey(model):
     torch.testing.assert_close(got[::2], model(x)[::2])
     torch.testing.assert_close(got[1::2], model.decode(editing.tiv_only(tokens, grey))[1::2])
     assert (got - model(x))[1::2].abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("siblings", [False, True])
+def test_noise_is_added_to_the_tokens_that_are_decoded(model, siblings):
+    x, config = video(frames=32), model.config
+    tokens = model.encode(x, tiv_sets=2 if siblings else 1)
+    noise = torch.randn(len(x), 2, config.num_tiv, config.latent_dim), torch.randn_like(tokens.tv)
+    tiv = (tokens.tiv.roll(1, dims=1) if siblings else tokens.tiv) + noise[0][:, : tokens.tiv.shape[1]]
+    noisy = replace(tokens, tiv=tiv, tv=tokens.tv + noise[1])
+    got = model(x, siblings=siblings, noise=noise)
+    torch.testing.assert_close(got, model.decode(noisy))
+    assert (got - model(x, siblings=siblings)).abs().max() > 1e-3
 
 
 @torch.no_grad()

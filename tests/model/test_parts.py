@@ -1,6 +1,7 @@
 """Patches, rotary positions, quantizer, checkpoints."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tivtok.identity import new_model_id, unstored_model_id
 from tivtok.model.blocks import Block, Blocks, Places, init_local
 from tivtok.model.patchify import pad_to_patches, patch_grid, patchify, unpatchify
 from tivtok.model.quantizer import SoftVQ
-from tivtok.model.rope import places, rotary_table, split_pairs
+from tivtok.model.rope import nested_places, places, rotary_table, split_pairs
 from tivtok_kernels.prepare import prepare_qk
 
 PATCH = (4, 8, 8)
@@ -128,6 +129,51 @@ def test_places_are_spread_evenly(count):
     if count > 1:
         nearest = (torch.cdist(points, points) + torch.eye(count) * 9).amin(1)
         assert nearest.min() > 0.7 / count**0.5
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 8, 12, 16])
+def test_the_first_nested_places_leave_none_far_away(count):
+    """The largest distance to them is at most 1.5 times the smallest possible with so many, by trial of all choices."""
+    points = nested_places(count)
+    assert sorted(points.tolist()) == sorted(places(count).tolist())
+    distances = torch.cdist(points, points)
+    for first in range(1, min(count, 6)):
+        best = min(distances[list(chosen)].amin(0).max() for chosen in combinations(range(count), first))
+        assert distances[:first].amin(0).max() <= 1.5 * best + 1e-9
+
+
+@pytest.mark.parametrize("count", [20, 96, 97, 768])
+def test_every_number_of_nested_places_is_spread_over_the_frame(count):
+    """To cover the unit square, n discs need a radius of 0.56 / sqrt(n); in reading order places need 1.9 or more."""
+
+    def largest(points):
+        nearest = (points[:, None] - points).square().sum(2).sqrt().cummin(0).values.amax(1)
+        return float((nearest * torch.arange(1, count + 1).sqrt()).max())
+
+    assert largest(nested_places(count)) < 1.3 < 1.9 < largest(places(count))
+
+
+def test_the_order_of_nested_places_is_that_of_its_definition():
+    points = places(33)
+    distances = (points[:, None] - points).square().sum(2)
+    nearest = torch.full((33,), torch.inf, dtype=torch.float64)
+    for place in nested_places(33):
+        left = torch.minimum(nearest, distances).sum(1)
+        first = int((left < left.min() + 1e-9).nonzero()[0])
+        assert torch.equal(place, points[first])
+        nearest = torch.minimum(nearest, distances[first])
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_the_table_of_the_first_nested_latents_has_rows_of_that_of_all(placed):
+    full, few = (
+        rotary_table(32, num_tv, (2, 3, 5), 20.0, num_tiv, (3, 5), placed=placed, timed=False, nested_of=(9, 4))
+        for num_tv, num_tiv in ((4, 9), (2, 5))
+    )
+    for whole, table in zip(full, few, strict=True):
+        groups, its_groups = whole[9:].view(2, 19, 16), table[5:].view(2, 17, 16)
+        assert torch.equal(table[:5], whole[:5]) and torch.equal(its_groups[:, :2], groups[:, :2])
+        assert torch.equal(its_groups[:, 2:], groups[:, 4:])
 
 
 def test_softvq_is_a_convex_mixture_of_unit_codes():

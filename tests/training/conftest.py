@@ -94,6 +94,7 @@ def full_config(config: TrainConfig, dinov2: Path, lpips_weights: Path) -> Train
         short_clips=0.5,
         siblings=0.5,
         without_tv=0.5,
+        quantization_noise=0.1,
         entropy=0.01,
     )
 

@@ -224,6 +224,24 @@ def test_any_number_of_nested_tokens_is_decoded(config: TrainConfig, training_ca
             replace(config, **change)
 
 
+def test_noise_is_that_of_quantised_tokens(config: TrainConfig, training_calls: ForwardCalls) -> None:
+    """Uniform within half a step, like what rounding to whole steps changes; other numbers for each clip and step."""
+    config = replace(config, steps=4, batch_size=4, accumulate=2, quantization_noise=0.3)
+    train(replace(config, evaluate_every=4, save_every=4))
+    drawn = [options["noise"] for _, options in training_calls]
+    assert len(drawn) == 8
+    for tiv, tv in drawn:
+        model = config.model
+        assert tiv.shape == (2, 1, model.num_tiv, model.latent_dim) and tv.shape[::2] == (2, model.num_tv)
+    every = torch.cat([x.flatten() for pair in drawn for x in pair])
+    assert every.abs().max() <= 0.15 and len(every.unique()) > 0.99 * len(every)
+    rounded = torch.randn(10_000) * 5
+    rounded -= (rounded / 0.3).round() * 0.3
+    with pytest.raises(ValueError, match="quantization_noise is for tokens that are free values"):
+        replace(config, model=model.replace(quantizer="fsq", fsq_levels=(8, 8)))
+    assert every.var() == pytest.approx(float(rounded.var()), rel=0.1) and abs(every.mean()) < 0.01
+
+
 def test_clips_of_several_chunks_share_the_mean_of_their_tiv_tokens(full_config: TrainConfig) -> None:
     """Algorithm 1: what is trained on is what `encode` and `decode` do with one TIV set."""
     torch.manual_seed(0)

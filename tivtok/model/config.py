@@ -30,7 +30,8 @@ class TivTokConfig:
         qk_norm: RMS-normalise queries and keys per head.
         rope_theta: base of the 3D rotary frequencies.
         nested: tokens are in order of worth: the first of a TIV set and of a frame group serve without the others, as
-            training with a share of ``nested`` steps makes them (nested dropout, arXiv 1402.0915).
+            training with a share of ``nested`` steps makes them (nested dropout, arXiv 1402.0915). Where they have
+            places, the first few of these are spread over the frame, too (`tivtok.model.rope.nested_places`).
         rope_heads: how many heads, the first, are rotated; all by default. VFRTok (arXiv 2505.12053) rotates half.
         latent_positions: "none": latent tokens are not rotated (as in VFRTok, arXiv 2505.12053). "grid": they are
             spread evenly over the frame, so that each can find what is near it, and positions are counted in patches
@@ -83,11 +84,6 @@ class TivTokConfig:
             )
         if self.rope_heads is not None and not 1 <= self.rope_heads <= self.heads:
             raise ValueError(f"rope_heads must be between 1 and the {self.heads} heads, got {self.rope_heads}")
-        if self.nested and self.latent_positions != "none":
-            raise ValueError(
-                f'nested tokens must have latent_positions "none", got {self.latent_positions!r}: the first of those '
-                "that are spread over the frame are at its top"
-            )
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 choices = " or ".join(f'"{value}"' for value in values)
@@ -161,6 +157,11 @@ class TivTokConfig:
     def latent_grid(self) -> tuple[int, int] | None:
         """Rows and columns that latent tokens are spread over, in patches; None where they have no position."""
         return None if self.latent_positions == "none" else self.native_grid
+
+    @property
+    def nested_of(self) -> tuple[int, int] | None:
+        """Of how many TIV and TV tokens the decoder may get the first, None where it gets them all."""
+        return (self.num_tiv, self.num_tv) if self.nested else None
 
     @property
     def native_grid(self) -> tuple[int, int]:

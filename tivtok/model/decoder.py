@@ -62,18 +62,17 @@ class Decoder(nn.Module):
     def _rotary(self, grid: tuple[int, int, int], like: Tensor, num_tv: int, tokens_before: int = 0) -> Rotary:
         # Every group sits at time 0: a decoder that never compares frames has no use for their order.
         config = self.config
-        table = rotary_table(
+        return rotary_table(
             config.head_dim,
-            config.num_tv,
+            num_tv,
             grid,
             config.rope_theta,
             tokens_before,
             config.latent_grid,
             like.device,
             placed=config.latent_positions == "grid",
+            nested_of=config.nested_of,
         )
-        left_out = config.num_tv - num_tv  # of nested tokens, which have no positions: their rows are all alike
-        return (table[0][left_out:], table[1][left_out:]) if left_out else table
 
     def _pixels(self, x: Tensor) -> Tensor:
         return self.to_pixels(self.norm(x))
@@ -85,8 +84,7 @@ class SharedDecoder(Decoder):
     def prepare(self, tiv: Tensor) -> Prepared:
         x = self.from_latent(tiv) + self.tiv_embedding[: tiv.shape[1]]
         layout = SifLayout.uniform(x.shape[0], x.shape[1], 0, 0)
-        config = self.config
-        rotary = self._rotary((0, 1, 1), tiv, config.num_tv, config.num_tiv) if config.latent_grid else None
+        rotary = self._rotary((0, 1, 1), tiv, 0, x.shape[1]) if self.config.latent_grid else None
         prepared: Prepared = []
         for block in self.blocks:
             x, keys_and_values = block(x, partial(sif_attention, layout=layout, tiv_scope="tiv"), rotary)

@@ -88,6 +88,7 @@ class Encoder(nn.Module):
             like.device,
             placed=config.latent_positions == "grid",
             timed=config.encoder_time == "rotary",
+            nested_of=config.nested_of,
         )
         if first_group == 0:
             return tables

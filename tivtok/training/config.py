@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -109,6 +110,8 @@ class TrainConfig:
             themselves what stays.
         nested: the share of steps that decode only the first TIV tokens of a set and TV tokens of a frame group, any
             numbers of them with the same probability; for models with nested tokens, which then serve in any number.
+        quantization_noise: the step of coded files that tokens are to stand: they are decoded with uniform noise of
+            this width, much like what rounding them to such steps adds (arXiv 1611.01704).
         short_clips: the share of steps whose clips have fewer frame groups, any number with the same probability: for
             chunks that end at a cut or with the video.
         strict: treat a video as unreadable where its decoder has made up for damage, instead of a warning in the log.
@@ -161,6 +164,7 @@ class TrainConfig:
     siblings: float = 0.0
     without_tv: float = 0.0
     nested: float = 0.0
+    quantization_noise: float = 0.0
     short_clips: float = 0.0
     strict: bool = False
     in_memory: bool = False
@@ -213,6 +217,13 @@ class TrainConfig:
             raise ValueError(
                 f"nested must be above 0 for models with nested tokens, and for them alone, got {self.nested} with "
                 f"model.nested {self.model.nested}"
+            )
+        if not 0 <= self.quantization_noise < math.inf:
+            raise ValueError(f"quantization_noise must be a finite width from 0 up, got {self.quantization_noise}")
+        if self.quantization_noise and self.model.quantizer == "fsq":
+            raise ValueError(
+                f"quantization_noise is for tokens that are free values, got {self.quantization_noise} with "
+                'model.quantizer "fsq", whose tokens are integer codes'
             )
         if self.entropy and self.model.quantizer != "softvq":
             raise ValueError(

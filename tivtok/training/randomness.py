@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     CONSISTENCY = 8  # how the discriminator's frames are augmented once more, by step
     MIX = 9  # which videos are drawn where data sets are mixed, by clip
     NESTED = 10  # how many tokens are decoded, by step
+    NOISE = 11  # what is added to the tokens, by step
 
 
 def generator(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

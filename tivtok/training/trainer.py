@@ -96,11 +96,13 @@ class Trainer:
         budget = self._draw_budget(step)
 
         outputs, terms = [], []
-        parts = list(zip(*(x.chunk(config.accumulate) for x in (video, draws[0], without_tv)), strict=True))
-        for number, (clips, clip_draws, its_without_tv) in enumerate(parts, 1):
+        by_clip = (video, draws[0], without_tv, *self._draw_noise(step, video))
+        parts = list(zip(*(x.chunk(config.accumulate) for x in by_clip), strict=True))
+        for number, (clips, clip_draws, its_without_tv, *noise) in enumerate(parts, 1):
             with self.accelerator.no_sync(self.model) if number < len(parts) else nullcontext():
                 alone = its_without_tv if config.without_tv else None
-                model = partial(self.model, siblings=siblings, without_tv=alone, budget=budget)
+                added = tuple(noise) or None
+                model = partial(self.model, siblings=siblings, without_tv=alone, budget=budget, noise=added)
                 output, its_terms = self._backward(model, clips, frames, clip_draws, adversary, step, 1 / len(parts))
             outputs.append(output)
             terms.append(its_terms)
@@ -197,6 +199,16 @@ class Trainer:
         config = self.config
         drawn = generator(config.seed, Purpose.WITHOUT_TV, step).random((1, config.batch_size)) < config.without_tv
         return self._own(drawn, len(video))[0].to(video.device)
+
+    def _draw_noise(self, step: int, video: Tensor) -> list[Tensor]:
+        """What is added to this process's TIV sets (B, chunks, N_TIV, D) and TV tokens (B, T, N_TV, D), if anything."""
+        config, model = self.config, self.config.model
+        if not config.quantization_noise:
+            return []
+        rng, groups = generator(config.seed, Purpose.NOISE, step), model.num_groups(video.shape[2])
+        counts = (-(-groups // model.groups_per_chunk), model.num_tiv), (groups, model.num_tv)
+        drawn = (rng.random((1, config.batch_size, *count, model.latent_dim), dtype="float32") for count in counts)
+        return [config.quantization_noise * (self._own(x, len(video))[0].to(video.device) - 0.5) for x in drawn]
 
     def _own(self, drawn: np.ndarray, batch: int) -> Tensor:
         """Of numbers (n, clips of a step, ...) those for this process's ``batch`` clips: (n, ``batch``, ...)."""
