@@ -74,6 +74,7 @@ def stages() -> list[Stage]:
         Stage("large tests", (*pytest, "tests/gpu/test_cuda_gpu_large.py"), 590),
         Stage("timings", ("-m", "benchmarks.report", "--device", "cuda", "--minutes", "8"), 590),
     ]
+    found.append(Stage("latency", ("-m", "benchmarks.machine_code.latency", "compare"), 300))
     found.append(Stage("tune", ("-m", "tivtok_kernels.tune", "--device", "cuda"), 590))
     # The sanitizer must see every allocation, so without torch's cache.
     uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)

@@ -30,6 +30,7 @@ def sif_attention(
     backend: str = "auto",
     return_lse: Literal[False] = False,
     deterministic: bool = False,
+    batch_invariant: bool = False,
     group: parallel.Group | None = None,
 ) -> Tensor: ...
 @overload
@@ -44,6 +45,7 @@ def sif_attention(
     backend: str = "auto",
     return_lse: Literal[True],
     deterministic: bool = False,
+    batch_invariant: bool = False,
     group: parallel.Group | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def sif_attention(
@@ -57,6 +59,7 @@ def sif_attention(
     backend: str = "auto",
     return_lse: bool = False,
     deterministic: bool = False,
+    batch_invariant: bool = False,
     group: parallel.Group | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scope-induced attention (TivTok Eq. 3-4): frame rows see their clip's TIV tokens and their own frame.
@@ -73,6 +76,8 @@ def sif_attention(
         return_lse: also return the log-sum-exp of each row's scaled scores. Differentiable.
         deterministic: only backends whose gradients repeat bit for bit; torch.use_deterministic_algorithms(True) asks
             for the same.
+        batch_invariant: results and gradients of a clip are the same bit for bit, whatever else is in the batch; only
+            backends that promise it (docs/numerics.md).
         group: processes (a group, or a mesh of one dimension) over which the frames of clips that are larger than one
             device are spread. Each passes the same clips with all their TIV rows and with the frames that it has, and
             gets its rows of the result. Gradients are shares: the sum over the processes is that of one process.
@@ -92,7 +97,9 @@ def sif_attention(
     torch.func.vmap packs its samples as so many times the clips, in one call. Under torch.autocast, q, k and v are cast
     as `torch.nn.functional.scaled_dot_product_attention` casts them.
     """
-    signature = None if group is not None else _signature((q, k, v), tiv_scope, scale, backend, deterministic)
+    signature = (
+        None if group is not None else _signature((q, k, v), tiv_scope, scale, backend, deterministic, batch_invariant)
+    )
     if (known := _known(layout, SifLayout, signature)) is not None:
         return _attend_again((q, k, v, None, None), layout, known, return_lse)
     _check_options(layout, SifLayout, backend, scale)
@@ -104,7 +111,7 @@ def sif_attention(
     _check_shapes(q, k, v)
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
-    options = _options(tiv_scope, scale, q, backend, deterministic)
+    options = _options(tiv_scope, scale, q, backend, deterministic, batch_invariant)
     if group is not None and tiv_scope == "clip":  # with scope "tiv" each process has the keys that its rows see
         packed = _packed((q, k, v, None, None))[:3]
         return _shaped(q, *parallel.attend(*packed, layout, options, group), return_lse)
@@ -122,6 +129,7 @@ def range_attention(
     backend: str = "auto",
     return_lse: Literal[False] = False,
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> Tensor: ...
 @overload
 def range_attention(
@@ -134,6 +142,7 @@ def range_attention(
     backend: str = "auto",
     return_lse: Literal[True],
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 def range_attention(
     q: Tensor,
@@ -145,6 +154,7 @@ def range_attention(
     backend: str = "auto",
     return_lse: bool = False,
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention under any mask of two key ranges per run of query rows.
 
@@ -157,6 +167,7 @@ def range_attention(
         backend: likewise.
         return_lse: likewise.
         deterministic: likewise.
+        batch_invariant: likewise.
 
     Returns:
         out (N, H, D) in the dtype of q, and with ``return_lse`` the LSE (N, H).
@@ -164,7 +175,7 @@ def range_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
-    signature = _signature((q, k, v), "ranges", scale, backend, deterministic)
+    signature = _signature((q, k, v), "ranges", scale, backend, deterministic, batch_invariant)
     if (known := _known(layout, RangeLayout, signature)) is not None:
         return _attend_again((q, k, v, None, None), layout, known, return_lse)
     _check_options(layout, RangeLayout, backend, scale)
@@ -174,7 +185,7 @@ def range_attention(
     if layout.a_rows is not None:
         raise ValueError("layout must count both ranges in the rows of k, but range A is of another tensor")
     _check_shapes(q, k, v, same_rows=False)
-    options = _options("ranges", scale, q, backend, deterministic)
+    options = _options("ranges", scale, q, backend, deterministic, batch_invariant)
     return _attend((q, k, v, None, None), layout, options, signature, return_lse)
 
 
@@ -191,6 +202,7 @@ def broadcast_attention(
     backend: str = "auto",
     return_lse: Literal[False] = False,
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> Tensor: ...
 @overload
 def broadcast_attention(
@@ -205,6 +217,7 @@ def broadcast_attention(
     backend: str = "auto",
     return_lse: Literal[True],
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 def broadcast_attention(
     q: Tensor,
@@ -218,6 +231,7 @@ def broadcast_attention(
     backend: str = "auto",
     return_lse: bool = False,
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Decoding with broadcast TIV tokens (TivTok Eq. 5): each frame's rows see the clip's TIV keys and their own frame.
 
@@ -235,6 +249,7 @@ def broadcast_attention(
         backend: likewise.
         return_lse: likewise.
         deterministic: likewise.
+        batch_invariant: likewise.
 
     Returns:
         out with the shape and dtype of q, and with ``return_lse`` the LSE of shape q.shape[:-1].
@@ -242,7 +257,7 @@ def broadcast_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
-    signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic)
+    signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic, batch_invariant)
     if layout is not None and (known := _known(layout, SifLayout, signature)) is not None:
         return _attend_again((q, k, v, k_tiv, v_tiv), layout, known, return_lse)
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
@@ -271,7 +286,7 @@ def broadcast_attention(
             "k_tiv and v_tiv must have one shape, and the heads and head_dim of k, "
             f"got {tuple(k_tiv.shape)} and {tuple(v_tiv.shape)} for k {tuple(k.shape)}"
         )
-    options = _options("broadcast", scale, q, backend, deterministic)
+    options = _options("broadcast", scale, q, backend, deterministic, batch_invariant)
     return _attend((q, k, v, k_tiv, v_tiv), lengths, options, signature, return_lse)
 
 
@@ -287,6 +302,7 @@ def plan_attention(
     backend: str = "auto",
     backward: bool = True,
     deterministic: bool = False,
+    batch_invariant: bool = False,
 ) -> None:
     """Plan calls with a layout before they come, so that the first one does no more than those after it.
 
@@ -305,6 +321,7 @@ def plan_attention(
         backend: as in the calls.
         backward: plan the backward, too.
         deterministic: as in the calls.
+        batch_invariant: likewise.
 
     Raises:
         TypeError, ValueError, BackendUnavailable: as the calls.
@@ -325,7 +342,7 @@ def plan_attention(
     _check_shapes(q, k, k, same_rows=False)
     tensors = (q, k, k, k_tiv, k_tiv) if scope == "broadcast" else (q, k, k, None, None)
     directions: tuple[Direction, ...] = ("forward", "backward") if backward else ("forward",)
-    ops.plan(tensors, layout, _options(scope, None, q, backend, deterministic), directions)
+    ops.plan(tensors, layout, _options(scope, None, q, backend, deterministic, batch_invariant), directions)
 
 
 def available_backends(
@@ -470,9 +487,11 @@ def _check_batch(layout: SifLayout, q: Tensor) -> None:
         )
 
 
-def _options(scope: Scope, scale: float | None, q: Tensor, backend: str, deterministic: bool) -> ops.Options:
+def _options(
+    scope: Scope, scale: float | None, q: Tensor, backend: str, deterministic: bool, batch_invariant: bool
+) -> ops.Options:
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return ops.Options(scope, scale, backend, deterministic or _must_be_deterministic())
+    return ops.Options(scope, scale, backend, deterministic or _must_be_deterministic(), batch_invariant)
 
 
 def _must_be_deterministic() -> bool:

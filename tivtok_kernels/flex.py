@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.operators import recorded
-from tivtok_kernels.problem import Call, Direction, Problem
+from tivtok_kernels.problem import NOT_INVARIANT, Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ CAVEAT = f"unlike in the others, NaN and infinity of a key can reach rows of its
 def why_not(problem: Problem) -> str | None:
     if problem.device.type not in ("cpu", "cuda", "xpu"):
         return f"FlexAttention has no kernels for {problem.device.type} tensors"
+    if problem.batch_invariant:
+        return NOT_INVARIANT
     if problem.device.type == "cpu":
         return "FlexAttention has no backward on the CPU" if problem.direction == "backward" else None
     if problem.dtype == torch.float64:

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     scale: float
     backend: str
     deterministic: bool
+    batch_invariant: bool = False
 
 
 class Known:
@@ -58,7 +59,9 @@ class Known:
         self.options = options
         self.is_empty = q.numel() == 0
         self.problems: dict[Direction, Problem] = {
-            direction: Problem(q.device, q.dtype, q.shape[-1], options.deterministic, direction)
+            direction: Problem(
+                q.device, q.dtype, q.shape[-1], options.deterministic, direction, options.batch_invariant
+            )
             for direction in ("forward", "backward")
         }
         self.again: tuple[str, Forward] | None = None  # the backend that ran it, and its `repeatable` forward
@@ -66,7 +69,8 @@ class Known:
     def call(self, tensors: Tensors, layout: Layout, wants_lse: bool = True) -> Call:
         q, k, v, k_tiv, v_tiv = tensors
         tiv = None if k_tiv is None or v_tiv is None else (k_tiv, v_tiv)
-        return Call(q, k, v, tiv, layout, self.options.scope, self.options.scale, wants_lse)
+        scope, scale, *_, batch_invariant = self.options
+        return Call(q, k, v, tiv, layout, scope, scale, wants_lse, batch_invariant)
 
 
 def attend(tensors: Tensors, layout: Layout | Tensor, options: Options) -> tuple[Tensor, Tensor]:
@@ -198,11 +202,11 @@ def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     return out, q.new_empty(q.shape[:2], dtype=accumulation_dtype(q.dtype))
 
 
-def _fake_forward(q, k, v, k_tiv, v_tiv, encoded, scope, scale, backend, deterministic):
+def _fake_forward(q, k, v, k_tiv, v_tiv, *options):
     return _empty_results(q)
 
 
-def _fake_backward(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, encoded, scope, scale, backend, deterministic):
+def _fake_backward(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, *options):
     return operators.empty_gradients(q, k, v, k_tiv, v_tiv)
 
 
@@ -210,7 +214,7 @@ def _fake_backward(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, encoded, scope, 
 # alone and k_tiv and v_tiv the TIV rows; with the others they are None.
 sif_attention = operators.define(
     "sif_attention(Tensor q, Tensor k, Tensor v, Tensor? k_tiv, Tensor? v_tiv, Tensor encoded, "
-    "str scope, float scale, str backend, bool deterministic) -> (Tensor, Tensor)",
+    "str scope, float scale, str backend, bool deterministic, bool batch_invariant) -> (Tensor, Tensor)",
     _forward,
     _fake_forward,
     _TAGS,
@@ -220,7 +224,7 @@ sif_attention = operators.define(
 sif_attention_backward = operators.define(
     "sif_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? k_tiv, Tensor? v_tiv, "
     "Tensor out, Tensor lse, Tensor encoded, "
-    "str scope, float scale, str backend, bool deterministic) -> Tensor[]",
+    "str scope, float scale, str backend, bool deterministic, bool batch_invariant) -> Tensor[]",
     _backward,
     _fake_backward,
     _TAGS,
@@ -296,7 +300,7 @@ class _SifAttention(torch.autograd.Function):
         if dout is not None or dlse is not None:
             dout = torch.zeros_like(out) if dout is None else dout
             grads += _gradients(dout, dlse, q, k, v, k_tiv, v_tiv, out, lse, encoded, *ctx.options)
-        return (*grads, *(None,) * (10 - len(grads)))
+        return (*grads, *(None,) * (11 - len(grads)))
 
 
 class _Transformable(torch.autograd.Function):

@@ -13,6 +13,11 @@ from tivtok_kernels.ranges import RangeLayout
 
 Direction = Literal["forward", "backward"]
 
+# Why backends that are made of torch's products refuse `Problem.batch_invariant`.
+NOT_INVARIANT = (
+    "torch's matrix products may take sums in another order where the batch is another, so it is not batch-invariant"
+)
+
 # (q, k, v, k_tiv or None, v_tiv or None, wants_lse) -> (out, lse), as `Call` has them.
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool], tuple[Tensor, Any]]
 
@@ -25,6 +30,7 @@ class Problem(NamedTuple):
     head_dim: int | None = None
     deterministic: bool = False
     direction: Direction = "forward"
+    batch_invariant: bool = False
 
 
 class Call(NamedTuple):
@@ -34,6 +40,7 @@ class Call(NamedTuple):
         q: (N, H, D). k, v: (M, Hk, D), H a multiple of Hk.
         tiv: None or, with scope "broadcast", (k_tiv, v_tiv), each (TIV rows, Hk, D); N and M count frame rows then.
         scope: of a `SifLayout`; "ranges" with a `RangeLayout`.
+        batch_invariant: whether a row's results may depend on nothing but what the row sees, bit for bit.
         wants_lse: whether anybody reads the LSE; a backend may return anything for it where nobody does.
     """
 
@@ -45,6 +52,7 @@ class Call(NamedTuple):
     scope: Scope
     scale: float
     wants_lse: bool = True
+    batch_invariant: bool = False
 
     @property
     def ranges(self) -> RangeLayout:

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tivtok_kernels.problem import Call, Direction, Problem
+from tivtok_kernels.problem import NOT_INVARIANT, Call, Direction, Problem
 from tivtok_kernels.tensors import accumulation_dtype
 
 
 def why_not(problem: Problem) -> str | None:
     """Runs wherever torch runs."""
-    return None
+    return NOT_INVARIANT if problem.batch_invariant else None
 
 
 def plan_call(call: Call, direction: Direction) -> None:

@@ -6,7 +6,8 @@ full steps first, then what is left of both, joined end to end. Any piece of ``n
 ``ceil(n / step)`` steps, wherever it was cut.
 
 Tiles are listed longest first. A tile longer than its share of the machine (all steps of all heads / workers) is cut
-into pieces of almost equal length; they write partial results, which a merge adds up in the order of the list.
+into pieces of almost equal length; they write partial results, which a merge adds up in the order of the list. So what
+else is in the batch decides how sums are grouped, unless cuts are asked for that depend on a tile's own length alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _captured: dict[int, object] = {}
 
 # Tiles of fewer steps stay whole: the pieces would cost more to merge than they save in waiting.
 MIN_STEPS_TO_SPLIT = 8
+
+# Steps of a piece, at most, where a tile's own length alone may say how it is cut.
+INVARIANT_STEPS = 16
 
 
 class WorkList(NamedTuple):
@@ -63,21 +67,33 @@ class Held(Protocol):
 
 @lru_cache(maxsize=1024)
 def query_work(
-    layout: SifLayout | RangeLayout, scope: Scope, block: int, step: int, heads: int, workers: int, device: torch.device
+    layout: SifLayout | RangeLayout,
+    scope: Scope,
+    block: int,
+    step: int,
+    heads: int,
+    workers: int | None,
+    device: torch.device,
 ) -> WorkList:
     """Tiles of query rows over their key ranges, on ``device``.
 
     Args:
         block, step: rows per tile, and keys per step.
         heads: programs per tile.
-        workers: programs that the device runs at a time.
+        workers: programs that the device runs at a time; None cuts each tile by its own length alone.
     """
     return _work_list(layout.ranges(scope).query_runs, block, step, heads, workers, device)
 
 
 @lru_cache(maxsize=1024)
 def key_work(
-    layout: SifLayout | RangeLayout, scope: Scope, block: int, step: int, heads: int, workers: int, device: torch.device
+    layout: SifLayout | RangeLayout,
+    scope: Scope,
+    block: int,
+    step: int,
+    heads: int,
+    workers: int | None,
+    device: torch.device,
 ) -> WorkList:
     """Tiles of key rows over the query ranges that see them: the transposed view of the mask, for dK and dV."""
     return _work_list(layout.ranges(scope).key_runs, block, step, heads, workers, device)
@@ -100,7 +116,9 @@ def hold(plan: T, device: torch.device, *lists: Held | None) -> T:
     return plan
 
 
-def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int, device: torch.device) -> WorkList:
+def _work_list(
+    runs: np.ndarray, block: int, step: int, heads: int, workers: int | None, device: torch.device
+) -> WorkList:
     """The work on ``runs``, (runs, 7) as in `RangeLayout.key_runs`."""
     if _is_capturing(device):
         raise RuntimeError(
@@ -111,7 +129,7 @@ def _work_list(runs: np.ndarray, block: int, step: int, heads: int, workers: int
     steps = -(-(tiles[:, 3] + tiles[:, 5]) // step)
     longest_first = np.argsort(-steps, kind="stable")
     steps = steps[longest_first]
-    share = -(-heads * int(steps.sum()) // workers)
+    share = INVARIANT_STEPS if workers is None else -(-heads * int(steps.sum()) // workers)
     pieces = np.maximum(1, -(-steps // max(share, MIN_STEPS_TO_SPLIT - 1)))
 
     slots = np.where(pieces > 1, pieces, 0)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tivtok_kernels.problem import Call, Direction, Problem
+from tivtok_kernels.problem import NOT_INVARIANT, Call, Direction, Problem
 from tivtok_kernels.ranges import RangeLayout, Segment
 from tivtok_kernels.tensors import accumulation_dtype
 
@@ -22,6 +22,8 @@ def why_not(problem: Problem) -> str | None:
     device = problem.device.type
     if device not in ("cpu", "cuda"):
         return f"torch has no fused attention with LSE for {device} tensors"
+    if problem.batch_invariant:
+        return NOT_INVARIANT
     if device == "cpu":
         return None
     if problem.dtype == torch.float64:

@@ -24,6 +24,7 @@ from tivtok_kernels.triton.configs import Config, Math
 if TYPE_CHECKING:
     from benchmarks.machine_code.signatures import Build, Kernel
 
+J = TypeVar("J")
 T = TypeVar("T")
 
 # Matrix products per pair of tiles, each 2 * BLOCK_Q * BLOCK_K * head_dim FLOPs.
@@ -111,15 +112,15 @@ def shipped() -> list[Job]:
 
 def compile_all(jobs: Iterable[Job]) -> Iterator[tuple[Job, Resources]]:
     """Resources of each job, as they come."""
-    return _outside_the_interpreter(compile_job, jobs)
+    return outside_the_interpreter(compile_job, jobs)
 
 
 def translate_all(jobs: Iterable[Job]) -> dict[Job, Ptx]:
     """PTX of each job."""
-    return dict(_outside_the_interpreter(translate_job, jobs))
+    return dict(outside_the_interpreter(translate_job, jobs))
 
 
-def _outside_the_interpreter(function: Callable[[Job], T], jobs: Iterable[Job]) -> Iterator[tuple[Job, T]]:
+def outside_the_interpreter(function: Callable[[J], T], jobs: Iterable[J]) -> Iterator[tuple[J, T]]:
     """What a function makes of each job, in as many processes as there are CPUs. None is under TRITON_INTERPRET=1,
     where kernels are not compiled."""
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _leave_interpreter) as pool:

@@ -57,7 +57,7 @@ def pipes(loop: Sequence[Instruction], warps: int) -> Pipes:
         tensor=sum(p.flops / MMA_FLOPS[p.dtype] for p in products) * warps,
         exponentials=mufu * warps * _WARP / EXPONENTIALS,
         arithmetic=(len(loop) - mufu - matrix - len(shared)) * warps * _WARP / LANES,
-        shared=(sum(shared) * warps * _WARP + sum(_operand_bytes(i, warps) for i in loop)) / SHARED_BYTES,
+        shared=(sum(shared) * warps * _WARP + sum(operand_bytes(i, warps) for i in loop)) / SHARED_BYTES,
     )
 
 
@@ -66,7 +66,7 @@ def tflops(flops: float, cycles: float) -> float:
     return flops / cycles * SMS * GIGAHERTZ / 1e3
 
 
-def _operand_bytes(instruction: Instruction, warps: int) -> float:
+def operand_bytes(instruction: Instruction, warps: int) -> float:
     """What an HGMMA of a block reads from shared memory: its right operand, and the left one if not in registers."""
     product = sass.product(instruction)
     if product is None or instruction.name != "HGMMA":

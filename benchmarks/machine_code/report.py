@@ -98,18 +98,19 @@ def to_json(report: Report, triton_version: str) -> dict[str, Any]:
     return {"note": NOTE, "triton": triton_version, "kernels": kernels}
 
 
-def write_section(path: Path, text: str) -> None:
-    """Put ``text`` between the two marks of a Markdown page; a new page is nothing else.
+def write_section(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Put ``text`` between two marks of a Markdown page; a new page is nothing else.
 
     Raises:
         ValueError: the page has no such marks.
     """
-    section = f"{BEGIN}\n{text}\n{END}"
+    begin, end = marks
+    section = f"{begin}\n{text}\n{end}"
     if path.exists():
         page = path.read_text(encoding="utf-8")
-        if BEGIN not in page or END not in page:
-            raise ValueError(f"{path} must hold the lines {BEGIN} and {END}, found a page without them")
-        section = page[: page.index(BEGIN)] + section + page[page.index(END) + len(END) :]
+        if begin not in page or end not in page:
+            raise ValueError(f"{path} must hold the lines {begin} and {end}, found a page without them")
+        section = page[: page.index(begin)] + section + page[page.index(end) + len(end) :]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(section if section.endswith("\n") else section + "\n", encoding="utf-8")

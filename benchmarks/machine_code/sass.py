@@ -94,23 +94,29 @@ def count(code: Sequence[Instruction]) -> Counts:
         tcgen05=matching(lambda i: i.name.startswith("UTC") and i.name.endswith("MMA")),
         ldgsts=matching(lambda i: i.name == "LDGSTS"),
         utmaldg=matching(lambda i: i.name == "UTMALDG"),
-        ex2=_exponentials(code),
+        ex2=exponentials(code),
         spill_loads=matching(lambda i: i.name == "LDL"),
         spill_stores=matching(lambda i: i.name == "STL"),
     )
 
 
-def loops(code: Sequence[Instruction]) -> list[list[Instruction]]:
-    """The bodies of the innermost loops with exponentials, in order.
+def exponentials(code: Sequence[Instruction]) -> int:
+    return sum(i.opcode == "MUFU.EX2" for i in code)
+
+
+def loops(
+    code: Sequence[Instruction], wanted: Callable[[Sequence[Instruction]], int] = exponentials
+) -> list[list[Instruction]]:
+    """The bodies of the innermost loops with exponentials, or with what is wanted of them, in order.
 
     A loop is the code from the target of a backward branch up to the branch. Waits that retry far away, behind the
     end of the kernel, jump back into the middle of a loop: they are none of their own.
     """
-    branches = [(_branch_target(i), i.address) for i in code]
+    branches = [(branch_target(i), i.address) for i in code]
     spans = sorted({(start, end) for start, end in branches if start is not None and start <= end})
     proper = [(s, e) for s, e in spans if not any(start < s <= end < e for start, end in spans)]
     bodies = {(s, e): [i for i in code if s <= i.address <= e] for s, e in proper}
-    hot = {span: body for span, body in bodies.items() if _exponentials(body)}
+    hot = {span: body for span, body in bodies.items() if wanted(body)}
     outer = {(s, e) for s, e in hot for start, end in hot if (s, e) != (start, end) and s <= start and end <= e}
     return [body for span, body in hot.items() if span not in outer]
 
@@ -122,8 +128,8 @@ def main_loop(code: Sequence[Instruction]) -> list[Instruction] | None:
     of these the shortest (tails carry masks).
     """
     bodies = loops(code)
-    most = max(map(_exponentials, bodies), default=0)
-    large = [body for body in bodies if _exponentials(body) >= 0.9 * most]
+    most = max(map(exponentials, bodies), default=0)
+    large = [body for body in bodies if exponentials(body) >= 0.9 * most]
     return min(large, key=lambda body: (-matrix_flops(body), len(body)), default=None)
 
 
@@ -154,11 +160,8 @@ def _width(instruction: Instruction) -> int:
     return next((sizes[s] for s in suffixes if s in sizes), 4)
 
 
-def _exponentials(code: Sequence[Instruction]) -> int:
-    return sum(i.opcode == "MUFU.EX2" for i in code)
-
-
-def _branch_target(instruction: Instruction) -> int | None:
+def branch_target(instruction: Instruction) -> int | None:
+    """Where a branch goes, None for any other instruction."""
     if instruction.name != "BRA":
         return None
     target = re.search(r"0x([0-9a-f]+)", instruction.operands)

@@ -32,10 +32,12 @@ DEVICE const uint16_t* row_of(const Tensor& x, int row, int head) {
 // Copies kRows rows of a side, the second matrix behind the first; columns from `columns` on become zeros.
 template <class C, int kRows, class Source>
 DEVICE void copy_side(uint32_t to, int columns, const Source& source) {
-    constexpr int kChunks = C::kHeadDim / 8;
+    constexpr int kChunks = C::kHeadDim / 8, kRowsAtOnce = C::kCopyThreads / kChunks;
+    static_assert(C::kCopyThreads % kChunks == 0 && kRows % kRowsAtOnce == 0, "a thread keeps to its columns");
+    const int column = threadIdx.x % kChunks * 8;
 #pragma unroll
-    for (int i = threadIdx.x; i < kRows * kChunks; i += C::kCopyThreads) {
-        const int row = i / kChunks, column = i % kChunks * 8;
+    for (int j = 0; j < kRows / kRowsAtOnce; ++j) {
+        const int row = threadIdx.x / kChunks + j * kRowsAtOnce;
         const RowPair from = source(row);
         const bool valid = from.valid && column < columns;
         const uint32_t at = to + C::template at<kRows>(row, column);

@@ -30,7 +30,7 @@
 //   wgmma_rs<E, Major B>(d, a, B, c)          the same with A in four registers
 //   wgmma_fence(), _commit(), _wait<N>()      before the first; closes a group; until at most N groups are pending
 //   wgmma_hold(d)                             keeps the compiler from moving uses of d across a fence or a wait
-//   wgmma_descriptor(addr, lead, stride, swz)  of an operand in shared memory
+//   wgmma_descriptor(addr, lead, stride, swz)  of an operand in shared memory; wgmma_advanced(d, bytes): further on
 //   setmaxnreg_inc<N>(), setmaxnreg_dec<N>()  registers per thread, by whole warpgroups
 //
 // Shared memory is dynamic only: the emulator could not check static __shared__ variables, so they do not exist here.
@@ -96,6 +96,12 @@ DEVICE void mbar_wait(uint32_t bar, uint32_t parity) {
 DEVICE uint64_t wgmma_descriptor(uint32_t address, uint32_t lead, uint32_t stride, Swizzle swizzle) {
     return uint64_t((address & 0x3ffff) >> 4) | uint64_t(lead >> 4) << 16 | uint64_t(stride >> 4) << 32 |
            uint64_t(swizzle) << 62;
+}
+
+// The same operand, so many bytes further. An address stays within the low word of its descriptor, and whoever knows
+// that computes in 32 bits.
+DEVICE uint64_t wgmma_advanced(uint64_t descriptor, uint32_t bytes) {
+    return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 }  // namespace dev

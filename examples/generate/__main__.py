@@ -1,6 +1,6 @@
 """Train a tokenizer and two generators on moving shapes, and compare what they draw and what it costs.
 
-python -m examples.generate runs/shapes              # about an hour of one core; run again, it goes on
+python -m examples.generate runs/shapes              # a quarter of an hour of one core; run again, it goes on
 python -m examples.generate runs/toy --size toy      # seconds, to see that it runs
 """
 
@@ -11,13 +11,17 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from examples.generate.flow import Flow
 from examples.generate.measuring import generated, measure, real
 from examples.generate.report import draw_pictures, write_report
 from examples.generate.settings import SETTINGS, Settings
-from examples.generate.training import encode, train_flow, train_tokenizer
+from examples.generate.training import Trained, encode, train_flow, train_tokenizer
+from examples.generate.ways import WAYS
 from tivtok.files import replacing
+from tivtok_kernels.measured import device_name
 
 
 def begin(folder: Path, settings: Settings) -> None:
@@ -42,29 +46,27 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begin(folder, settings)
 
-    model, of_tokenizer = train_tokenizer(settings, folder)
-    latents = encode(model, settings)
-    trained = {name: train_flow(name, latents, settings, folder) for name in ("split", "undivided")}
-    flows = {name: flow for name, (flow, _) in trained.items()}
-    measured = measure(model, latents.stats, flows, settings)
-    training = {"tokenizer": of_tokenizer} | {name: how for name, (_, how) in trained.items()}
+    training: dict[str, Trained] = {}
+    model, training["tokenizer"] = train_tokenizer(settings, folder)
+    videos, stats = encode(model, settings)
+    flows: dict[str, Flow] = {}
+    for way in WAYS:
+        flows[way], training[way] = train_flow(way, videos, settings, folder)
     result = {
         "command": f"python -m examples.generate FOLDER --size {chosen.size}",
+        "device": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "settings": asdict(settings),
         "training": {
-            name: {
-                "steps": len(how.losses),
-                "loss": sum(how.losses[-100:]) / len(how.losses[-100:]),
-                "seconds": how.seconds,
-            }
+            name: {"steps": len(how.losses), "loss": float(np.mean(how.losses[-100:])), "seconds": how.seconds}
             for name, how in training.items()
         },
-        "measured": measured,
+        "measured": measure(model, stats, flows, settings),
     }
     write_report(folder / "generate", result)
-    ways = {name: generated(name, flow, model, latents.stats, settings) for name, flow in flows.items()}
-    draw_pictures(folder / "generate", {"true": real} | ways, settings)
+    sources = {way: generated(way, flow, model, stats, settings) for way, flow in flows.items()}
+    draw_pictures(folder / "generate", {"true": real} | sources, settings)
     print(f"generate: wrote {folder / 'generate.md'}")
 
 

@@ -199,27 +199,3 @@ def draw(flow: Flow, labels: Tensor, rows: Rows, known: Tensor, how: Sampling, g
             velocity = without + how.guidance * (velocity - without)
         x = x + velocity[:, rows.known :] * (after - level)
     return torch.cat([known, x], dim=1)
-
-
-def draw_split(
-    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, how: Sampling, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """One TIV set (B, 1, N_TIV, D) for each video, then its TV tokens (B, groups, N_TV, D)."""
-    nothing = torch.empty(len(labels), 0, config.latent_dim, device=labels.device)
-    tiv = draw(flow, labels, Rows.of_tiv(config), nothing, how, generator)
-    both = draw(flow, labels, Rows.of_tv(config, groups), tiv, how, generator)
-    return tiv[:, None], both[:, config.num_tiv :].unflatten(1, (groups, config.num_tv))
-
-
-def draw_undivided(
-    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, how: Sampling, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A TIV set for each chunk (B, chunks, N_TIV, D) and the TV tokens (B, groups, N_TV, D), all in one sequence."""
-    rows = Rows.undivided(config, groups)
-    nothing = torch.empty(len(labels), 0, config.latent_dim, device=labels.device)
-    drawn = draw(flow, labels, rows, nothing, how, generator)
-    is_tiv = rows.slot < config.num_tiv
-    return (
-        drawn[:, is_tiv].unflatten(1, (-1, config.num_tiv)),
-        drawn[:, ~is_tiv].unflatten(1, (groups, config.num_tv)),
-    )

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from examples.generate.flow import Flow, Rows, Sampling, draw_split, flow_loss
+from examples.generate.flow import Flow, Sampling
 from examples.generate.training import fit
-from tivtok import TivTok, TivTokConfig, Tokens
+from examples.generate.ways import WAYS, Videos, drawn_tokens
+from tivtok import TivTok, TivTokConfig
 from tivtok.tokens import LatentStats
 from tivtok.tokens.dataset import TokenDataset
 
@@ -63,23 +62,8 @@ RECIPES = {
 }
 
 
-class Labelled(NamedTuple):
-    """Normalised tokens of a chunk of each of n videos.
-
-    Attributes:
-        tiv: (n, N_TIV, D).
-        tv: (n, T * N_TV, D).
-        labels: (n,), numbers of ``classes``.
-    """
-
-    tiv: Tensor
-    tv: Tensor
-    labels: Tensor
-    classes: list[str]
-
-
-def load(dataset: TokenDataset, config: TivTokConfig, stats: LatentStats) -> Labelled:
-    """The first chunk of each video that has a whole one, in memory: 0.1 MB each with T128 in float32.
+def load(dataset: TokenDataset, config: TivTokConfig, stats: LatentStats) -> tuple[Videos, list[str]]:
+    """The first chunk of each video that has a whole one, and the classes: 0.1 MB of memory each with T128.
 
     Raises:
         SystemExit: the list that was encoded has no column ``label``, or no video is long enough.
@@ -90,27 +74,26 @@ def load(dataset: TokenDataset, config: TivTokConfig, stats: LatentStats) -> Lab
             raise SystemExit(f"{dataset.folder} has no labels: encode a list with a column label (`tivtok list`)")
         if tokens.tv.shape[1] >= config.groups_per_chunk:
             normal = tokens.to(dtype=torch.float32).normalize(stats)
-            tivs.append(normal.tiv[0, int(tokens.tiv_index[0])])
-            tvs.append(normal.tv[0, : config.groups_per_chunk].flatten(0, 1))
+            tivs.append(normal.tiv[0, tokens.tiv_index[:1]])
+            tvs.append(normal.tv[0, : config.groups_per_chunk])
             names.append(record["label"])
     if not names:
         raise SystemExit(f"{dataset.folder} has no video of {config.chunk_frames} frames")
     classes = sorted(set(names))
-    return Labelled(torch.stack(tivs), torch.stack(tvs), torch.tensor([classes.index(n) for n in names]), classes)
+    labels = torch.tensor([classes.index(name) for name in names])
+    return Videos(torch.stack(tivs), torch.stack(tvs), labels), classes
 
 
-def train(data: Labelled, config: TivTokConfig, recipe: Recipe, folder: Path, device: str) -> Flow:
+def train(videos: Videos, classes: int, config: TivTokConfig, recipe: Recipe, folder: Path, device: str) -> Flow:
     torch.manual_seed(recipe.seed)
-    flow = Flow(config, len(data.classes), recipe.width, recipe.layers, recipe.heads).to(device)
+    flow = Flow(config, classes, recipe.width, recipe.layers, recipe.heads).to(device)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        chosen = torch.from_numpy(rng.integers(len(data.labels), size=recipe.batch))
-        tiv, tv, labels = (x[chosen].to(device) for x in (data.tiv, data.tv, data.labels))
-        of_tiv = flow_loss(flow, tiv, labels, Rows.of_tiv(config), generator, recipe.dropout)
-        rows = Rows.of_tv(config, config.groups_per_chunk)
-        return (of_tiv + flow_loss(flow, torch.cat([tiv, tv], dim=1), labels, rows, generator, recipe.dropout)) / 2
+        chosen = torch.from_numpy(rng.integers(len(videos.labels), size=recipe.batch))
+        batch = Videos(*(x[chosen].to(device) for x in videos))
+        return WAYS["split"].loss(flow, config, batch, generator, recipe.dropout)
 
     optimizer = AdamW(flow.parameters(), recipe.learning_rate)
     fit("flow", flow, loss_at, recipe.steps, [optimizer], lambda step: 1.0, folder)
@@ -119,28 +102,18 @@ def train(data: Labelled, config: TivTokConfig, recipe: Recipe, folder: Path, de
 
 @torch.no_grad()
 def write_videos(
-    flow: Flow, model: TivTok, stats: LatentStats, classes: Sequence[str], recipe: Recipe, each: int, folder: Path
+    flow: Flow, config: TivTokConfig, stats: LatentStats, classes: list[str], recipe: Recipe, each: int, folder: Path
 ) -> None:
     """``each`` token files for each class, of a chunk at 24 frames per second."""
-    config, device = model.config, flow.unlabelled.device
+    device = flow.unlabelled.device
     folder.mkdir(exist_ok=True)
     for number, name in enumerate(classes):
         generator = torch.Generator().manual_seed(recipe.seed + number)
         labels = torch.full((each,), number, device=device)
-        drawn = draw_split(flow, config, labels, config.groups_per_chunk, recipe.sampling, generator)
-        tiv, tv = (x.cpu() for x in drawn)
-        for video in range(each):
-            Tokens(
-                tiv=tiv[video : video + 1] * stats.tiv_std + stats.tiv_mean,
-                tv=tv[video : video + 1] * stats.tv_std + stats.tv_mean,
-                tiv_index=torch.zeros(config.groups_per_chunk, dtype=torch.int64),
-                num_frames=config.chunk_frames,
-                height=config.native_size[0],
-                width=config.native_size[1],
-                fps=24.0,
-                preset=config.name,
-                model_id=model.model_id,
-            ).save(folder / f"{name}-{video:03}.tivtok", "float16")
+        drawn = WAYS["split"].draw(flow, config, labels, config.groups_per_chunk, recipe.sampling, generator)
+        for video, (tiv, tv) in enumerate(zip(*(x.cpu().split(1) for x in drawn), strict=True)):
+            tokens = drawn_tokens(config, stats, tiv, tv, fps=24.0)
+            tokens.save(folder / f"{name}-{video:03}.tivtok", "float16")
 
 
 def main() -> None:
@@ -154,12 +127,12 @@ def main() -> None:
     chosen = parser.parse_args()
     recipe, folder = RECIPES[chosen.recipe], chosen.folder
     model, stats = TivTok.from_pretrained(chosen.model), LatentStats.from_pretrained(chosen.model)
-    data = load(TokenDataset(chosen.tokens), model.config, stats)
+    videos, classes = load(TokenDataset(chosen.tokens), model.config, stats)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")
-    flow = train(data, model.config, recipe, folder, chosen.device)
-    write_videos(flow, model, stats, data.classes, recipe, chosen.draw, folder / "drawn")
-    print(f"lightning: wrote {chosen.draw * len(data.classes)} token files into {folder / 'drawn'}")
+    flow = train(videos, len(classes), model.config, recipe, folder, chosen.device)
+    write_videos(flow, model.config, stats, classes, recipe, chosen.draw, folder / "drawn")
+    print(f"lightning: wrote {chosen.draw * len(classes)} token files into {folder / 'drawn'}")
 
 
 if __name__ == "__main__":

@@ -10,42 +10,25 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.generate.flow import Flow, Sampling, draw_split, draw_undivided
+from examples.generate.flow import Flow, Sampling
 from examples.generate.settings import Settings
 from examples.generate.shapes import CLASSES, MOTIONS, detect, render
-from tivtok import TivTok, Tokens
+from examples.generate.ways import WAYS, drawn_tokens
+from tivtok import TivTok
 from tivtok.tokens.statistics import LatentStats
 
-DRAW = {"split": draw_split, "undivided": draw_undivided}
 ON_ITS_PATH = 2.0  # pixels off the nearest path of its class, at most
 
-# Frames -> a video of each of the labels, (B, 3, frames, SIDE, SIDE).
-Videos = Callable[[Tensor, int], Tensor]
+# Classes (B,) and a number of frames -> a video of each, (B, 3, frames, SIDE, SIDE).
+Source = Callable[[Tensor, int], Tensor]
 
 
-def to_video(model: TivTok, stats: LatentStats, tiv: Tensor, tv: Tensor) -> Tensor:
-    """Decode normalised tokens, (B, S, N_TIV, D) and (B, T, N_TV, D), whose sets have equally many frame groups."""
-    config, groups = model.config, tv.shape[1]
-    tokens = Tokens(
-        tiv=tiv * stats.tiv_std + stats.tiv_mean,
-        tv=tv * stats.tv_std + stats.tv_mean,
-        tiv_index=torch.arange(groups) * tiv.shape[1] // groups,
-        num_frames=groups * config.frames_per_group,
-        height=config.native_size[0],
-        width=config.native_size[1],
-        fps=25.0,
-        preset=config.name,
-        model_id=model.model_id,
-    )
-    return model.decode(tokens).clamp(-1, 1)
-
-
-def generated(name: str, flow: Flow, model: TivTok, stats: LatentStats, settings: Settings) -> Videos:
+def generated(way: str, flow: Flow, model: TivTok, stats: LatentStats, settings: Settings) -> Source:
     def videos(labels: Tensor, frames: int) -> Tensor:
         generator = torch.Generator().manual_seed(settings.seed + 3)
         groups = frames // model.config.frames_per_group
-        drawn = DRAW[name](flow, model.config, labels, groups, settings.sampling, generator)
-        return to_video(model, stats, *drawn)
+        drawn = WAYS[way].draw(flow, model.config, labels, groups, settings.sampling, generator)
+        return model.decode(drawn_tokens(model.config, stats, *drawn, fps=25.0)).clamp(-1, 1)
 
     return videos
 
@@ -54,7 +37,7 @@ def real(labels: Tensor, frames: int) -> Tensor:
     return render(np.random.default_rng(3), labels, frames)
 
 
-def reconstructed(model: TivTok, shared: bool) -> Videos:
+def reconstructed(model: TivTok, shared: bool) -> Source:
     """True videos through the tokenizer, with one TIV set or with one for each chunk: what a generator cannot beat."""
 
     def videos(labels: Tensor, frames: int) -> Tensor:
@@ -65,7 +48,7 @@ def reconstructed(model: TivTok, shared: bool) -> Videos:
 
 
 @torch.no_grad()
-def quality(videos: Videos, frames: int, settings: Settings) -> dict[str, float]:
+def quality(videos: Source, frames: int, settings: Settings) -> dict[str, float]:
     """By the detector, over ``settings.drawn`` videos of each class."""
     labels = torch.arange(len(CLASSES)).repeat(settings.drawn)
     seen = [detect(video) for few in labels.split(24) for video in videos(few, frames)]
@@ -81,18 +64,18 @@ def quality(videos: Videos, frames: int, settings: Settings) -> dict[str, float]
 
 
 @torch.no_grad()
-def cost(name: str, flow: Flow, settings: Settings, frames: int) -> dict[str, float]:
+def cost(way: str, flow: Flow, settings: Settings, frames: int) -> dict[str, float]:
     """Tokens, FLOPs and processor seconds per frame, of the generator alone: decoding is the same for both."""
     config, groups = settings.tokenizer, frames // settings.tokenizer.frames_per_group
-    sets = 1 if name == "split" else groups // config.groups_per_chunk
+    draw = WAYS[way].draw
     generator = torch.Generator().manual_seed(0)
     one, dozen = (torch.arange(count) % len(CLASSES) for count in (1, 12))
     with FlopCounterMode(display=False) as counter:
-        DRAW[name](flow, config, one, groups, Sampling(1), generator)
+        tiv, _ = draw(flow, config, one, groups, Sampling(1), generator)
     begun = time.process_time()
-    DRAW[name](flow, config, dozen, groups, settings.sampling, generator)
+    draw(flow, config, dozen, groups, settings.sampling, generator)
     return {
-        "tokens": config.num_tokens(frames, sets) / frames,
+        "tokens": config.num_tokens(frames, tiv.shape[1]) / frames,
         "flops": counter.get_total_flops() * settings.euler_steps / frames,
         "seconds": (time.process_time() - begun) / 12 / frames,
     }
@@ -100,14 +83,14 @@ def cost(name: str, flow: Flow, settings: Settings, frames: int) -> dict[str, fl
 
 def measure(model: TivTok, stats: LatentStats, flows: dict[str, Flow], settings: Settings) -> dict[str, dict]:
     """By row of the table and number of frames."""
-    ways: dict[str, Videos] = {
+    sources: dict[str, Source] = {
         "true videos": real,
         "reconstructed, one TIV set": reconstructed(model, shared=True),
         "reconstructed, a set for each chunk": reconstructed(model, shared=False),
     }
-    ways |= {name: generated(name, flow, model, stats, settings) for name, flow in flows.items()}
+    sources |= {name: generated(name, flow, model, stats, settings) for name, flow in flows.items()}
     measured: dict[str, dict] = {}
-    for name, videos in ways.items():
+    for name, videos in sources.items():
         measured[name] = {str(frames): quality(videos, frames, settings) for frames in settings.lengths}
     for name, flow in flows.items():
         for frames in settings.lengths:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from examples.generate.flow import TRIVIAL_LOSS
-from examples.generate.measuring import Videos
+from examples.generate.measuring import Source
 from examples.generate.settings import Settings
 from examples.generate.shapes import CLASSES
 from tivtok.files import replacing
@@ -34,33 +34,44 @@ UNIT = {"flops": 1e-6, "seconds": 1e3}
 
 def write_report(path: Path, result: dict[str, Any]) -> None:
     """Write ``path`` with the suffixes .json and .md."""
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(_text(path.name, result), encoding="utf-8")
+    texts = {".json": json.dumps(result, indent=1) + "\n", ".md": as_markdown(path.name, result)}
+    for suffix, text in texts.items():
+        with replacing(path.with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
-def _text(name: str, result: dict[str, Any]) -> str:
+def as_markdown(name: str, result: dict[str, Any]) -> str:
+    """The page of a run whose pictures are called ``name``."""
     settings, measured, training = (result[key] for key in ("settings", "measured", "training"))
     lengths = [str(frames) for frames in settings["lengths"]]
+    columns = QUALITY | COST
     lines = [
         "# Generated videos of moving shapes",
         "",
-        f"Written by `{result['command']}`, torch {result['torch']}. What is compared: `examples/README.md`.",
+        f"Written by `{result['command']}` on {result['device']}, {result['threads']} thread(s), torch "
+        f"{result['torch']}. What is compared: `examples/README.md`.",
         "",
-        f"![Every eighth frame of generated videos]({name}.png)",
+        f"![True and generated videos]({name}.webp)",
         "",
-        "| | frames | " + " | ".join(title for title, _ in (*QUALITY.values(), *COST.values())) + " |",
-        "|---|---" + "|---" * (len(QUALITY) + len(COST)) + "|",
+        f"![Every eighth frame of them]({name}.png)",
+        "",
+        "| | frames | " + " | ".join(title for title, _ in columns.values()) + " |",
+        "|---|---" + "|---" * len(columns) + "|",
     ]
     for row, of_length in measured.items():
         for frames in lengths:
             values = [
                 text.format(of_length[frames][key] * UNIT.get(key, 1)) if key in of_length[frames] else ""
-                for key, (_, text) in (QUALITY | COST).items()
+                for key, (_, text) in columns.items()
             ]
             lines.append(f"| {row} | {frames} | " + " | ".join(values) + " |")
+    saved = [
+        f"{measured['undivided'][lengths[-1]][key] / measured['split'][lengths[-1]][key]:.1f} times the {what}"
+        for key, what in {"tokens": "tokens", "flops": "FLOPs", "seconds": "processor time"}.items()
+    ]
     lines += [
+        "",
+        f"At {lengths[-1]} frames *undivided* takes {', '.join(saved[:2])} and {saved[2]} of *split*.",
         "",
         f"{settings['drawn'] * len(CLASSES)} videos in each row. *class*: colour and motion read back are those asked "
         "for. *on its path*: the disc is within 2 pixels RMS of a path of its class; *off its path* is the median "
@@ -77,15 +88,15 @@ def _text(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_pictures(path: Path, ways: dict[str, Videos], settings: Settings) -> None:
+def draw_pictures(path: Path, sources: dict[str, Source], settings: Settings) -> None:
     """``path`` with .png: every eighth frame; with .webp: all frames, moving. Of one video in each colour."""
     frames = min(64, max(settings.lengths))
     labels = torch.tensor([0, 4, 8, 9])  # red across, green up and down, blue around, yellow across
-    shown = {name: videos(labels, frames) for name, videos in ways.items()}
+    shown = {name: videos(labels, frames) for name, videos in sources.items()}
     rows = {
         f"{name}: {CLASSES[label]}": video_to_frames(shown[name][at])[::8]
         for at, label in enumerate(labels.tolist())
-        for name in ways
+        for name in sources
     }
     numbers = [str(number) for number in range(0, frames, 8)]
     contact_sheet(path.with_suffix(".png"), rows, numbers, "Moving shapes: true, and as generated")

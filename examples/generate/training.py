@@ -14,9 +14,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from examples.generate.flow import Flow, Rows, flow_loss
+from examples.generate.flow import Flow
 from examples.generate.settings import Settings
 from examples.generate.shapes import CLASSES, render
+from examples.generate.ways import WAYS, Videos
 from tivtok import TivTok
 from tivtok.chunks.sharing import mean_tiv
 from tivtok.files import replacing
@@ -36,18 +37,9 @@ class Trained(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """Normalised tokens of many videos, every chunk with its own TIV set.
+    """What the flows learn from, and what the tokens were normalised by."""
 
-    Attributes:
-        tiv: (n, chunks, N_TIV, D).
-        tv: (n, frame groups, N_TV, D).
-        labels: (n,).
-        stats: what they were normalised by.
-    """
-
-    tiv: Tensor
-    tv: Tensor
-    labels: Tensor
+    videos: Videos
     stats: LatentStats
 
 
@@ -152,15 +144,12 @@ def encode(model: TivTok, settings: Settings) -> Latents:
             tivs.append(tiv)
             tvs.append(tv)
     stats = LatentStats.of(zip(tivs, tvs, strict=True), model.model_id)
-    tiv = (torch.cat(tivs) - stats.tiv_mean) / stats.tiv_std
-    return Latents(tiv, (torch.cat(tvs) - stats.tv_mean) / stats.tv_std, labels, stats)
+    tiv, tv = (torch.cat(tivs) - stats.tiv_mean) / stats.tiv_std, (torch.cat(tvs) - stats.tv_mean) / stats.tv_std
+    return Latents(Videos(tiv, tv, labels), stats)
 
 
-def train_flow(name: str, latents: Latents, settings: Settings, folder: Path) -> tuple[Flow, Trained]:
-    """A generator: "split" of one TIV set and its TV tokens, or "undivided" of the same chunks with a set each.
-
-    Both see the same windows of the same videos in the same order.
-    """
+def train_flow(way: str, videos: Videos, settings: Settings, folder: Path) -> tuple[Flow, Trained]:
+    """A generator, one of `WAYS`. All see the same windows of the same videos in the same order."""
     torch.manual_seed(settings.seed)
     config = settings.tokenizer
     flow = Flow(config, len(CLASSES), settings.width, settings.layers, settings.heads)
@@ -169,33 +158,18 @@ def train_flow(name: str, latents: Latents, settings: Settings, folder: Path) ->
         rng = np.random.default_rng([settings.seed, 2, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         groups = int(rng.choice(settings.lengths)) // config.frames_per_group
-        tiv, tv, labels = window(latents, rng, groups, settings)
-        if name == "undivided":
-            rows = Rows.undivided(config, groups)
-            tokens = tiv.new_empty(len(tiv), len(rows.slot), config.latent_dim)
-            is_tiv = rows.slot < config.num_tiv
-            tokens[:, is_tiv], tokens[:, ~is_tiv] = tiv.flatten(1, 2), tv.flatten(1, 2)
-            return flow_loss(flow, tokens, labels, rows, generator)
-        one = mean_tiv(tiv.unbind(1))
-        of_tiv = flow_loss(flow, one, labels, Rows.of_tiv(config), generator)
-        both = torch.cat([one, tv.flatten(1, 2)], dim=1)
-        return (of_tiv + flow_loss(flow, both, labels, Rows.of_tv(config, groups), generator)) / 2
+        return WAYS[way].loss(flow, config, window(videos, rng, groups, settings), generator, 0.0)
 
     optimizers = adamw_and_muon(flow, settings.rates)
-    return flow, fit(name, flow, loss_at, settings.steps, optimizers, cosine(settings.steps), folder)
+    return flow, fit(way, flow, loss_at, settings.steps, optimizers, cosine(settings.steps), folder)
 
 
-def window(
-    latents: Latents, rng: np.random.Generator, groups: int, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Parts of random videos, whole chunks: TIV (B, chunks, N_TIV, D), TV (B, groups, N_TV, D), labels (B,).
-
-    B is such that all lengths have about as many frame groups in a batch.
-    """
+def window(videos: Videos, rng: np.random.Generator, groups: int, settings: Settings) -> Videos:
+    """Parts of random videos, whole chunks; as many that all lengths have about as many frame groups in a batch."""
     per_chunk = settings.tokenizer.groups_per_chunk
     chunks, count = groups // per_chunk, max(4, settings.batch_groups // groups)
-    videos = torch.from_numpy(rng.integers(len(latents.labels), size=count))
-    first = torch.from_numpy(rng.integers(latents.tiv.shape[1] - chunks + 1, size=count))
+    chosen = torch.from_numpy(rng.integers(len(videos.labels), size=count))
+    first = torch.from_numpy(rng.integers(videos.tiv.shape[1] - chunks + 1, size=count))
     at_chunk = first[:, None] + torch.arange(chunks)
     at_group = per_chunk * first[:, None] + torch.arange(groups)
-    return latents.tiv[videos[:, None], at_chunk], latents.tv[videos[:, None], at_group], latents.labels[videos]
+    return Videos(videos.tiv[chosen[:, None], at_chunk], videos.tv[chosen[:, None], at_group], videos.labels[chosen])

@@ -10,14 +10,18 @@ extern "C" {
 uint32_t place(int row, int column) { return C::at<kRows>(row, column) + column % 8 * 2; }
 
 // Descriptors of its part from a column, or from a row, on: in the backward, and in the forward.
-uint64_t columns_summed(uint32_t address, int column) { return hopper::columns_summed<C, kRows>(address, column); }
-uint64_t rows_summed(uint32_t address, int row) { return hopper::rows_summed<C, kRows>(address, row); }
+uint64_t columns_summed(uint32_t address, int column) {
+    return dev::wgmma_advanced(hopper::columns_summed(address), hopper::column_offset<C, kRows>(column));
+}
+uint64_t rows_summed(uint32_t address, int row) {
+    return dev::wgmma_advanced(hopper::rows_summed<C, kRows>(address), row * 128);
+}
 uint64_t forward_columns(uint32_t address, int column) {
-    return hopper::advanced(hopper::tile_descriptor(address, 0),
-                            column / 64 * C::kPanelBytes<kRows> + column % 64 * 2);
+    return dev::wgmma_advanced(hopper::tile_descriptor(address, 0),
+                               column / 64 * C::kPanelBytes<kRows> + column % 64 * 2);
 }
 uint64_t forward_rows(uint32_t address, int row) {
-    return hopper::advanced(hopper::tile_descriptor(address, C::kPanelBytes<kRows>), row * hopper::kPanelRowBytes);
+    return dev::wgmma_advanced(hopper::tile_descriptor(address, C::kPanelBytes<kRows>), row * hopper::kPanelRowBytes);
 }
 
 // Accumulators of 64 x 64 by number, 32 per thread, as the left operand of four products.

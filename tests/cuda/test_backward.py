@@ -200,7 +200,9 @@ FAULTS = {
         Mutation("stage freed under its last products", HOPPER, "wait<0>(d_first);", "wait<1>(d_first);"),
         Mutation("statistics freed under their readers", HOPPER, "__syncwarp();", ""),
         Mutation("wrong swizzle", "backward/hopper/config.h", "column % 64 / 8 ^ row % 8", "column % 64 / 8 ^ row % 4"),
-        Mutation("rows half as far apart", HOPPER, "address + row * 128", "address + row * 64"),
+        Mutation("rows half as far apart", HOPPER, "k * 16 * 128", "k * 16 * 64"),
+        Mutation("columns half as far apart", HOPPER, "column % 64 * 2", "column % 64"),
+        Mutation("the same rows twice in registers", HOPPER, "row + lane % 16", "row + lane % 8"),
         Mutation("absent keys not masked", HOPPER, "!kKeys && valid < C::kWalked", "false"),
     ],
 }  # fmt: skip

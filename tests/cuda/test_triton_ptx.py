@@ -107,6 +107,11 @@ def test_faults_in_the_ptx_are_found(monkeypatch, translations, fault):
         check_results({"out": out, "lse": lse}, case, Arithmetic(torch.bfloat16))
 
 
+def test_places_in_shared_memory_keep_their_offset():
+    text = ".entry f(\n)\n{\n.reg .b32 %r<1>;\nmov.b32 %r0, global_smem+16;\nret;\n}\n"
+    assert "ptx::kSharedBase + 16" in ptx2cpp.translate(text)
+
+
 def test_what_the_translator_does_not_know_is_an_error():
     text = ".entry f(\n)\n{\nret;\n}\n"
     ptx2cpp.translate(text)

@@ -89,7 +89,7 @@ class Machine(Kernels):
                 held.append(NUMBERS[kind](value))
         held += [ctypes.c_uint64(0)] * 2  # triton's own: memory for kernels that ask for it
         pointers = (ctypes.c_void_p * len(held))(*map(ctypes.addressof, held))
-        shape = blocks, program.threads, program.shared
+        shape = blocks, 1, 1, program.threads, program.shared
         self.call("launch", program.entry, pointers, *shape, seed=self.seed, repeated_stores=True)
         self.launched.append(kernel)
         self.products = {unit: n + getattr(self.counters, unit) for unit, n in self.products.items()}

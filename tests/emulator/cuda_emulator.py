@@ -168,7 +168,9 @@ def runtime() -> ctypes.CDLL:
 class Options(ctypes.Structure):
     """Mirrors emu::Options (src/runtime.h)."""
 
-    _switches = dict.fromkeys(("eager_copies", "seconds", "record", "repeated_stores"), ctypes.c_uint32)
+    _switches = dict.fromkeys(
+        ("eager_copies", "seconds", "record", "repeated_stores", "unpublished_mbarriers"), ctypes.c_uint32
+    )
     _fields_ = [("seed", ctypes.c_uint64), *_switches.items()]
 
 
@@ -251,14 +253,16 @@ class Kernels:
         seconds: int = 60,
         record: bool = False,
         repeated_stores: bool = False,
+        unpublished_mbarriers: bool = False,
     ) -> None:
         """Calls a driver's function. Raises Findings; `.counters` then has what was executed.
 
         seed: 0 runs threads in order and completes copies as late as possible, others shuffle both; eager_copies: TMA
         loads complete at issue; seconds: processor time of a launch after which it is given up; record: keeps `events`;
-        repeated_stores: of PTX, a thread may store what another one stored there.
+        repeated_stores: of PTX, a thread may store what another one stored there; unpublished_mbarriers: TMA loads may
+        complete on mbarriers that no fence has published since their initialisation.
         """
-        options = Options(seed, eager_copies, seconds, record, repeated_stores)
+        options = Options(seed, eager_copies, seconds, record, repeated_stores, unpublished_mbarriers)
         self.runtime.emu_configure(ctypes.byref(options))
         self.runtime.emu_use_ptx(ctypes.c_void_p(self.ptx._handle if self.ptx else None))
         self.library[name](*map(argument, args))

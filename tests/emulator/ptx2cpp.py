@@ -39,12 +39,20 @@ def body(k: Kernel, text: str, files: dict[str, str]) -> list[str]:
             lines.append(f"alignas({m['align']}) uint8_t {identifier(m['local'])}[{m['size']}];")
         elif m["label"]:
             lines.append(f"{identifier(m['label'])}:;")
+        elif m["brace"] == "{":
+            lines.append("{" + local_labels(braced_text(text, position)))
         elif m["brace"]:
-            lines.append(m["brace"])
+            lines.append("}")
         elif m["opcode"]:
             line = statement(k, m["opcode"], split(m["operands"]))
             lines.append(f"if ({m['negated']}{identifier(m['guard'])}) {{ {line} }}" if m["guard"] else line)
     return lines
+
+
+def local_labels(text: str) -> str:
+    """The declaration of a scope's own labels, where inline PTX has the same ones every time."""
+    labels = dict.fromkeys(re.findall(r"^\s*([$\w]+):(?!:)", re.sub(r"\{[^{}]*\}", "", text), re.MULTILINE))
+    return f" __label__ {', '.join(map(identifier, labels))};" if labels else ""
 
 
 def braced_text(text: str, start: int) -> str:

@@ -84,8 +84,8 @@ class Kernel:
             return f"({cpp}){SPECIAL[operand]}"
         if bits := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", operand):
             return f"ptx::bits<{cpp}>(0x{bits[1]}u)"
-        if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", operand):
-            return f"({cpp})({operand}ull)"
+        if number := re.fullmatch(r"(-?(?:0x[0-9a-fA-F]+|\d+))U?", operand):
+            return f"({cpp})({number[1]}ull)"
         if held := self.registers.get(operand):
             name = identifier(operand)
             if held == cpp:
@@ -95,8 +95,9 @@ class Kernel:
             return f"(uint64_t)params[{self.params.index(operand)}]"
         if operand in self.locals:
             return f"(uint64_t){identifier(operand)}"
-        if any(symbol in operand for symbol in SHARED_SYMBOLS):
-            return f"({cpp})ptx::kSharedBase"
+        place = re.fullmatch(r"([\w$]+)(?:\+(\d+))?", operand)
+        if place and any(symbol in place[1] for symbol in SHARED_SYMBOLS):
+            return f"({cpp})(ptx::kSharedBase + {place[2] or 0})"
         raise UnsupportedPtx(f"operand {operand!r}")
 
     def assign(self, register: str, ptx_type: str, expression: str) -> str:
@@ -196,6 +197,8 @@ expression(r"shl\." + ANY, "ptx::shift_left({0}, {1})", "1=u32")
 expression(r"shr\." + ANY, "ptx::shift_right({0}, {1})", "1=u32")
 expression(r"bfe\.(?P<t>[us](?:32|64))", "ptx::extract_bits({0}, {1}, {2})", "1=u32 2=u32")
 expression(r"bfi\.(?P<t>b32|b64)", "ptx::insert_bits({0}, {1}, {2}, {3})", "2=u32 3=u32")
+expression(r"add\.[su]16x2", "ptx::add_halves({0}, {1})")
+expression(r"prmt\.(?P<t>b32)", "ptx::permute_bytes({0}, {1}, {2})")
 expression(r"selp\." + ANY, "{2} ? {0} : {1}", "2=pred")
 expression(r"cvt\.rn\.bf16x2\.f32", "dev::pack<dev::bf16>({1}, {0})", "0=f32 1=f32")
 expression(r"cvt\.rn\.f16x2\.f32", "dev::pack<dev::fp16>({1}, {0})", "0=f32 1=f32")
@@ -257,13 +260,20 @@ def ld_param(k: Kernel, m: re.Match, a: list[str]) -> str:
     return f"{{ {load} {k.scatter(in_braces(a[0]), m['t'], 't')} }}"
 
 
-@instruction(r"ld(\.volatile)?(\.(?P<space>shared|global|local))?(\.nc)?(\.v(?P<n>[24]))?\." + ANY)
+@instruction(r"createpolicy\.fractional\.L2::\w+\.b64")  # of caches, which are not modelled
+def createpolicy(k: Kernel, m: re.Match, a: list[str]) -> str:
+    return k.assign(a[0], "b64", "0")
+
+
+@instruction(
+    r"ld(\.volatile)?(\.(?P<space>shared|global|local)(?:::cta)?)?(\.nc)?(\.L[12]::\w+)*(\.v(?P<n>[24]))?\." + ANY
+)
 def ld(k: Kernel, m: re.Match, a: list[str]) -> str:
     load = f"ptx::load({k.pointer(a[1], m['space'] or 'generic')}, t);"
     return f"{{ {CPP_TYPES[m['t']]} t[{m['n'] or 1}]; {load} {k.scatter(in_braces(a[0]), m['t'], 't')} }}"
 
 
-@instruction(r"st(\.volatile)?(\.(?P<space>shared|global|local))?(\.v(?P<n>[24]))?\." + ANY)
+@instruction(r"st(\.volatile)?(\.(?P<space>shared|global|local)(?:::cta)?)?(\.v(?P<n>[24]))?\." + ANY)
 def st(k: Kernel, m: re.Match, a: list[str]) -> str:
     values = k.array(CPP_TYPES[m["t"]], "t", m["t"], in_braces(a[1]))
     return f"{{ {values} ptx::store({k.pointer(a[0], m['space'] or 'generic')}, t); }}"
@@ -288,18 +298,26 @@ def shfl(k: Kernel, m: re.Match, a: list[str]) -> str:
     return k.assign(a[0].split("|")[0], "b32", f"emu::shuffle({value}, emu::Shuffle::{m['mode']}, {lane}, {mask})")
 
 
-@instruction(r"bar\.(?P<what>sync|arrive)")
+@instruction(r"bar(?:rier)?\.(?P<what>sync|arrive)(?:\.aligned)?")
 def bar(k: Kernel, m: re.Match, a: list[str]) -> str:
     if len(a) == 1:
-        if m["what"] != "sync" or a[0] != "0":
+        if m["what"] != "sync":
             raise UnsupportedPtx(f"{m[0]} {a}")
-        return "__syncthreads();"
+        return f"emu::whole_block_sync({k.value(a[0], 's32')});"
     return f"dev::bar_{m['what']}({k.value(a[0], 's32')}, {k.value(a[1], 's32')});"
 
 
 @instruction(r"bar\.warp\.sync")
 def bar_warp(k: Kernel, m: re.Match, a: list[str]) -> str:
     return f"__syncwarp({k.value(a[0], 'u32')});"
+
+
+@instruction(r"elect\.sync")
+def elect(k: Kernel, m: re.Match, a: list[str]) -> str:
+    leader, elected = a[0].split("|")
+    chosen = f"const uint32_t t = emu::elect({k.value(a[1], 'u32')});"
+    is_it = k.assign(elected.strip(), "pred", "t == (emu::thread_idx().x & 31)")
+    return f"{{ {chosen} {k.assign(leader.strip(), 'b32', 't')} {is_it} }}"
 
 
 @instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?\.shared\.b16")
@@ -354,16 +372,54 @@ def tensor_operand(k: Kernel, operand: str, rank: str) -> tuple[str, str]:
     return f"(const CUtensorMap*){k.value(pointer.strip(), 'u64')}", k.array("int", "c", "s32", coordinates)
 
 
-@instruction(r"cp\.async\.bulk\.tensor\.(?P<rank>[2-4])d\.shared::cluster\.global\.tile\.mbarrier::complete_tx::bytes")
+@instruction(
+    r"cp\.async\.bulk\.tensor\.(?P<rank>[1-5])d\.shared::(?:cluster|cta)\.global(?:\.tile)?\.mbarrier::complete_tx::bytes"
+)
 def tma_load(k: Kernel, m: re.Match, a: list[str]) -> str:
     tensor_map, coordinates = tensor_operand(k, a[1], m["rank"])
     return f"{{ {coordinates} emu::tma_load({k.address(a[0])}, {tensor_map}, {k.address(a[2])}, {m['rank']}, c); }}"
 
 
-@instruction(r"cp\.async\.bulk\.tensor\.(?P<rank>[2-4])d\.global\.shared::cta\.tile\.bulk_group")
+@instruction(r"cp\.async\.bulk\.tensor\.(?P<rank>[1-5])d\.global\.shared::cta(?:\.tile)?\.bulk_group")
 def tma_store(k: Kernel, m: re.Match, a: list[str]) -> str:
     tensor_map, coordinates = tensor_operand(k, a[0], m["rank"])
     return f"{{ {coordinates} emu::tma_store({tensor_map}, {k.address(a[1])}, {m['rank']}, c); }}"
+
+
+# Those of emu::MapField.
+MAP_FIELDS = {"global_address", "rank", "elemtype", "interleave_layout", "swizzle_mode", "fill_mode"}
+MAP_FIELDS |= {"box_dim", "global_dim", "global_stride", "element_stride"}  # of a dimension
+
+
+@instruction(r"tensormap\.replace\.tile\.(?P<field>\w+)\.shared::cta\.b1024\.(?P<t>b32|b64)")
+def tensormap_replace(k: Kernel, m: re.Match, a: list[str]) -> str:
+    if m["field"] not in MAP_FIELDS:
+        raise UnsupportedPtx(m[0])
+    dimension, value = a[1] if len(a) > 2 else "0", k.value(a[-1], m["t"])
+    return f"emu::replace_in_map({k.address(a[0])}, emu::MapField::{m['field']}, {dimension}, {value});"
+
+
+@instruction(
+    r"tensormap\.cp_fenceproxy\.global\.shared::cta\.tensormap::generic\.release\.(?:cta|cluster|gpu|sys)\.sync\.aligned"
+)
+def publish_map(k: Kernel, m: re.Match, a: list[str]) -> str:
+    if int(a[2], 0) != 128:
+        raise UnsupportedPtx(f"{m[0]} {a}")
+    return f"emu::publish_map({k.pointer(a[0], 'global')}, {k.address(a[1])});"
+
+
+@instruction(r"fence\.proxy\.tensormap::generic\.acquire\.(?:cta|cluster|gpu|sys)")
+def acquire_map(k: Kernel, m: re.Match, a: list[str]) -> str:
+    if int(a[1], 0) != 128:
+        raise UnsupportedPtx(f"{m[0]} {a}")
+    return f"emu::acquire_map({k.pointer(a[0], 'global')});"
+
+
+@instruction(r"mbarrier\.arrive\.shared(?:::cta)?\.b64")
+def arrive(k: Kernel, m: re.Match, a: list[str]) -> str:
+    if a[0] != "_":
+        raise UnsupportedPtx(f"{m[0]} {a}")
+    return f"emu::mbar_arrive({k.address(a[1])}, {k.value(a[2], 'u32') if len(a) > 2 else 1});"
 
 
 @instruction(r"mbarrier\.try_wait\.parity\.shared(::cta)?\.b64")
@@ -386,7 +442,7 @@ call(r"cp\.async\.bulk\.commit_group", "dev::tma_store_commit();")
 call(r"cp\.async\.bulk\.wait_group", "emu::tma_store_wait({0}, false);")
 call(r"cp\.async\.bulk\.wait_group\.read", "emu::tma_store_wait({0}, true);")
 call(r"mbarrier\.init\.shared(::cta)?\.b64", "dev::mbar_init({0}, {1});")
-call(r"mbarrier\.arrive\.shared(::cta)?\.b64", "dev::mbar_arrive({1});")
+call(r"mbarrier\.inval\.shared(::cta)?\.b64", "emu::mbar_invalidate({0});")
 call(r"mbarrier\.arrive\.expect_tx\.shared(::cta)?\.b64", "dev::mbar_arrive_expect_tx({1}, {2});")
 call(r"fence\.mbarrier_init\.release\.cluster", "dev::fence_mbar_init();")
 call(r"fence\.proxy\.async(\.shared::cta)?", "dev::fence_proxy_async();")

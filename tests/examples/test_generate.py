@@ -12,15 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.dumps import read_json
 from examples.generate.__main__ import main
 from examples.generate.flow import TRIVIAL_LOSS, Flow, Rows, flow_loss
 from examples.generate.measuring import cost, generated, quality
-from examples.generate.settings import SETTINGS
+from examples.generate.report import as_markdown
+from examples.generate.settings import SETTINGS, Settings
 from examples.generate.shapes import CLASSES, MOTIONS, SIDE, detect, render
 from examples.generate.training import Latents, Trained, encode, train_flow, train_tokenizer
-from tivtok import TivTok
+from examples.generate.ways import WAYS
+from tivtok import TivTok, TivTokConfig
 
 TOY = SETTINGS["toy"]
+ROOT = Path(__file__).parents[2]
+QUOTED = ("| reconstructed, one TIV set |", "| split |", "| undivided |")
 
 
 @pytest.mark.parametrize("frames", [16, 64, 256])
@@ -56,10 +61,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
     model, _ = train_tokenizer(TOY, folder)
     latents = encode(model, TOY)
-    return Run(model, latents, {name: train_flow(name, latents, TOY, folder) for name in ("split", "undivided")})
+    return Run(model, latents, {way: train_flow(way, latents.videos, TOY, folder) for way in WAYS})
 
 
-@pytest.mark.parametrize("name", ["split", "undivided"])
+@pytest.mark.parametrize("name", WAYS)
 def test_it_learns(run: Run, name: str) -> None:
     """Far more than the spread of each number by itself, which is all that the trivial predictor knows."""
     losses = run.flows[name][1].losses
@@ -102,7 +107,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, run: Run, monkey
     short = replace(TOY, steps=12)
     monkeypatch.setattr("examples.generate.training.SAVE_EVERY", 5)
     (tmp_path / "one").mkdir()
-    flow, whole = train_flow("split", run.latents, short, tmp_path / "one")
+    flow, whole = train_flow("split", run.latents.videos, short, tmp_path / "one")
 
     calls = []
 
@@ -113,9 +118,9 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, run: Run, monkey
         return flow_loss(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("examples.generate.training.flow_loss", stop)
-        train_flow("split", run.latents, short, tmp_path)
-    again, resumed = train_flow("split", run.latents, short, tmp_path)
+        patch.setattr("examples.generate.ways.flow_loss", stop)
+        train_flow("split", run.latents.videos, short, tmp_path)
+    again, resumed = train_flow("split", run.latents.videos, short, tmp_path)
     assert resumed.losses == whole.losses
     for a, b in zip(again.parameters(), flow.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -141,3 +146,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(SETTINGS, "toy", replace(tiny, steps=3))
     with pytest.raises(SystemExit, match="has a run with other settings"):
         main()
+
+
+def test_the_committed_result() -> None:
+    """It is of the full size as it stands, its page is what its numbers say, and examples/README.md quotes the page."""
+    result = read_json(ROOT / "docs" / "results" / "generate.json.gz")
+    stated = {key: tuple(value) if isinstance(value, list) else value for key, value in result["settings"].items()}
+    stated["tokenizer"] = TivTokConfig.from_dict(stated["tokenizer"])
+    assert Settings(**stated) == SETTINGS["full"]
+    page = (ROOT / "docs" / "results" / "generate.md").read_text()
+    assert page == as_markdown("generate", result)
+    rows = [line for line in (ROOT / "examples" / "README.md").read_text().splitlines() if line.startswith(QUOTED)]
+    assert len(rows) == len(QUOTED) * len(SETTINGS["full"].lengths) and set(rows) <= set(page.splitlines())

@@ -21,7 +21,7 @@ def test_opcheck(scope):
     case = make_case(LAYOUTS[0], scope, heads=4, kv_heads=2)
     q, k, v, *tiv = (x.requires_grad_() for x in case.inputs.values())
     k_tiv, v_tiv = tiv or (None, None)
-    args = (q, k, v, k_tiv, v_tiv, case.layout.lengths, scope, 0.25, "auto", False)
+    args = (q, k, v, k_tiv, v_tiv, case.layout.lengths, scope, 0.25, "auto", False, False)
     torch.library.opcheck(torch.ops.tivtok.sif_attention.default, args)
 
     out, lse = ops.sif_attention(*args)

@@ -90,7 +90,7 @@ def test_opcheck_of_every_operator(scope):
     q, k, v = (draw(ROWS, 2, 8, seed=i).requires_grad_() for i in range(3))
     encoded = RANGES.encoded if scope == "ranges" else LAYOUT.encoded
     torch.library.opcheck(
-        torch.ops.tivtok.sif_attention.default, (q, k, v, None, None, encoded, scope, 0.3, "auto", False)
+        torch.ops.tivtok.sif_attention.default, (q, k, v, None, None, encoded, scope, 0.3, "auto", False, False)
     )
     torch.library.opcheck(torch.ops.tivtok.uniform_layout.default, (2, 3, 4, 5))
 

@@ -27,6 +27,8 @@ def why_not(problem: Problem) -> str | None:
         return f"it has kernels for bfloat16 and float16, not for {str(dtype).removeprefix('torch.')}"
     if head_dim is not None and (head_dim % 8 or head_dim > configs.MAX_HEAD_DIM):
         return f"head_dim must be a multiple of 8 up to {configs.MAX_HEAD_DIM}, got {head_dim}"
+    if problem.batch_invariant:
+        return "it cuts long rows by the length of the whole batch, so it is not batch-invariant"
     return _load_error() or gpu_limit(device) or _driver_limit(device)
 
 

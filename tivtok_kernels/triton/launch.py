@@ -154,7 +154,8 @@ def float32_math() -> Math:
 def _plan(kernel: Pass, call: Call, heads: int) -> Plan:
     shape, device = _shape(kernel, call), call.q.device
     config = configs.select(kernel, device, configs.padded(shape.head_dim), shape.math)
-    plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, configs.workers(device, config), device)
+    workers = None if call.batch_invariant else configs.workers(device, config)
+    plan = _cached_plan(kernel, shape, call.layout, call.scope, heads, config, workers, device)
     return hold(plan, device, plan.work)
 
 
@@ -166,7 +167,7 @@ def _cached_plan(
     scope: Scope,
     heads: int,
     config: Config,
-    workers: int,
+    workers: int | None,
     device: torch.device,
 ) -> Plan:
     if kernel == "dkdv":

@@ -27,6 +27,10 @@ struct GradientConfig {
     static constexpr int kCopyRegisters = kCopyRegisters_;
     static constexpr int kConsumerRegisters = (65536 / 128 - kCopyRegisters) / kConsumers / 8 * 8;
 
+    // Products of 64 x 64 with both operands in shared memory read all that it can give. The left one fits into
+    // registers where the gradients are narrow.
+    static constexpr bool kOwnInRegisters = kOwner == Owner::keys && kHeadDim == 64 && kWalked <= 64;
+
     // Matrices lie in panels of 64 columns, rows of 128 bytes, whose 16-byte chunks trade places as wgmma's 128-byte
     // swizzle has them do. The pattern repeats every eight rows.
     template <int kRows>

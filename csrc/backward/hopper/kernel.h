@@ -68,37 +68,64 @@ DEVICE void copy_all(const GradientParams& p, const Stages<C>& stages, const bac
     }
 }
 
-// A matrix in shared memory as wgmma's operand, columns (K-major) or rows (MN-major) summed over.
-template <class C, int kRows>
-DEVICE uint64_t columns_summed(uint32_t address, int column) {
-    return dev::wgmma_descriptor(address + column / 64 * C::template kPanelBytes<kRows> + column % 64 * 2, 16, 1024,
-                                 dev::Swizzle::b128);
+// A matrix of kRows rows in shared memory as wgmma's operand, summed over its columns (K-major) or rows (MN-major).
+// Made once per step: the parts lie at fixed distances, and only the low word of a descriptor changes.
+DEVICE uint64_t columns_summed(uint32_t address) {
+    return dev::wgmma_descriptor(address, 16, 1024, dev::Swizzle::b128);
 }
 template <class C, int kRows>
-DEVICE uint64_t rows_summed(uint32_t address, int row) {
-    return dev::wgmma_descriptor(address + row * 128, C::template kPanelBytes<kRows>, 1024, dev::Swizzle::b128);
+DEVICE constexpr uint32_t column_offset(int column) {
+    return column / 64 * C::template kPanelBytes<kRows> + column % 64 * 2;
+}
+template <class C, int kRows>
+DEVICE uint64_t rows_summed(uint32_t address) {
+    return dev::wgmma_descriptor(address, C::template kPanelBytes<kRows>, 1024, dev::Swizzle::b128);
 }
 
 // scores = own walked^T, 64 x kWalked; to be waited for.
 template <class C>
 DEVICE void issue_product(float (&scores)[C::kWalked / 2], uint32_t own, uint32_t walked) {
+    const uint64_t left = columns_summed(own), right = columns_summed(walked);
 #pragma unroll
     for (int k = 0; k < C::kHeadDim; k += 16) {
-        dev::wgmma_ss<typename C::Element>(scores, columns_summed<C, C::kOwned>(own, k),
-                                           columns_summed<C, C::kWalked>(walked, k), k > 0);
+        dev::wgmma_ss<typename C::Element>(scores, dev::wgmma_advanced(left, column_offset<C, C::kOwned>(k)),
+                                           dev::wgmma_advanced(right, column_offset<C, C::kWalked>(k)), k > 0);
     }
     dev::wgmma_commit();
+}
+
+// The same with the rows owned in registers.
+template <class C>
+DEVICE void issue_product(float (&scores)[C::kWalked / 2], const uint32_t (&own)[C::kHeadDim / 16][4],
+                          uint32_t walked) {
+    const uint64_t right = columns_summed(walked);
+#pragma unroll
+    for (int k = 0; k < C::kHeadDim; k += 16) {
+        dev::wgmma_rs<typename C::Element>(scores, own[k / 16],
+                                           dev::wgmma_advanced(right, column_offset<C, C::kWalked>(k)), k > 0);
+    }
+    dev::wgmma_commit();
+}
+
+// A warp's 16 rows of a matrix of rows owned, from `row` on, as left operands.
+template <class C>
+DEVICE void load_operand(uint32_t (&own)[C::kHeadDim / 16][4], uint32_t matrix, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < C::kHeadDim; k += 16)
+        dev::ldmatrix_x4(own[k / 16], matrix + C::template at<C::kOwned>(row + lane % 16, k + lane / 16 * 8));
 }
 
 // gradient += weights walked; to be waited for.
 template <class C>
 DEVICE void issue_accumulation(float (&gradient)[C::kHeadDim / 2], const uint32_t (&weights)[C::kWalked / 16][4],
                                uint32_t walked) {
+    const uint64_t right = rows_summed<C, C::kWalked>(walked);
     dev::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < C::kWalked / 16; ++k) {
         dev::wgmma_rs<typename C::Element, dev::Major::MN>(gradient, weights[k],
-                                                           rows_summed<C, C::kWalked>(walked, k * 16), true);
+                                                           dev::wgmma_advanced(right, k * 16 * 128), true);
     }
     dev::wgmma_commit();
 }
@@ -115,8 +142,9 @@ template <class C>
 DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
     constexpr bool kKeys = C::kOwner == Owner::keys;
     const int lane = threadIdx.x % 32;
-    const int first_row = (static_cast<int>(threadIdx.x) / 128 - 1) * 64;  // of the warpgroup, in the tile
-    const int warp_row = first_row + threadIdx.x % 128 / 32 * 16;          // of the warp
+    // Of the warpgroup, in the tile. By a shuffle, so that descriptors are computed once per warp and not per thread.
+    const int first_row = static_cast<int>(dev::shfl_idx(threadIdx.x / 128 - 1, 0)) * 64;
+    const int warp_row = first_row + threadIdx.x % 128 / 32 * 16;  // of the warp
     const uint32_t own_first = stages.base + C::kOwnBytes + first_row * 128,
                    own_second = own_first + C::template kBytes<C::kOwned>;
     const backward::Walk<C> walk(p, place);
@@ -130,6 +158,12 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
         for (int half = 0; half < 2; ++half) row_stats[half] = place.stats(p, warp_row + half * 8 + lane / 4);
     }
 
+    uint32_t held_first[C::kHeadDim / 16][4], held_second[C::kHeadDim / 16][4];
+    if (C::kOwnInRegisters && steps > 0) {
+        dev::mbar_wait(stages.full(0), 0);  // they arrive with step 0
+        load_operand<C>(held_first, stages.base + C::kOwnBytes, warp_row);
+        load_operand<C>(held_second, stages.base + C::kOwnBytes + C::template kBytes<C::kOwned>, warp_row);
+    }
     float d_first[C::kHeadDim / 2] = {}, d_second[C::kHeadDim / 2] = {};
     for (int i = 0; i < steps; ++i) {
         const int stage = i % C::kStages;
@@ -149,8 +183,13 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
             continue;
         }
         dev::wgmma_fence();
-        issue_product<C>(weights, own_first, first);
-        issue_product<C>(d_weights, own_second, second);
+        if constexpr (C::kOwnInRegisters) {
+            issue_product<C>(weights, held_first, first);
+            issue_product<C>(d_weights, held_second, second);
+        } else {
+            issue_product<C>(weights, own_first, first);
+            issue_product<C>(d_weights, own_second, second);
+        }
         wait<1>(weights);
 #pragma unroll
         for (int n = 0; n < C::kWalked / 8; ++n) {

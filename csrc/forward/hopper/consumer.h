@@ -20,9 +20,6 @@ DEVICE void release(uint32_t empty) {
 DEVICE uint64_t tile_descriptor(uint32_t address, uint32_t panel_bytes) {
     return dev::wgmma_descriptor(address, panel_bytes, 8 * kPanelRowBytes, dev::Swizzle::b128);
 }
-DEVICE uint64_t advanced(uint64_t descriptor, uint32_t bytes) {  // within the 32 bits that hold the address
-    return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
-}
 
 // Warpgroups take turns in issuing products, so that the softmax of one runs beside the products of another.
 template <class C>
@@ -83,8 +80,9 @@ DEVICE void issue_scores(float (&scores)[C::kBlockK / 2], uint64_t queries, uint
 #pragma unroll
     for (int i = 0; i < C::kHeadDim / 16; ++i) {
         const int panel = i / 4, o_column = i % 4 * 32;
-        dev::wgmma_ss<typename C::Element>(scores, advanced(queries, panel * Shared<C>::kQueryPanel + o_column),
-                                           advanced(keys, panel * Shared<C>::kKeyPanel + o_column), i > 0);
+        dev::wgmma_ss<typename C::Element>(scores,
+                                           dev::wgmma_advanced(queries, panel * Shared<C>::kQueryPanel + o_column),
+                                           dev::wgmma_advanced(keys, panel * Shared<C>::kKeyPanel + o_column), i > 0);
     }
     dev::wgmma_commit();
 }
@@ -97,8 +95,8 @@ DEVICE void issue_output(float (&out)[C::kHeadDim / 2], const uint32_t (&weights
     dev::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < C::kBlockK / 16; ++i)
-        dev::wgmma_rs<typename C::Element, dev::Major::MN>(out, weights[i], advanced(values, i * 16 * kPanelRowBytes),
-                                                           true);
+        dev::wgmma_rs<typename C::Element, dev::Major::MN>(out, weights[i],
+                                                           dev::wgmma_advanced(values, i * 16 * kPanelRowBytes), true);
     dev::wgmma_commit();
 }
 

@@ -48,6 +48,7 @@ void for_elements(const TensorTile& tile, Visit visit) {
 
 TensorTile make_tile(const CUtensorMap* map, uint32_t address, int rank, const int* coordinates, void* pc,
                      const char* what) {
+    check_map(map, pc, what);
     const TensorMapFields& f = fields(*map);
     if (f.rank != rank) {
         report("tma", pc, "%s of rank %d with a tensor map of rank %d", what, rank, f.rank);
@@ -155,7 +156,7 @@ void tma_load(uint32_t destination, const CUtensorMap* map, uint32_t bar, int ra
     const int mbarrier = find_mbarrier(bar, pc, "TMA load");
     const TensorTile tile = make_tile(map, destination, rank, coordinates, pc, "TMA load");
     const Mbarrier& m = block.mbarriers[mbarrier];
-    if (!m.fenced)
+    if (!m.fenced && !options.unpublished_mbarriers)
         report("proxy-fence", pc, "TMA load on mbarrier %u, which no fence has published since its initialisation",
                bar);
     check_shared_write(tile.offset, tile.bytes, {uint32_t(block.current), block.self().known, true, pc, "TMA load"});

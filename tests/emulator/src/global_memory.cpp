@@ -81,6 +81,10 @@ void report_conflict(const Toucher& other, const char* verb, const void* p, void
 
 bool is_global(const void* p) { return arena && size_t(static_cast<const uint8_t*>(p) - arena) < kArena; }
 
+bool is_written_in_launch(const void* p) {
+    return touched[(static_cast<const uint8_t*>(p) - arena) / 2].writer.launch == block.launch;
+}
+
 void check_global(const void* p, size_t bytes, bool write, void* pc, const char* what) {
     const size_t start = static_cast<const uint8_t*>(p) - arena;
     for (size_t i = start; i < start + bytes; ++i) {

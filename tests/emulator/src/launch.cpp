@@ -93,7 +93,8 @@ void start_block(uint32_t number) {
     block.warps.assign(block.num_warps, Warp{});
     block.warpgroups.assign(block.num_warpgroups, Warpgroup{});
     for (Barrier& b : block.barriers) b = Barrier{};
-    block.mbarriers.clear(), block.mbarrier_at.clear(), block.loads.clear();
+    block.mbarriers.clear(), block.mbarrier_at.clear(), block.invalid_mbarrier_at.clear();
+    block.loads.clear(), block.maps.clear();
     block.tracks_registers = false;
     block.threads.assign(block.num_threads, Thread{});
     for (int t = 0; t < block.num_threads; ++t) {

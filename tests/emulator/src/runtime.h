@@ -15,6 +15,8 @@ struct Options {
     // Lets a thread of translated PTX store what is already there, whoever wrote it: triton has several threads store
     // the same number where its layout holds it several times.
     uint32_t repeated_stores = 0;
+    // Lets TMA loads complete on mbarriers that no fence has published: triton's specialised warps do so.
+    uint32_t unpublished_mbarriers = 0;
 };
 
 enum EventKind : uint32_t {  // subject, amount; shared offsets first ... last

@@ -73,7 +73,7 @@ struct CopyOp {  // one cp.async
 struct TensorTile {  // a box of a tensor map, and its place in shared memory
     CUtensorMap map;
     uint32_t offset, bytes;
-    int coordinates[4];
+    int coordinates[5];
     void* pc;
 };
 
@@ -134,7 +134,9 @@ enum class Collective {
     wgmma,
     wgmma_commit,
     wgmma_wait,
-    setmaxnreg
+    setmaxnreg,
+    elect,
+    publish_map
 };
 const char* name(Collective kind);
 
@@ -169,11 +171,18 @@ struct Barrier {
 
 struct Mbarrier {
     uint32_t offset = 0, count = 0, pending = 0, phase = 0;  // phase: how many have completed
+    uint32_t first_phase = 0;                                // of this initialisation, where there were others
     int64_t pending_bytes = 0;
     Knowledge arriving, completed;
     std::vector<int> waiters;
     int initialiser = 0;
     bool fenced = false;
+    uint32_t phases() const { return phase - first_phase; }
+};
+
+// A tensor map in global memory that the kernel itself wrote.
+struct PublishedMap {
+    std::vector<std::pair<int, Epoch>> published, acquired;  // by these threads, then
 };
 
 struct Block {
@@ -188,7 +197,8 @@ struct Block {
     std::vector<Warpgroup> warpgroups;
     Barrier barriers[16];
     std::vector<Mbarrier> mbarriers;
-    std::map<uint32_t, int> mbarrier_at;
+    std::map<uint32_t, int> mbarrier_at, invalid_mbarrier_at;
+    std::map<const void*, PublishedMap> maps;
     std::vector<LoadOp> loads;  // in flight
     Epoch store_epoch = 0;
     int current = -1, exited = 0;
@@ -253,6 +263,7 @@ std::string agent_name(uint32_t agent);
 
 bool is_global(const void* p);
 void check_global(const void* p, size_t bytes, bool write, void* pc, const char* what);
+bool is_written_in_launch(const void* p);
 
 // Registers of a thread live on its stack.
 bool is_register(const void* p);
@@ -267,6 +278,7 @@ void complete_load(size_t i);
 void report_unfinished(Thread& thread);
 int find_mbarrier(uint32_t address, void* pc, const char* what);
 void complete_bytes(int mbarrier, uint32_t bytes, void* pc);
+void check_map(const CUtensorMap* map, void* pc, const char* what);
 
 }  // namespace emu
 

@@ -1,7 +1,11 @@
-// cuTensorMapEncodeTiled with the limits that the driver API's reference states.
+// cuTensorMapEncodeTiled with the limits that the driver API's reference states, and maps that kernels write
+// themselves.
 #include "tensor_map.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "state.h"
 
 CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
                                 const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
@@ -29,3 +33,88 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
     }
     return CUDA_SUCCESS;
 }
+
+namespace emu {
+
+// A weak read and write of all 128 bytes (PTX ISA, "tensormap.replace"); numbers as its tables have them.
+void replace_in_map(uint32_t map, MapField field, int dimension, uint64_t value) {
+    void* pc = CALLER;
+    const uint32_t offset = map - kSharedBase;
+    if (!inside_shared(offset, sizeof(CUtensorMap), pc, "tensor map")) abandon();
+    if (map % alignof(CUtensorMap)) report("misaligned", pc, "a tensor map at shared address %u", map);
+    thread_reads_shared(offset, sizeof(CUtensorMap), block.current, pc, "tensormap.replace");
+    thread_writes_shared(offset, sizeof(CUtensorMap), block.current, pc, "tensormap.replace");
+    TensorMapFields& f = *reinterpret_cast<TensorMapFields*>(block.shared + offset);
+    bool valid = true;
+    switch (field) {
+        case MapField::global_address:
+            f.base = reinterpret_cast<uint8_t*>(value);
+            valid = value % 16 == 0;
+            break;
+        case MapField::rank:  // less one
+            f.rank = value + 1;
+            valid = value < 5;
+            break;
+        case MapField::box_dim:
+            f.box[dimension] = value;
+            valid = value >= 1 && value <= 256;
+            break;
+        case MapField::global_dim:
+            f.sizes[dimension] = value;
+            valid = value >= 1;
+            break;
+        case MapField::global_stride:  // in bytes; there is none of the innermost dimension
+            f.strides[dimension + 1] = value;
+            valid = value % 16 == 0 && value < 1ull << 40;
+            break;
+        case MapField::element_stride:
+            valid = value == 1;
+            break;
+        case MapField::elemtype: {  // f16, f32, bf16: others are not in use here
+            f.strides[0] = value == 7 ? 4 : 2;
+            valid = value == 6 || value == 7 || value == 10;
+            break;
+        }
+        case MapField::interleave_layout:
+        case MapField::fill_mode:
+            valid = value == 0;
+            break;
+        case MapField::swizzle_mode:
+            f.swizzle_bytes = value ? 16u << value : 0;
+            valid = value <= 3;
+            break;
+    }
+    if (!valid) report("tma", pc, "tensormap.replace of field %d by %lu", int(field), (unsigned long)value);
+}
+
+namespace {
+
+// Whether the current thread knows that one of these threads has come so far.
+bool is_known(const std::vector<std::pair<int, Epoch>>& events) {
+    const Clock& known = block.self().known.all;
+    return std::any_of(events.begin(), events.end(), [&](const auto& e) { return known[e.first] >= e.second; });
+}
+
+}  // namespace
+
+void acquire_map(const void* map) {
+    void* pc = CALLER;
+    const auto found = block.maps.find(map);
+    if (found == block.maps.end() || !is_known(found->second.published)) {
+        return report("proxy-fence", pc, "fence.proxy.tensormap of a map that nobody is known to have published");
+    }
+    found->second.acquired.emplace_back(block.current, block.self().known.all[block.current]);
+}
+
+// A map that this launch wrote must have been published, and acquired by somebody whom the current thread knows of.
+void check_map(const CUtensorMap* map, void* pc, const char* what) {
+    if (!is_global(map)) return;
+    const auto found = block.maps.find(map);
+    if (found != block.maps.end() && is_known(found->second.acquired)) return;
+    check_global(map, sizeof *map, false, pc, what);
+    if (is_written_in_launch(map)) {
+        report("proxy-fence", pc, "%s by a tensor map that no fence.proxy.tensormap has acquired", what);
+    }
+}
+
+}  // namespace emu

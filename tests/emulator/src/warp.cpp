@@ -95,7 +95,7 @@ void access_row(Matrix& matrix, int row, int thread, uint32_t address, bool load
     if (load) {
         thread_reads_shared(offset, 16, thread, pc, what);
         memcpy(matrix.rows[row], block.shared + offset, 16);
-    } else {
+    } else if (!is_repeated_store(block.shared + offset, matrix.rows[row], 16)) {
         thread_writes_shared(offset, 16, thread, pc, what);
         memcpy(block.shared + offset, matrix.rows[row], 16);
     }
@@ -173,8 +173,9 @@ void meet_for_matrices(bool load, uint32_t* registers, int count, bool transpose
 }  // namespace
 
 const char* name(Collective kind) {
-    static const char* const names[] = {"__syncwarp",  "shfl",  "ldmatrix",     "stmatrix",   "mma.sync",
-                                        "wgmma.fence", "wgmma", "wgmma.commit", "wgmma.wait", "setmaxnreg"};
+    static const char* const names[] = {"__syncwarp", "shfl",        "ldmatrix",   "stmatrix",
+                                        "mma.sync",   "wgmma.fence", "wgmma",      "wgmma.commit",
+                                        "wgmma.wait", "setmaxnreg",  "elect.sync", "tensormap.cp_fenceproxy"};
     return names[int(kind)];
 }
 
@@ -194,6 +195,34 @@ uint32_t shuffle(uint32_t value, Shuffle mode, int argument, uint32_t mask) {
         });
     });
     return self.result;
+}
+
+uint32_t elect(uint32_t mask) {
+    uint32_t lane = __builtin_ctz(mask);
+    meet(Collective::elect, mask, &lane, CALLER, [&](Rendezvous& r) {
+        // Which lane it is, nothing says; the same mask elects the same one.
+        if (options.seed) lane = 31 - __builtin_clz(mask);
+        for_lanes(r.arrived, [&](int other) { argument_of<uint32_t>(r, other) = lane; });
+    });
+    return lane;
+}
+
+void publish_map(void* destination, uint32_t map) {
+    void* pc = CALLER;
+    meet(Collective::publish_map, kWholeWarp, nullptr, pc, [&](Rendezvous&) {
+        const uint32_t offset = map - kSharedBase;
+        if (!inside_shared(offset, sizeof(CUtensorMap), pc, "tensor map")) abandon();
+        if (!is_global(destination) || reinterpret_cast<uintptr_t>(destination) % alignof(CUtensorMap)) {
+            report("misaligned", pc, "a tensor map at %p: no device memory, or no multiple of 128", destination);
+            abandon();
+        }
+        thread_reads_shared(offset, sizeof(CUtensorMap), block.current, pc, "tensormap.cp_fenceproxy");
+        check_global(destination, sizeof(CUtensorMap), true, pc, "tensormap.cp_fenceproxy");
+        memcpy(destination, block.shared + offset, sizeof(CUtensorMap));
+        PublishedMap& published = block.maps[destination] = {};
+        const int first = block.current / 32 * 32;
+        for (int t = first; t < first + 32; ++t) published.published.emplace_back(t, block.threads[t].known.all[t]);
+    });
 }
 
 void matrix_load(uint32_t* registers, int count, bool transposed, uint32_t address) {

@@ -60,9 +60,11 @@ struct Operand {
         } else {
             a += i / 8 * stride + i % 8 * 2 + k / 8 * lead + k % 8 * 16;
         }
-        const uint32_t mask = swizzle == 128 ? 7 : swizzle == 64 ? 3 : swizzle == 32 ? 1 : 0;
-        return a ^ (a >> 7 & mask) << 4;
+        return a ^ (a >> 7 & swizzle_mask()) << 4;
     }
+
+    // Of the address bits from 7 on, those that count the lines of a swizzle group.
+    uint32_t swizzle_mask() const { return swizzle == 128 ? 7 : swizzle == 64 ? 3 : swizzle == 32 ? 1 : 0; }
 
     float element(int i, int k, bool is_bf16) const {
         const uint32_t offset = address(i, k) - kSharedBase;
@@ -74,7 +76,7 @@ struct Operand {
 
 // Checks that an operand of n rows or columns may be read by what all threads of the warpgroup know.
 void check_operand(const Operand& operand, int n, int warpgroup, Epoch epoch, const Knowledge& known, void* pc) {
-    if (operand.swizzle && !operand.is_mn && operand.start >> 7 & 7) {
+    if (!operand.is_mn && operand.start >> 7 & operand.swizzle_mask()) {
         report("wgmma", pc,
                "the operand at shared address %u does not start on an 8-row group of its swizzle (base offset 0)",
                operand.start);

@@ -47,6 +47,27 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t desc_a, uint64_t desc_b,
            bool a_is_mn, bool b_is_mn);
 void set_max_registers(int count);
 
+// What translated PTX uses besides.
+void whole_block_sync(int barrier);
+uint32_t elect(uint32_t mask);  // the lane
+void mbar_arrive(uint32_t bar, uint32_t count);
+void mbar_invalidate(uint32_t bar);
+enum class MapField {
+    global_address,
+    rank,
+    box_dim,
+    global_dim,
+    global_stride,
+    element_stride,
+    elemtype,
+    interleave_layout,
+    swizzle_mode,
+    fill_mode
+};
+void replace_in_map(uint32_t map, MapField field, int dimension, uint64_t value);
+void publish_map(void* destination, uint32_t map);  // tensormap.cp_fenceproxy
+void acquire_map(const void* map);                  // fence.proxy.tensormap
+
 float from_bf16(uint16_t x);
 float from_fp16(uint16_t x);
 uint16_t to_bf16(float x);

@@ -121,6 +121,19 @@ T extract_bits(T x, uint32_t position, uint32_t length) {
     return T(shift_left(moved, above)) >> above;
 }
 
+inline uint32_t add_halves(uint32_t a, uint32_t b) { return (a + b & 0xffff) | (a & 0xffff0000) + (b & 0xffff0000); }
+
+// Four bytes of the eight in {b, a}, each chosen by a nibble, whose highest bit asks for copies of the byte's sign.
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t choice) {
+    const uint64_t bytes = uint64_t(b) << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i, choice >>= 4) {
+        const uint8_t byte = bytes >> 8 * (choice & 7);
+        result |= uint32_t(choice & 8 ? uint8_t(int8_t(byte) >> 7) : byte) << 8 * i;
+    }
+    return result;
+}
+
 // Subnormal numbers are zeros, before and after.
 inline float flushed_fma(float a, float b, float c) {
     return dev::flush_subnormal(

@@ -1,0 +1,148 @@
+"""The Hopper kernels as the model sees them: compiled for sm_90a on any machine, and what their barriers mean."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from benchmarks.machine_code.cuda import cuobjdump
+from benchmarks.machine_code.latency.code import Timed, consumer_step, copier_step, parse
+from benchmarks.machine_code.latency.figures import Machine
+from benchmarks.machine_code.latency.simulate import Load, Result, Role, Sm, Warp, op
+from benchmarks.provenance import ROOT
+
+CSRC = ROOT / "csrc"
+STEPS = 24  # simulated, of which the later half counts
+
+Pass = Literal["forward", "dq", "dkdv"]
+
+
+class Variant(NamedTuple):
+    """A configuration of csrc/*/hopper/config.h.
+
+    Attributes:
+        keys: rows of keys, or of what a gradient kernel walks, per step.
+        stages: steps in shared memory.
+        more: query buffers of the forward, registers of the copying warps of a gradient kernel.
+        shipped: it is the one of its pass and head_dim, which compiling it checks.
+    """
+
+    work: Pass
+    head_dim: int
+    keys: int
+    stages: int
+    more: int
+    shipped: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.work} d{self.head_dim}, {self.keys} per step, {self.stages} stages"
+
+
+VARIANTS = (
+    Variant("forward", 64, 192, 4, 2, shipped=True),
+    Variant("forward", 64, 192, 3, 2),
+    Variant("forward", 64, 192, 2, 2),
+    Variant("forward", 64, 160, 4, 2),
+    Variant("forward", 64, 128, 6, 2),
+    Variant("forward", 128, 128, 3, 1, shipped=True),
+    Variant("forward", 128, 128, 2, 2),
+    Variant("forward", 128, 96, 4, 1),
+    Variant("forward", 128, 64, 6, 1),
+    Variant("dq", 64, 128, 3, 40, shipped=True),
+    Variant("dq", 64, 128, 4, 40),
+    Variant("dq", 64, 64, 4, 40),
+    Variant("dkdv", 64, 64, 4, 40, shipped=True),
+    Variant("dkdv", 64, 64, 2, 40),
+    Variant("dkdv", 64, 96, 4, 40),
+    Variant("dq", 128, 64, 4, 40, shipped=True),
+    Variant("dq", 128, 64, 2, 40),
+    Variant("dkdv", 128, 64, 4, 24, shipped=True),
+    Variant("dkdv", 128, 64, 2, 24),
+)
+
+
+class Compiled(NamedTuple):
+    """``said``: what ptxas complained of, spills and serialised products; "" for none."""
+
+    code: list[Timed]
+    said: str
+
+
+def toolkit(nvcc: str) -> str:
+    """The version of a compiler."""
+    said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    return f"nvcc {said.split(' V')[-1].split()[0]}"
+
+
+def source(variant: Variant) -> str:
+    """A translation unit with the one kernel; that a configuration is the shipped one is asserted."""
+    if variant.work == "forward":
+        folder, kernel, parameters, kind = "forward", "forward", "hopper::KernelParams", "Forward"
+        numbers = f"{variant.head_dim}, {variant.keys}, {variant.more}, {variant.stages}"
+        key = f"{variant.head_dim}"
+    else:
+        owner = "Owner::queries" if variant.work == "dq" else "Owner::keys"
+        folder, kernel, parameters, kind = "backward", "gradients", "GradientParams", "Gradient"
+        key = f"{variant.head_dim}, {owner}"
+        numbers = f"{key}, {variant.keys}, {variant.stages}, {variant.more}"
+    config = f"hopper::{kind}Config<dev::bf16, {numbers}>"
+    lines = [f'#include "{folder}/hopper/kernel.h"', "#include <type_traits>"]
+    if variant.shipped:
+        lines.append(f"static_assert(std::is_base_of_v<{config}, hopper::{kind}ConfigOf<dev::bf16, {key}>>);")
+    lines.append(f"template __global__ void hopper::{kernel}<{config}>(const __grid_constant__ {parameters});")
+    return "\n".join([*lines, ""])
+
+
+def build(variant: Variant, nvcc: str) -> Compiled:
+    """Raises:
+    RuntimeError: nvcc refuses the variant.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        unit, cubin = Path(folder, "unit.cu"), Path(folder, "unit.cubin")
+        unit.write_text(source(variant))
+        command: list[str | Path] = [nvcc, "-std=c++20", "-O3", "-arch=sm_90a", "-Xptxas=-v", f"-I{CSRC}", "-cubin"]
+        done = subprocess.run([*command, "-o", cubin, unit], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{variant.name}: {done.stderr or done.stdout}")
+        said = re.findall(r"[1-9]\d* bytes spill stores|C75\d\d", done.stderr + done.stdout)
+        listing = subprocess.run([cuobjdump(), "-sass", str(cubin)], check=True, capture_output=True, text=True).stdout
+    return Compiled(parse(listing), ", ".join(dict.fromkeys(said)))
+
+
+def simulate(variant: Variant, code: list[Timed], machine: Machine) -> Result:
+    """A long tile, from its second step on: what comes before and after the main loop is not in it."""
+    return (_forward if variant.work == "forward" else _gradients)(variant, code, machine).run(STEPS)
+
+
+def _forward(variant: Variant, code: list[Timed], machine: Machine) -> Sm:
+    """Two consumers that take turns in issuing products; a thread that loads by TMA. Every key tile is signed by the
+    copying warps, too, which wait for the values of its slot to be done with (csrc/forward/hopper/producer.h)."""
+    step = [op(timed) for timed in consumer_step(code)]
+    # Of a step: its keys are done with, the queries in an item's last step, the values of the step before, kept pairs.
+    arrivals = (("keys free", 0), None, ("values free", -1), None)
+    warps = [
+        Warp(f"group {g}", step, Role((("keys", 0), ("values", 0)), arrivals, f"turn {g}", f"turn {1 - g}"))
+        for g in range(2)
+    ]
+    size = variant.keys * variant.head_dim * 2
+    loads = (
+        Load("keys", size, ("keys free", -variant.stages)),
+        Load("values", size, ("values free", -variant.stages), also="keys"),
+    )
+    sm = Sm(machine, warps, {"keys": 2, "keys free": 2, "values free": 2}, loads)
+    sm.start("turn 0")
+    return sm
+
+
+def _gradients(variant: Variant, code: list[Timed], machine: Machine) -> Sm:
+    """Two consumers, and a warpgroup that copies row by row and says so a step later
+    (csrc/backward/hopper/kernel.h)."""
+    step = [op(timed) for timed in consumer_step(code)]
+    copies = [op(timed) for timed in copier_step(code, 2 * variant.keys * variant.head_dim // 8 // 128)]
+    warps = [Warp(f"group {g}", step, Role((("rows", 0),), (("rows free", 0),))) for g in range(2)]
+    warps.append(Warp("copies", copies, Role((("rows free", -variant.stages),), (("rows", -1),))))
+    return Sm(machine, warps, {"rows free": 2})
