@@ -2,7 +2,6 @@
 
 import typer
 
-from benchmarks.studies.ablations import ablations
 from benchmarks.studies.coded import coded
 from benchmarks.studies.divisions import divisions
 from benchmarks.studies.factorisation import factorisation
@@ -19,7 +18,6 @@ app = typer.Typer(help="Measurements behind decisions.", add_completion=False, p
 app.command("tiv-sets")(tiv_sets)
 app.command("memory")(memory)
 app.command("random-access")(random_access)
-app.command("ablations")(ablations)
 app.command("factorisation")(factorisation)
 app.command("divisions")(divisions)
 app.command("synthetic-motion")(synthetic_motion)

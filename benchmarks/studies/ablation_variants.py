@@ -1,21 +1,22 @@
-"""The variants of the ablations, and the two that the model itself does not have: no SIF, no broadcasting.
+"""The small model of the studies, and the halves that the paper's ablations put in place of its own: no SIF, no IB.
 
-These two have the full model's weights; only who sees whom changes.
+These have the weights of the halves they replace; only who sees whom changes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tivtok.attention import SifLayout, sif_attention
 from tivtok.model.config import TivTokConfig
 from tivtok.model.decoder import Decoder, Prepared
 from tivtok.model.encoder import Encoder
 from tivtok.tokenizer import TivTok
+
+Half = TypeVar("Half", bound=nn.Module)
 
 # 3:1 TIV to TV tokens in a chunk of four frame groups, as in T128.
 FULL = TivTokConfig(
@@ -72,61 +73,21 @@ class JointDecoder(Decoder):
         return self._pixels(x[:, :, self.config.num_tv :])
 
 
-def undivided(model: TivTok) -> TivTok:
-    """``model`` without scopes: every token sees the whole chunk, in both halves."""
-    model.encoder, model.decoder = DenseEncoder(model.config), JointDecoder(model.config)
+def build(config: TivTokConfig, dense_encoder: bool = False, joint_decoder: bool = False) -> TivTok:
+    """A new model, without SIF or without broadcasting where asked; it begins with the same weights in any case."""
+    model = TivTok(config)
+    if dense_encoder:
+        model.encoder = _with_weights_of(model.encoder, DenseEncoder(config))
+    if joint_decoder:
+        model.decoder = _with_weights_of(model.decoder, JointDecoder(config))
     return model
+
+
+def _with_weights_of(half: nn.Module, other: Half) -> Half:
+    other.load_state_dict(half.state_dict())
+    return other
 
 
 def _dense(batch: int, rows: int) -> SifLayout:
     """All rows are TIV rows, so that each sees all."""
     return SifLayout.uniform(batch, rows, 0, 0)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One change to the full model.
-
-    Attributes:
-        changes: of the config.
-        dense_encoder, joint_decoder: without SIF, without broadcasting.
-        reuse: the chunks of a clip share one TIV set, in training and measuring; otherwise each has its own.
-        paper_db: PSNR of this variant minus that of the full model in the paper (32 frames, 256x256), where it says.
-    """
-
-    title: str
-    changes: dict[str, Any]
-    dense_encoder: bool = False
-    joint_decoder: bool = False
-    reuse: bool = True
-    paper_db: float | None = None
-
-    @property
-    def config(self) -> TivTokConfig:
-        return FULL.replace(**self.changes)
-
-    def build(self) -> TivTok:
-        model = TivTok(self.config)
-        if self.dense_encoder:
-            model.encoder = DenseEncoder(self.config)
-        if self.joint_decoder:
-            model.decoder = JointDecoder(self.config)
-        return model
-
-    def tokens(self, num_frames: int) -> int:
-        chunks = num_frames // self.config.chunk_frames
-        return self.config.num_tokens(num_frames, 1 if self.reuse else chunks)
-
-
-# Without a split, or without reuse, the numbers of tokens are those that make 40 of 32 frames, as in the full model.
-VARIANTS = {
-    "full": Variant("full: SIF, shared broadcasting, TIV:TV 3:1, one TIV set", {}, paper_db=0.0),
-    "no-sif": Variant("no SIF (dense encoder)", {}, dense_encoder=True, paper_db=19.67 - 29.05),
-    "no-broadcasting": Variant("no broadcasting (joint decoder)", {}, joint_decoder=True, paper_db=17.69 - 29.05),
-    "no-split": Variant("no TIV/TV split", {"num_tiv": 0, "num_tv": 5}, paper_db=27.24 - 29.05),
-    "no-reuse": Variant("no reuse across chunks", {"num_tiv": 12}, reuse=False, paper_db=25.81 - 29.05),
-    "per-frame": Variant("per-frame decoder", {"decoder": "per_frame"}),
-    "ratio-1-1": Variant("TIV:TV 1:1", {"num_tiv": 16, "num_tv": 4}),
-    "ratio-1-3": Variant("TIV:TV 1:3", {"num_tiv": 8, "num_tv": 6}),
-    "softvq": Variant("SoftVQ (K 8192, tau 0.07)", {"quantizer": "softvq"}),
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from typer.testing import CliRunner
 from benchmarks.dumps import read_json
 from benchmarks.studies import token_budget
 from benchmarks.studies.__main__ import app
-from benchmarks.studies.synthetic_motion import Trial, train
 from tivtok.training.trainer import Trainer
 
 
@@ -59,13 +57,3 @@ def test_a_killed_training_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
     for name, x in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], x), name
-
-
-def test_nested_steps_are_drawn_beside_the_others() -> None:
-    """The share of nested steps changes what is learned, and nothing of what is drawn where it is 0."""
-    plain, none, all_nested = (
-        train(replace(Trial(latent_positions="none"), nested=share), 2, 4, seed=0) for share in (0.0, 1e-12, 1.0)
-    )
-    assert not plain.config.nested and none.config.nested
-    alike = [torch.equal(a, b) for a, b in zip(none.parameters(), all_nested.parameters(), strict=True)]
-    assert not all(alike)
