@@ -50,7 +50,7 @@ def test_each_choice_decodes_its_tokens(model: TivTok, clips: tuple[Path, Path],
     assert len({VideoReader(result).read([20]).numpy().tobytes() for result, _, _ in made.values()}) == 4
     first, mixed = (Tokens.load(made[shown][1]) for shown in ("TIV and TV", "TIV of the second video"))
     assert torch.equal(first.tv, mixed.tv) and not torch.equal(first.tiv, mixed.tiv)
-    assert made["TIV only"][2]["TIV tokens"] == "2 sets of 20 = 40"
+    assert made["TIV only"][2]["TIV tokens"] == "2 sets of 24 = 48"
     with pytest.raises(ValueError, match="the second video is missing"):
         workshop.run(dark, None, "TIV of the second video", "1", 0)
 
@@ -99,7 +99,7 @@ def test_in_a_browser(browser_page: Any, clips: tuple[Path, Path]) -> None:
     assert "1 set of 32 = 32" in text and page.locator("video").nth(1).get_attribute("src").endswith(clips[0].name)
     page.get_by_label("TIV sets").click()
     page.get_by_role("option", name="2").click()
-    assert "2 sets of 20 = 40" in run()[0]
+    assert "2 sets of 24 = 48" in run()[0]
     page.get_by_label("number input for Refinement steps").fill("10")
     page.keyboard.press("Tab")
     assert run()[1] > plain

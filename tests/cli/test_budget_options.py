@@ -69,7 +69,7 @@ def test_encode_dir_keeps_so_many(folder: Path, tmp_path: Path, capsys: pytest.C
     ("model", "options", "message"),
     [
         ("plain", ["--num-tiv", "3"], "num_tiv is for models with nested tokens: model mini needs all of them"),
-        ("model", ["--num-tv", "6"], "num_tv must be between 1 and 5, got 6"),
+        ("model", ["--num-tv", "6"], "num_tv must be between 1 and 4, got 6"),
         ("model", ["--psnr", "nan"], "psnr must be a number of dB above 0, got nan"),
         ("model", ["--psnr", "20", "--refine", "2"], "psnr does not go with refine"),
     ],

@@ -71,7 +71,7 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 
 def test_encode_then_decode_gives_all_frames_back(files: Files, tmp_path: Path) -> None:
     tokens = Tokens.load(files.tokens)
     assert (tokens.num_frames, tokens.height, tokens.width, tokens.fps) == (37, 40, 48, 30000 / 1001)
-    assert (tokens.preset, tokens.num_tokens) == ("mini", 20 + 10 * 5)
+    assert (tokens.preset, tokens.num_tokens) == ("mini", 24 + 10 * 4)
     assert main(["decode", files.tokens, str(tmp_path / "out.mp4"), "--model", files.model]) == 0
     got, source = VideoReader(tmp_path / "out.mp4"), VideoReader(files.clip)
     assert len(list(got)) == 37
@@ -153,7 +153,7 @@ def test_one_frame(files: Files, tmp_path: Path) -> None:
 def test_reconstruct(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone, beside = str(tmp_path / "alone.mp4"), str(tmp_path / "beside.mp4")
     assert main(["reconstruct", files.clip, alone, "--model", files.model]) == 0
-    assert "70 tokens, PSNR" in capsys.readouterr().out
+    assert "64 tokens, PSNR" in capsys.readouterr().out
     assert main(["reconstruct", files.clip, beside, "--model", files.model, "--side-by-side"]) == 0
     assert (VideoReader(alone).height, VideoReader(alone).width, len(list(VideoReader(alone)))) == (40, 48, 37)
     assert VideoReader(beside).width > 2 * 48 and len(list(VideoReader(beside))) == 37
@@ -180,7 +180,7 @@ def test_sets_that_change_inside_a_chunk(files: Files, tmp_path: Path, capsys: p
 def test_info_on_tokens_and_videos(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", files.tokens]) == 0
     out = capsys.readouterr().out
-    for text in ("37 frames of 48x40", "1 set of 20 = 20", "10 frame groups of 5 = 50", "70, of 32 values", "mini"):
+    for text in ("37 frames of 48x40", "1 set of 24 = 24", "10 frame groups of 4 = 40", "64, of 32 values", "mini"):
         assert text in out
     assert f"{os.path.getsize(files.tokens):,} in the file" in out
     assert main(["info", files.clip]) == 0
@@ -252,7 +252,7 @@ def test_demo(
     assert main(["demo", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
     assert "48 frames of 32x32" in out and "PSNR" in out and "SSIM" in out
-    assert re.search(r"TIV tokens +[1-9] sets? of 20 = \d+", out) and "12 frame groups of 5 = 60" in out
+    assert re.search(r"TIV tokens +[1-9] sets? of 24 = \d+", out) and "12 frame groups of 4 = 48" in out
     assert sorted(os.listdir(tmp_path / "new")) == ["bikes.tivtok", "contact_sheet.png", "side_by_side.mp4"]
     assert len(list(VideoReader(tmp_path / "new" / "side_by_side.mp4"))) == 48
 

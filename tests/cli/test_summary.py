@@ -43,7 +43,7 @@ def test_one_shape_for_all_commands(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert list(record)[:4] == ["command", "wrote", "model", "totals"]
         assert (record["command"], record["wrote"]) == (command, wrote)
         assert record["model"] == {"name": "tiny", "id": model.model_id}
-        assert (totals["videos"], totals["failed"], totals["frames"], totals["tokens"]) == (1, failed, FRAMES, 29)
+        assert (totals["videos"], totals["failed"], totals["frames"], totals["tokens"]) == (1, failed, FRAMES, 24)
         assert totals["frames_per_second"] == pytest.approx(FRAMES / totals["seconds"], rel=0.05)
     assert main(["encode", clip, tokens, "--model", str(tmp_path / "model"), "--json", str(tmp_path / "s.json")]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["totals"]["frames"] == FRAMES

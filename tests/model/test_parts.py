@@ -64,7 +64,7 @@ def test_local_initialization_looks_at_what_is_near_first(qk_norm):
         blocks = Blocks(config, 2).apply(init_local) if local else Blocks(config, 2)
         q, k, _ = blocks[0].qkv(x, rotary)
         weights = (torch.einsum("qhd,khd->hqk", q, k) * config.head_dim**-0.5).softmax(-1)
-        return float((weights.mean(0) * torch.cdist(here, here)).sum(1).mean())
+        return (weights.mean(0) * torch.cdist(here, here)).sum(1).mean().item()
 
     assert mean_distance(local=True) < 0.85 * mean_distance(local=False)
 
