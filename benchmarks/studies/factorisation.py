@@ -25,7 +25,7 @@ from benchmarks.dumps import write_json
 from benchmarks.studies.factorisation_report import draw, write_report
 from benchmarks.studies.record import fingerprint
 from tivtok.chunks.sharing import tiv_distance
-from tivtok.editing import grey_tokens, swap, tiv_only, tv_only
+from tivtok.editing import grey_tokens, swap, tiv_only
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import VideoReader, find_videos, fit, frames_to_video
@@ -253,11 +253,12 @@ def pictures(model: TivTok, clips: Sequence[Clip], measured: dict[str, dict[str,
             other = _partner(at, clips, buckets)
             assert other is not None
             mine, others = (model.encode(clips[k].video[:, :, :step]) for k in (at, other))
+            both, alone = model.decode(mine)[0], model.decode(tiv_only(mine, grey))[0]
             shown[name] = {
                 "original": clips[at].video[0, :, :step],
-                "reconstruction": model.decode(mine)[0],
-                "TIV only": model.decode(tiv_only(mine, grey))[0],
-                "TV only": model.decode(tv_only(mine, grey))[0],
+                "reconstruction": both,
+                "TIV only": alone,
+                "TV adds": both - alone,
                 "another clip": clips[other].video[0, :, :step],
                 "TIV of the first, TV of the other": model.decode(swap(mine, others))[0],
             }
