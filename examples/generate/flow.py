@@ -1,8 +1,8 @@
 """A transformer that turns noise into tokens: flow matching (arXiv 2210.02747) with scope-induced attention.
 
 It draws TIV tokens of a class, then TV tokens of that class and these TIV tokens: p(TIV | class) p(TV | TIV, class).
-The tokens that are known stand in the same sequence as those to draw. TV tokens see their frame group and the TIV
-tokens, which see all, so that the cost grows with the number of frame groups and not with its square.
+The tokens that are known stand in the same sequence as those to draw. TV tokens see their frame group, its neighbours if
+wanted, and the TIV tokens, which see all, so that the cost grows with the number of frame groups and not with its square.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tivtok.attention import SifLayout, sif_attention
+from tivtok.attention import RangeLayout, SifLayout, range_attention, sif_attention
 from tivtok.model.config import TivTokConfig
 
 
@@ -29,6 +29,7 @@ class Rows:
         known: how many rows, the first, are given and not to be drawn.
         seeing_all: how many rows, the first, see all and are seen by all.
         frames: (number of frame groups, rows in each) of the rest, who see their own beside those.
+        neighbours: how many frame groups before and after their own they see as well.
     """
 
     slot: Tensor
@@ -36,6 +37,7 @@ class Rows:
     known: int
     seeing_all: int
     frames: tuple[int, int]
+    neighbours: int = 0
 
     @classmethod
     def of_tiv(cls, config: TivTokConfig) -> Rows:
@@ -43,12 +45,12 @@ class Rows:
         return cls(torch.arange(config.num_tiv), torch.zeros(config.num_tiv).long(), 0, config.num_tiv, (0, 0))
 
     @classmethod
-    def of_tv(cls, config: TivTokConfig, groups: int) -> Rows:
+    def of_tv(cls, config: TivTokConfig, groups: int, neighbours: int = 0) -> Rows:
         """A TIV set that is known, and the TV tokens of all groups, to be drawn."""
         tiv, tv = torch.arange(config.num_tiv), config.num_tiv + torch.arange(config.num_tv)
         group = torch.arange(groups).repeat_interleave(config.num_tv)
         slot, group = torch.cat([tiv, tv.repeat(groups)]), torch.cat([torch.zeros_like(tiv), group])
-        return cls(slot, group, len(tiv), len(tiv), (groups, len(tv)))
+        return cls(slot, group, len(tiv), len(tiv), (groups, len(tv)), neighbours)
 
     @classmethod
     def undivided(cls, config: TivTokConfig, groups: int) -> Rows:
@@ -62,8 +64,9 @@ class Rows:
         slot = torch.cat(slots)
         return cls(slot, torch.cat(of_group), 0, len(slot), (0, 0))
 
-    def layout(self, batch: int) -> SifLayout:
-        return SifLayout.uniform(batch, self.seeing_all, *self.frames)
+    def layout(self, batch: int) -> SifLayout | RangeLayout:
+        own = SifLayout.uniform(batch, self.seeing_all, *self.frames)
+        return own.frame_windows(self.neighbours, self.neighbours) if self.neighbours else own
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,19 @@ class Block(nn.Module):
         self.to_out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, modulation: Tensor, layout: SifLayout) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, layout: SifLayout | RangeLayout) -> Tensor:
         scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = modulation.chunk(6, dim=-1)
         qkv = self.to_qkv(normed(x) * (1 + scale) + shift).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.unbind(2)  # (B, N, heads, head_dim)
-        x = x + gate * self.to_out(sif_attention(normed(q), normed(k), v, layout).flatten(-2))
+        x = x + gate * self.to_out(attend(normed(q), normed(k), v, layout).flatten(-2))
         return x + mlp_gate * self.mlp(normed(x) * (1 + mlp_scale) + mlp_shift)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: SifLayout | RangeLayout) -> Tensor:
+    """Attention of (B, N, heads, head_dim)."""
+    if isinstance(layout, SifLayout):
+        return sif_attention(q, k, v, layout)
+    return range_attention(*(x.flatten(0, 1) for x in (q, k, v)), layout).view_as(q)
 
 
 def normed(x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ SETTINGS = {
         width=96,
         layers=4,
         heads=3,
-        steps=1500,
+        steps=4000,
         batch_groups=192,
         drawn=6,
     ),

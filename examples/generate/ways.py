@@ -1,8 +1,9 @@
-"""Two ways from noise to the tokens of a video: "split", a TIV set and then TV tokens, and "undivided", all at once."""
+"""Ways from noise to the tokens of a video: a TIV set and then TV tokens ("split"), or all at once ("undivided")."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,20 +42,34 @@ class Way(NamedTuple):
     draw: Callable[[Flow, TivTokConfig, Tensor, int, Sampling, torch.Generator], tuple[Tensor, Tensor]]
 
 
-def split_loss(flow: Flow, config: TivTokConfig, videos: Videos, generator: torch.Generator, dropout: float) -> Tensor:
+def split_loss(
+    flow: Flow,
+    config: TivTokConfig,
+    videos: Videos,
+    generator: torch.Generator,
+    dropout: float,
+    neighbours: int = 0,
+) -> Tensor:
     tiv, tv, labels = videos
     one = mean_tiv(tiv.unbind(1))
     of_tiv = flow_loss(flow, one, labels, Rows.of_tiv(config), generator, dropout)
     both = torch.cat([one, tv.flatten(1, 2)], dim=1)
-    return (of_tiv + flow_loss(flow, both, labels, Rows.of_tv(config, tv.shape[1]), generator, dropout)) / 2
+    rows = Rows.of_tv(config, tv.shape[1], neighbours)
+    return (of_tiv + flow_loss(flow, both, labels, rows, generator, dropout)) / 2
 
 
 def draw_split(
-    flow: Flow, config: TivTokConfig, labels: Tensor, groups: int, how: Sampling, generator: torch.Generator
+    flow: Flow,
+    config: TivTokConfig,
+    labels: Tensor,
+    groups: int,
+    how: Sampling,
+    generator: torch.Generator,
+    neighbours: int = 0,
 ) -> tuple[Tensor, Tensor]:
     nothing = torch.empty(len(labels), 0, config.latent_dim, device=labels.device)
     tiv = draw(flow, labels, Rows.of_tiv(config), nothing, how, generator)
-    both = draw(flow, labels, Rows.of_tv(config, groups), tiv, how, generator)
+    both = draw(flow, labels, Rows.of_tv(config, groups, neighbours), tiv, how, generator)
     return tiv[:, None], both[:, config.num_tiv :].unflatten(1, (groups, config.num_tv))
 
 
@@ -79,9 +94,13 @@ def draw_undivided(
     return tiv.unflatten(1, (-1, config.num_tiv)), tv.unflatten(1, (groups, config.num_tv))
 
 
-# "split": p(TIV | class), one set for the whole video, then p(TV | TIV, class). "undivided": p(tokens | class), a set
-# for each chunk, in one sequence in which all see all.
-WAYS = {"split": Way(split_loss, draw_split), "undivided": Way(undivided_loss, draw_undivided)}
+# "split": p(TIV | class), one set for the whole video, then p(TV | TIV, class); with "neighbours" a frame group sees the
+# one before and the one after. "undivided": p(tokens | class), a set for each chunk, in one sequence in which all see all.
+WAYS = {
+    "split": Way(split_loss, draw_split),
+    "split, neighbours": Way(partial(split_loss, neighbours=1), partial(draw_split, neighbours=1)),
+    "undivided": Way(undivided_loss, draw_undivided),
+}
 
 
 def drawn_tokens(config: TivTokConfig, stats: LatentStats, tiv: Tensor, tv: Tensor, fps: float) -> Tokens:

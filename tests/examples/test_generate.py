@@ -87,20 +87,22 @@ def test_costs_are_those_of_the_tokens(run: Run) -> None:
     assert costs["undivided"][1]["flops"] > costs["undivided"][0]["flops"]  # attention grows with the square
 
 
-def test_tv_tokens_see_other_frames_through_tiv_tokens_alone(run: Run) -> None:
-    """After one block a TV token knows nothing of other frame groups, after two it does."""
-    rows, config = Rows.of_tv(TOY.tokenizer, 4), TOY.tokenizer
-    for layers in (1, 2):
-        torch.manual_seed(0)
-        flow = Flow(config, len(CLASSES), 32, layers, 2)
-        for p in flow.parameters():  # gates begin at zero
-            torch.nn.init.normal_(p, std=0.1)
-        x = torch.randn(1, len(rows.slot), config.latent_dim, requires_grad=True)
-        flow(x, torch.tensor([0.5]), torch.tensor([0]), rows)[0, -1].sum().backward()
-        assert x.grad is not None
-        reach = x.grad[0].abs().sum(1)
-        assert (reach[: config.num_tiv] > 0).all() and reach[-1] > 0
-        assert bool(reach[config.num_tiv] > 0) == (layers == 2)
+def test_tv_tokens_see_other_frames_through_tiv_tokens_or_as_neighbours() -> None:
+    """After one block a TV token knows nothing of frame groups that it does not see, after two it does."""
+    config = TOY.tokenizer
+    for neighbours, seen in ((0, [4]), (1, [3, 4]), (2, [2, 3, 4])):  # by the last of five groups
+        rows = Rows.of_tv(config, 5, neighbours)
+        for layers in (1, 2):
+            torch.manual_seed(0)
+            flow = Flow(config, len(CLASSES), 32, layers, 2)
+            for p in flow.parameters():  # gates begin at zero
+                torch.nn.init.normal_(p, std=0.1)
+            x = torch.randn(2, len(rows.slot), config.latent_dim, requires_grad=True)
+            flow(x, torch.tensor([0.5, 0.5]), torch.tensor([0, 1]), rows)[0, -1].sum().backward()
+            assert x.grad is not None and not x.grad[1].any()
+            reach = x.grad[0].abs().sum(1)
+            assert (reach[: config.num_tiv] > 0).all()
+            assert reach[config.num_tiv :].nonzero().flatten().tolist() == (seen if layers == 1 else [0, 1, 2, 3, 4])
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +139,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     text = (tmp_path / "generate.md").read_text()
     assert "| true videos | 16 | 100% | 100% |" in text and "| split | 2 |" in text
     with Image.open(tmp_path / "generate.webp") as moving:
-        assert moving.n_frames == 16 and moving.size == (4 * 3 * SIDE, 3 * 3 * SIDE)
+        assert moving.n_frames == 16 and moving.size == (4 * 3 * SIDE, (1 + len(WAYS)) * 3 * SIDE)
     before = json.loads((tmp_path / "generate.json").read_text())
     main()
     after = json.loads((tmp_path / "generate.json").read_text())
