@@ -1,8 +1,8 @@
 """A transformer that turns noise into tokens: flow matching (arXiv 2210.02747) with scope-induced attention.
 
 It draws TIV tokens of a class, then TV tokens of that class and these TIV tokens: p(TIV | class) p(TV | TIV, class).
-The tokens that are known stand in the same sequence as those to draw. TV tokens see their frame group, its neighbours if
-wanted, and the TIV tokens, which see all, so that the cost grows with the number of frame groups and not with its square.
+The tokens that are known stand in the same sequence as those to draw. TV tokens see their frame group, its neighbours
+if wanted, and the TIV tokens, which see all: the cost grows with the number of frame groups, not with its square.
 """
 
 from __future__ import annotations

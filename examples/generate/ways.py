@@ -94,8 +94,8 @@ def draw_undivided(
     return tiv.unflatten(1, (-1, config.num_tiv)), tv.unflatten(1, (groups, config.num_tv))
 
 
-# "split": p(TIV | class), one set for the whole video, then p(TV | TIV, class); with "neighbours" a frame group sees the
-# one before and the one after. "undivided": p(tokens | class), a set for each chunk, in one sequence in which all see all.
+# "split": p(TIV | class), one set for the whole video, then p(TV | TIV, class); with "neighbours" a frame group sees
+# those before and after it. "undivided": p(tokens | class), a set for each chunk, in one sequence in which all see all.
 WAYS = {
     "split": Way(split_loss, draw_split),
     "split, neighbours": Way(partial(split_loss, neighbours=1), partial(draw_split, neighbours=1)),
