@@ -12,7 +12,7 @@ import cuda_emulator
 import pytest
 import torch
 from cuda_emulator import Kernels
-from forward_runs import ForwardParams, TensorParams, check, forward
+from forward_runs import ForwardParams, TensorParams, addresses, check, forward, tensor_params
 from hopper_forward_faults import FAULTS
 from hopper_forward_runs import BLOCK_Q, RowCounts, Shares, run_of
 from oracle import make_case
@@ -207,13 +207,20 @@ def test_rows_without_keys(kernels):
     tiles = torch.tensor([[0, 70, 0, 0, 9, 9, -1, 0], [0, 70, 0, 70, 0, 0, -1, 0]], dtype=torch.int32)
     tiles = kernels.tensor(tiles, "tiles")
     order, bounds = (kernels.tensor(torch.tensor(x, dtype=torch.int32), "shares") for x in ([0, 1], [0, 1]))
-    strided = [TensorParams(x.data_ptr(), *x.stride()[:2]) for x in (q, k, v, k, v)]
-    results = (out.data_ptr(), lse.data_ptr(), None, None, tiles.data_ptr())
-    params = ForwardParams(*strided, *results, num_tiles=2, heads=1, group=1, head_dim=64, scale=0.125)
+    strided = {"q": q, "k": k, "v": v, "k_tiv": k, "v_tiv": v}
+    params = ForwardParams(
+        **{name: tensor_params(x) for name, x in strided.items()},
+        **addresses(out=out, lse=lse, part_out=None, part_lse=None, tiles=tiles),
+        num_tiles=2,
+        heads=1,
+        group=1,
+        head_dim=64,
+        scale=0.125,
+    )
     for last, empty in ((1, True), (2, False)):
         bounds[1] = last
-        share = Shares(order.data_ptr(), bounds.data_ptr(), blocks=1, kept_pairs=0)
-        kernels.call("forward", params, RowCounts(70, 70, 70), share, True)
+        share = Shares(**addresses(order=order, bounds=bounds), blocks=1, kept_pairs=0)
+        kernels.call("forward", params, RowCounts(q=70, k=70, tiv=70), share, True)
         assert bool((out == 0).all() and (lse == -torch.inf).all()) == empty
     assert lse.isfinite().all()
 
@@ -280,10 +287,23 @@ def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
     ids=lambda x: ", ".join(x) if isinstance(x, dict) else "",
 )
 def test_what_tma_cannot_read(kernels, changes, message):
-    x = TensorParams(4096, 128, 64)
-    k = TensorParams(changes.get("data", 4096), changes.get("row", 128), changes.get("head", 64))
-    params = ForwardParams(x, k, x, x, x, heads=2, group=1, head_dim=64)
-    counts, share = RowCounts(9, changes.get("rows", 9), 9), Shares(kept_pairs=changes.get("kept_pairs", 0))
+    fine = {"data": 4096, "row": 128, "head": 64}
+    x, k = TensorParams(**fine), TensorParams(**fine | {n: changes[n] for n in fine if n in changes})
+    params = ForwardParams(
+        q=x,
+        k=k,
+        v=x,
+        k_tiv=x,
+        v_tiv=x,
+        **addresses(out=None, lse=None, part_out=None, part_lse=None, tiles=None),
+        num_tiles=0,
+        heads=2,
+        group=1,
+        head_dim=64,
+        scale=1,
+    )
+    counts = RowCounts(q=9, k=changes.get("rows", 9), tiv=9)
+    share = Shares(**addresses(order=None, bounds=None), blocks=0, kept_pairs=changes.get("kept_pairs", 0))
     text = ctypes.create_string_buffer(200)
     kernels.call("complaint", params, counts, share, text)
     assert text.value.decode() == message

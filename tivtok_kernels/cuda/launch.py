@@ -82,45 +82,52 @@ def _forward_plan(
 def _ampere_forward(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
-    block, step, per_sm = extension.ampere_forward_tile(heads.head_dim)
-    work = query_work(layout, scope, block, step, heads.heads, configs.multiprocessors(device) * per_sm, device)
-    native = extension.AmpereForward(**native_shape(heads, dtype, device), work=native_work(work, block))
-    return ForwardPlan(native, work, None, (work.num_slots, heads.heads, block))
+    tile = extension.ampere_forward_tile(heads.head_dim)
+    workers = configs.multiprocessors(device) * tile.blocks_per_sm
+    work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device)
+    native = extension.AmpereForward(native_shape(heads, dtype, device), native_work(work, tile.block_q))
+    return ForwardPlan(native, work, None, (work.num_slots, heads.heads, tile.block_q))
 
 
 def _hopper_forward(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
-    block, step, per_sm, most_kept = extension.hopper_forward_tile(heads.head_dim)
-    workers = configs.multiprocessors(device) * per_sm
-    work = query_work(layout, scope, block, step, heads.heads, workers, device)
+    tile = extension.hopper_forward_tile(heads.head_dim)
+    workers = configs.multiprocessors(device) * tile.blocks_per_sm
+    work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device)
     blocks = min(workers, work.num_tiles * heads.heads)
     if scope == "broadcast":  # successive frames of a clip share range A
-        items = shares.by_range_a(work, heads.heads, heads.group, blocks, step, most_kept)
+        items = shares.by_range_a(work, heads.heads, heads.group, blocks, tile.block_k, tile.kept_pairs)
     else:
-        items = shares.by_length(work, heads.heads, blocks, step)
+        items = shares.by_length(work, heads.heads, blocks, tile.block_k)
     ranges = layout.ranges(scope)
     native = extension.HopperForward(
-        **native_shape(heads, dtype, device),
-        work=native_work(work, block),
-        q_rows=ranges.q_rows,
-        k_rows=ranges.k_rows,
-        tiv_rows=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
-        order=items.order.data_ptr(),
-        bounds=items.bounds.data_ptr(),
-        blocks=blocks,
-        kept_pairs=items.kept_pairs,
+        native_shape(heads, dtype, device),
+        native_work(work, tile.block_q),
+        extension.RowCounts(
+            q=ranges.q_rows,
+            k=ranges.k_rows,
+            tiv=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
+        ),
+        extension.Shares(
+            order=items.order.data_ptr(), bounds=items.bounds.data_ptr(), blocks=blocks, kept_pairs=items.kept_pairs
+        ),
     )
-    return ForwardPlan(native, work, items, (work.num_slots, heads.heads, block))
+    return ForwardPlan(native, work, items, (work.num_slots, heads.heads, tile.block_q))
 
 
-def native_shape(heads: Heads, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Arguments that every plan of the extension takes."""
-    return {"device": device.index, "dtype": str(dtype).removeprefix("torch."), **heads._asdict()}
+def native_shape(heads: Heads, dtype: torch.dtype, device: torch.device) -> extension.Shape:
+    return extension.Shape(device=device.index, dtype=str(dtype).removeprefix("torch."), **heads._asdict())
 
 
 def native_work(work: WorkList, block: int) -> extension.Work:
-    return extension.Work(work.tiles.data_ptr(), work.num_tiles, work.merges.data_ptr(), work.num_merges, block)
+    return extension.Work(
+        tiles=work.tiles.data_ptr(),
+        num_tiles=work.num_tiles,
+        merges=work.merges.data_ptr(),
+        num_merges=work.num_merges,
+        block=block,
+    )
 
 
 def strided(**tensors: Tensor) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // Tiles of the Hopper forward kernel, and what lies where in a block's shared memory.
 #pragma once
-#include "common/device.h"
+#include "common/visit.h"
 
 namespace hopper {
 
@@ -41,6 +41,8 @@ struct ForwardConfigOf<Element, 64> : ForwardConfig<Element, 64, 192, 2, 4> {};
 // No room for a second query buffer beside three pairs; 160 keys spill.
 template <class Element>
 struct ForwardConfigOf<Element, 128> : ForwardConfig<Element, 128, 128, 1, 3> {};
+
+using ForwardWidths = ExactWidths<64, 128>;
 
 // One (tile, head), as its consumers see it.
 struct Item {

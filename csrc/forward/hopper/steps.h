@@ -68,8 +68,14 @@ struct KeptKeys {
 
 template <class C>
 DEVICE Item item_of(const Plan<C>& plan) {
-    return {plan.tile.row, plan.tile.row_end, plan.tile.slot,     plan.head,
-            plan.steps(),  plan.first_keys(), plan.ring_joined(), plan.ring_joined() + plan.kept_steps()};
+    return {.row = plan.tile.row,
+            .row_end = plan.tile.row_end,
+            .slot = plan.tile.slot,
+            .head = plan.head,
+            .steps = plan.steps(),
+            .first_keys = plan.first_keys(),
+            .kept_begin = plan.ring_joined(),
+            .kept_end = plan.ring_joined() + plan.kept_steps()};
 }
 
 // Position in a ring of buffers. A consumer waits for `phase` of "full", a producer for the other one of "empty".
