@@ -110,7 +110,7 @@ class ForwardPlan {
     }
     virtual ~ForwardPlan() = default;
 
-    void launch(Address stream_address, const py::kwargs& arguments) const {
+    void launch(Address stream_address, const py::dict& arguments) const {
         const ForwardParams params = filled("launch", params_, arguments, kForwardFields);
         const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
         check_current(shape_.device);
@@ -189,7 +189,7 @@ class BackwardPlan {
         call_.head_dim = shape.head_dim;
     }
 
-    void launch(Address stream_address, const py::kwargs& arguments) const {
+    void launch(Address stream_address, const py::dict& arguments) const {
         BackwardCall call = filled("launch", call_, arguments, kBackwardFields);
         call.stats = call.row_stats;
         const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
@@ -255,7 +255,8 @@ PYBIND11_MODULE(extension, m) {
     def_structure(m, "GradientTile", kGradientTileFields);
     py::enum_<Owner>(m, "Owner").value("queries", Owner::queries).value("keys", Owner::keys);
 
-    py::class_<ForwardPlan>(m, "ForwardPlan").def("launch", &ForwardPlan::launch, py::arg("stream"));
+    py::class_<ForwardPlan>(m, "ForwardPlan")
+        .def("launch", &ForwardPlan::launch, py::arg("stream"), py::arg("arguments"));
     py::class_<AmpereForward, ForwardPlan>(m, "AmpereForward")
         .def(py::init<const Shape&, const Work&>(), py::arg("shape"), py::arg("work"));
     m.def("ampere_forward_tile", ampere::forward_tile, py::arg("head_dim"));
@@ -271,7 +272,7 @@ PYBIND11_MODULE(extension, m) {
     py::class_<BackwardPlan>(m, "BackwardPlan")
         .def(py::init<const std::string&, const Shape&, const Work&, const Work&>(), py::arg("engine"),
              py::arg("shape"), py::kw_only(), py::arg("queries"), py::arg("keys"))
-        .def("launch", &BackwardPlan::launch, py::arg("stream"));
+        .def("launch", &BackwardPlan::launch, py::arg("stream"), py::arg("arguments"));
     m.def(
         "gradient_tile",
         [](const std::string& engine, Owner owner, int head_dim) {

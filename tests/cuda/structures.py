@@ -44,10 +44,9 @@ def _fields(place: str, line: str, known: dict[str, type[Structure]]) -> list[tu
     pointer, kind = kind.endswith("*"), kind.rstrip("*")
     fields = []
     for field in rest.split(", "):
-        if pointer or field.startswith("*"):
-            fields.append((field.removeprefix("*"), ctypes.c_void_p))
-        elif kind in _NUMBERS or kind in known:
-            fields.append((field, _NUMBERS.get(kind) or known[kind]))
-        else:
+        name = field.removeprefix("*")
+        known_kind = ctypes.c_void_p if pointer or field != name else _NUMBERS.get(kind) or known.get(kind)
+        if known_kind is None or not name.isidentifier():
             raise ValueError(f"csrc/{place}: expected pointers, numbers or structures, got {line!r}")
+        fields.append((name, known_kind))
     return fields

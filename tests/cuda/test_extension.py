@@ -348,7 +348,7 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
         def __init__(self, *structures):
             made.append(structures)
 
-        def launch(self, stream, **arguments):
+        def launch(self, stream, arguments):
             launched.append((stream, arguments))
 
     names = ("Work", "RowCounts", "Shares", "ampere_forward_tile", "hopper_forward_tile")
@@ -394,14 +394,12 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
 def test_the_stub_states_the_arguments_of_the_binding(extension):
     stub = ast.parse((ROOT / "tivtok_kernels" / "cuda" / "extension.pyi").read_text())
     stated = {
-        node.name: {argument.arg for argument in method.args.kwonlyargs}
+        node.name: {field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
         for node in stub.body
-        if isinstance(node, ast.ClassDef)
-        for method in node.body
-        if isinstance(method, ast.FunctionDef) and method.name == "launch"
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments")
     }
-    bound = {"ForwardPlan": set(extension.FORWARD_ARGUMENTS), "BackwardPlan": set(extension.BACKWARD_ARGUMENTS)}
-    assert stated == bound
+    bound = {"ForwardArguments": extension.FORWARD_ARGUMENTS, "BackwardArguments": extension.BACKWARD_ARGUMENTS}
+    assert stated == {name: set(fields) for name, fields in bound.items()}
 
 
 @pytest.mark.emulator

@@ -3,6 +3,8 @@
 It works on the current device, which must be that of the plan.
 """
 
+from typing import TypedDict
+
 from tivtok_kernels.cuda.configs import Engine
 
 Strided = tuple[int, int, int]  # address, row stride, head stride
@@ -56,22 +58,22 @@ class Owner:
     queries: Owner
     keys: Owner
 
+class ForwardArguments(TypedDict):
+    """What a launch is told."""
+
+    scale: float
+    q: Strided
+    k: Strided
+    v: Strided
+    k_tiv: Strided
+    v_tiv: Strided
+    out: int
+    lse: int
+    part_out: int
+    part_lse: int
+
 class ForwardPlan:
-    def launch(
-        self,
-        stream: int,
-        *,
-        scale: float,
-        q: Strided,
-        k: Strided,
-        v: Strided,
-        k_tiv: Strided,
-        v_tiv: Strided,
-        out: int,
-        lse: int,
-        part_out: int,
-        part_lse: int,
-    ) -> None:
+    def launch(self, stream: int, arguments: ForwardArguments) -> None:
         """The forward kernel and, if tiles are split, the merge of their pieces.
 
         Raises:
@@ -91,38 +93,34 @@ def ampere_forward_tile(head_dim: int) -> ForwardTile: ...
 def hopper_forward_tile(head_dim: int) -> ForwardTile:
     """Where HAS_HOPPER."""
 
+class BackwardArguments(TypedDict):
+    """What a launch is told; ``rows``: of q; ``dlse``: 0 for none."""
+
+    scale: float
+    rows: int
+    q: Strided
+    dout: Strided
+    k: Strided
+    v: Strided
+    k_tiv: Strided
+    v_tiv: Strided
+    out: int
+    lse: int
+    dlse: int
+    row_stats: int
+    dq: int
+    dk: int
+    dv: int
+    dk_tiv: int
+    dv_tiv: int
+    part_dq: int
+    part_dk: int
+    part_dv: int
+
 class BackwardPlan:
     def __init__(self, engine: Engine, shape: Shape, *, queries: Work, keys: Work) -> None: ...
-    def launch(
-        self,
-        stream: int,
-        *,
-        scale: float,
-        rows: int,
-        q: Strided,
-        dout: Strided,
-        k: Strided,
-        v: Strided,
-        k_tiv: Strided,
-        v_tiv: Strided,
-        out: int,
-        lse: int,
-        dlse: int,
-        row_stats: int,
-        dq: int,
-        dk: int,
-        dv: int,
-        dk_tiv: int,
-        dv_tiv: int,
-        part_dq: int,
-        part_dk: int,
-        part_dv: int,
-    ) -> None:
+    def launch(self, stream: int, arguments: BackwardArguments) -> None:
         """Row statistics, both gradient kernels and, if tiles are split, the sums of their pieces.
-
-        Args:
-            rows: of q.
-            dlse: 0 for none.
 
         Raises:
             TypeError: an argument is missing, or there are others.

@@ -6,7 +6,7 @@ Plans hold everything else: which kernel, its work list on the device, the launc
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,9 +63,18 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
         part_lse = torch.empty(plan.part_shape, dtype=torch.float32, device=q.device)
     plan.native.launch(
         current_stream(q),
-        scale=call.scale,
-        **strided(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv),
-        **addresses(out=out, lse=lse, part_out=part_out, part_lse=part_lse),
+        {
+            "scale": call.scale,
+            "q": strided(q),
+            "k": strided(k),
+            "v": strided(v),
+            "k_tiv": strided(k_tiv),
+            "v_tiv": strided(v_tiv),
+            "out": out.data_ptr(),
+            "lse": lse.data_ptr(),
+            "part_out": address(part_out),
+            "part_lse": address(part_lse),
+        },
     )
     return out, lse
 
@@ -130,14 +139,13 @@ def native_work(work: WorkList, block: int) -> extension.Work:
     )
 
 
-def strided(**tensors: Tensor) -> dict[str, Any]:
-    """Address, row stride and head stride of each."""
-    return {name: (x.data_ptr(), *x.stride()[:2]) for name, x in tensors.items()}
+def strided(x: Tensor) -> extension.Strided:
+    row, head, _ = x.stride()
+    return x.data_ptr(), row, head
 
 
-def addresses(**tensors: Tensor | None) -> dict[str, Any]:
-    """The address of each, 0 for none."""
-    return {name: 0 if x is None else x.data_ptr() for name, x in tensors.items()}
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def current_stream(x: Tensor) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cuda import configs, extension
-from tivtok_kernels.cuda.launch import Heads, addressable, addresses, current_stream, native_shape, native_work, strided
+from tivtok_kernels.cuda.launch import Heads, address, addressable, current_stream, native_shape, native_work, strided
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
@@ -51,12 +51,28 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     )
     plan.native.launch(
         current_stream(q),
-        scale=call.scale,
-        rows=rows,
-        **strided(q=q, dout=dout, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv),
-        **addresses(out=out, lse=lse, dlse=dlse, row_stats=stats),
-        **addresses(dq=dq, dk=dk, dv=dv, dk_tiv=dk_tiv, dv_tiv=dv_tiv),
-        **addresses(part_dq=part_dq, part_dk=part_dk, part_dv=part_dv),
+        {
+            "scale": call.scale,
+            "rows": rows,
+            "q": strided(q),
+            "dout": strided(dout),
+            "k": strided(k),
+            "v": strided(v),
+            "k_tiv": strided(k_tiv),
+            "v_tiv": strided(v_tiv),
+            "out": out.data_ptr(),
+            "lse": lse.data_ptr(),
+            "dlse": address(dlse),
+            "row_stats": stats.data_ptr(),
+            "dq": dq.data_ptr(),
+            "dk": dk.data_ptr(),
+            "dv": dv.data_ptr(),
+            "dk_tiv": dk_tiv.data_ptr(),
+            "dv_tiv": dv_tiv.data_ptr(),
+            "part_dq": address(part_dq),
+            "part_dk": address(part_dk),
+            "part_dv": address(part_dv),
+        },
     )
     return grads
 
