@@ -196,11 +196,10 @@ class AmpereForward : public ForwardPlan {
 class HopperForward : public ForwardPlan {
   public:
     HopperForward(int device, const std::string& dtype, int heads, int group, int head_dim, const Work& work,
-                  int64_t q_rows, int64_t k_rows, int64_t tiv_rows, Address order, Address bounds, int blocks,
-                  int kept_pairs)
+                  int64_t q_rows, int64_t k_rows, int64_t tiv_rows, Address order, Address bounds, int blocks)
         : ForwardPlan(device, dtype, heads, group, head_dim, work),
           rows_{q_rows, k_rows, tiv_rows},
-          shares_{pointer<int>(order), pointer<int>(bounds), blocks, kept_pairs} {
+          shares_{pointer<int>(order), pointer<int>(bounds), blocks} {
         check_current(device_);
         hopper::prepare_forward(params_.head_dim, type_);
     }
@@ -345,13 +344,13 @@ PYBIND11_MODULE(extension, m) {
     def_backward<HopperBackward>(m, "HopperBackward");
     def_gradient_tile(m, "hopper_gradient_tile", hopper::gradient_tile);
     py::class_<HopperForward, ForwardPlan>(m, "HopperForward")
-        .def(py::init<int, std::string, int, int, int, Work, int64_t, int64_t, int64_t, Address, Address, int, int>(),
+        .def(py::init<int, std::string, int, int, int, Work, int64_t, int64_t, int64_t, Address, Address, int>(),
              py::arg("device"), py::arg("dtype"), py::arg("heads"), py::arg("group"), py::arg("head_dim"),
              py::arg("work"), py::arg("q_rows"), py::arg("k_rows"), py::arg("tiv_rows"), py::arg("order"),
-             py::arg("bounds"), py::arg("blocks"), py::arg("kept_pairs"));
+             py::arg("bounds"), py::arg("blocks"));
     m.def("hopper_forward_tile", [](int head_dim) {
         const auto tile = hopper::forward_tile(head_dim);
-        return py::make_tuple(tile.block_q, tile.block_k, tile.blocks_per_sm, tile.kept_pairs);
+        return py::make_tuple(tile.block_q, tile.block_k, tile.blocks_per_sm);
     });
 #endif
 }

@@ -21,12 +21,11 @@ _VALUE_EMPTY = "dev::mbar_wait(shared.value_empty(ring.slot), ring.phase ^ 1);\n
 _SIGN_KEYS = "dev::mbar_arrive(shared.key_full(ring.slot));"
 _EXPECT_KEYS = "dev::mbar_arrive_expect_tx(key_full, Shared<C>::kKeyTile);"
 _EXPECT_VALUES = "dev::mbar_arrive_expect_tx(value_full, Shared<C>::kKeyTile);"
-_COPY_KEYS = "copy_rows(shared.key(ring.slot), f.k_tiv, f.k, plan, t, 0);"
+_COPY_KEYS = "copy_rows(shared.key(ring.slot), f.k_tiv, f.k, plan, t);"
 _SYNC_COPIES = "dev::bar_sync(kCopyBarrier, kCopyThreads);"
 _SIGN_COPIES = "if (signs_copies()) dev::mbar_arrive(full);"
-_PASS_OVER = "pass_over_slots(shared, ring, plan.ring_full(), signs_copies());"
-_LOAD_KEPT = "load_kept_tiles(p, shared, plan, kept.has_range_a(plan));"
-_WAIT_KEY = "dev::mbar_wait(s.kept ? shared.kept_full() : shared.key_full(s.pair), s.phase);"
+_PASS_OVER = "pass_over_slots(shared, ring, plan.full_a + plan.full_b, signs_copies());"
+_WAIT_KEY = "dev::mbar_wait(shared.key_full(s.pair), s.phase);"
 _FIRST_DONE = "dev::wgmma_wait<0>();\n    dev::wgmma_hold(scores);"
 _SCORES_DONE = "dev::wgmma_wait<1>();\n        dev::wgmma_hold(scores);"
 _OUTPUT_DONE = "dev::wgmma_wait<0>();\n        dev::wgmma_hold(out);"
@@ -45,8 +44,6 @@ _BARRIERS = [
            "dev::mbar_init(shared.value_full(i), kLoaders);", "dev::mbar_init(shared.value_full(i), kLoaders + 1);"),
     _fault("kernel.h", "one loader of keys awaited",
            "dev::mbar_init(shared.key_full(i), kLoaders);", "dev::mbar_init(shared.key_full(i), 1);"),
-    _fault("kernel.h", "one loader of the kept keys",
-           "dev::mbar_init(shared.kept_full(), kLoaders);", "dev::mbar_init(shared.kept_full(), 1);", "kept keys"),
 ]
 
 _TMA = [
@@ -65,7 +62,7 @@ _TMA = [
            _EXPECT_VALUES, _EXPECT_VALUES.replace("Shared", "2 * Shared")),
     _fault("producer.h", "full tiles of range B a row too far",
            "plan.tile.b + (t - plan.full_a) * C::kBlockK", "plan.tile.b + (t - plan.full_a) * C::kBlockK + 1"),
-    _fault("producer.h", "range B for range A", "in_a ? &p.k_tiv : &p.k", "&p.k", "kept too long"),
+    _fault("producer.h", "range B for range A", "in_a ? &p.k_tiv : &p.k", "&p.k", "broadcast"),
 ]
 
 _COPIES = [
@@ -90,26 +87,10 @@ _COPIES = [
            "tail_a + tail_b - (joined - 1) * C::kBlockK", "tail_a + tail_b - (joined - 1) * C::kBlockK - 1"),
 ]
 
-_KEPT = [
-    _fault("producer.h", "kept keys overwritten while in use",
-           "dev::mbar_wait(shared.kept_empty(), kept_turns.phase ^ 1);\n            " + _LOAD_KEPT, _LOAD_KEPT,
-           "kept keys"),
-    _fault("producer.h", "tail of range A never copied",
-           "kept.has_range_a(plan) ? plan.tail_a : 0", "plan.tail_a", "kept keys"),
-    _fault("steps.h", "kept keys of another head taken",
-           "key_head == plan.key_head && a == plan.tile.a", "a == plan.tile.a", "kept keys"),
-    _fault("steps.h", "kept tail of another frame taken", "b_end == plan.tile.b_end", "true", "kept keys"),
-    _fault("steps.h", "a tile more than fits kept", "full_a + (tail_a > 0) <= p.shares.kept_pairs",
-           "full_a + (tail_a > 0) <= p.shares.kept_pairs + 1", "kept too long"),
-    _fault("consumer.h", "kept keys read before they are there",
-           _WAIT_KEY, "if (!s.kept) dev::mbar_wait(shared.key_full(s.pair), s.phase);", "kept keys"),
-    _fault("consumer.h", "kept keys signed off at the first of them", "j == item.kept_end", "i_kept == 0", "kept keys"),
-]
-
 _PRODUCTS = [
     _fault("consumer.h", "keys read before they are there", _WAIT_KEY, ""),
     _fault("consumer.h", "values read before they are there",
-           "if (!s.kept) dev::mbar_wait(shared.value_full(s.pair), s.phase);", ""),
+           "dev::mbar_wait(shared.value_full(s.pair), s.phase);", ""),
     _fault("consumer.h", "keys of step 0 signed off while in use",
            _FIRST_DONE + "\n    steps.release_key(now);", "steps.release_key(now);\n" + _FIRST_DONE),
     _fault("consumer.h", "scores read in flight", _SCORES_DONE, ""),
@@ -146,4 +127,4 @@ _RESULTS = [
 ]
 # fmt: on
 
-FAULTS = _BARRIERS + _TMA + _COPIES + _KEPT + _PRODUCTS + _RESULTS
+FAULTS = _BARRIERS + _TMA + _COPIES + _PRODUCTS + _RESULTS

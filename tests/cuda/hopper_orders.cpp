@@ -22,7 +22,6 @@ extern "C" void configure(int64_t new_query_buffers, int64_t new_pairs) {
 
 extern "C" void forward(const ForwardParams* params, const hopper::RowCounts* rows, const hopper::Shares* shares,
                         int64_t) {
-    if (!run_if<1, 2>(*params, *rows, *shares) && !run_if<2, 3>(*params, *rows, *shares) &&
-        !run_if<1, 4>(*params, *rows, *shares))
+    if (!run_if<1, 2>(*params, *rows, *shares) && !run_if<2, 3>(*params, *rows, *shares))
         throw std::invalid_argument("no such configuration");
 }

@@ -34,7 +34,6 @@ DRIVER = HERE / "hopper_forward.cpp"
 SCOPES = ("clip", "tiv", "broadcast")
 SHIPPED_STEPS = {64: 192, 128: 128}  # by head_dim
 LIST_STEP = 128  # in tests of the shares alone
-MOST_KEPT = 3  # tiles, of the short steps
 RAGGED = SifLayout.from_lengths([3, 0, 37, 2, 0], [[4, 40, 0], [7, 0, 33], [150], [], []])
 SMALL = SifLayout.from_lengths([3, 37], [[70], [33, 5]])
 LONG = SifLayout.from_lengths([5], [[90, 140]])  # 8 steps under the TIV rows: two pieces
@@ -78,17 +77,10 @@ def check_negative_scale(kernels: Kernels) -> None:
     check(kernels, run_of(case, blocks=1, scale=-0.3), case, torch.bfloat16)
 
 
-def check_kept_keys(kernels: Kernels, seed: int = 0) -> None:
-    layout = SifLayout.from_lengths([45, 9], [[70, 38, 40], [61]])
-    case = make_case(layout, "broadcast", heads=2, kv_heads=2, head_dim=64)
-    check(kernels, run_of(case, keep=MOST_KEPT, blocks=1), case, torch.bfloat16, seed)
-
-
-def check_kept_too_long(kernels: Kernels) -> None:
-    """Blocks keep one tile: what clip 1 has and clip 2 has not."""
-    layout = SifLayout.from_lengths([20, 40], [[50], [70]])
-    case = make_case(layout, "broadcast", heads=1, kv_heads=1, head_dim=64)
-    check(kernels, run_of(case, keep=1, blocks=1), case, torch.bfloat16)
+def check_broadcast(kernels: Kernels) -> None:
+    """Full tiles of both ranges, from tensors of their own."""
+    case = make_case(SifLayout.from_lengths([20, 40], [[50], [70]]), "broadcast", heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, blocks=1), case, torch.bfloat16)
 
 
 def check_low_scores(kernels: Kernels) -> None:
@@ -138,7 +130,7 @@ def test_random_clips(kernels, seed):
     layout = SifLayout.from_lengths([*num_tiv, 3], [*frames, [9]])
     heads, kv_heads = draw.choice([(1, 1), (2, 1), (2, 2)])
     case = make_case(layout, draw.choice(SCOPES), heads=heads, kv_heads=kv_heads, head_dim=64, seed=seed)
-    run = run_of(case, blocks=draw.choice([1, 2, 5]), keep=draw.randint(0, MOST_KEPT), workers=draw.choice([1, 10**6]))
+    run = run_of(case, blocks=draw.choice([1, 2, 5]), workers=draw.choice([1, 10**6]))
     check(kernels, run, case, torch.bfloat16, seed)
 
 
@@ -154,8 +146,7 @@ CASES = {
     "long items": check_long_items,
     "pieces": check_pieces,
     "negative scale": check_negative_scale,
-    "kept keys": check_kept_keys,
-    "kept too long": check_kept_too_long,
+    "broadcast": check_broadcast,
     "low scores": check_low_scores,
     "neighbours": check_neighbours,
 }
@@ -183,9 +174,8 @@ def test_planted_faults_are_caught(faulty, number):
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-@pytest.mark.parametrize("case", [check_clips, check_kept_keys])
-def test_any_order_of_threads_and_copies(kernels, case, seed):
-    case(kernels, seed)
+def test_any_order_of_threads_and_copies(kernels, seed):
+    check_clips(kernels, seed)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -212,26 +202,18 @@ def test_rows_without_keys(kernels):
     params = ForwardParams(*strided, *results, num_tiles=2, heads=1, group=1, head_dim=64, scale=0.125)
     for last, empty in ((1, True), (2, False)):
         bounds[1] = last
-        share = Shares(order.data_ptr(), bounds.data_ptr(), blocks=1, kept_pairs=0)
+        share = Shares(order.data_ptr(), bounds.data_ptr(), blocks=1)
         kernels.call("forward", params, RowCounts(70, 70, 70), share, True)
         assert bool((out == 0).all() and (lse == -torch.inf).all()) == empty
     assert lse.isfinite().all()
 
 
-@pytest.mark.parametrize("num_tiv", [[20, 9], [32, 64], [45, 90]], ids=str)
-def test_kept_keys(kernels, num_tiv):
-    """Tails of range A alone, full tiles alone, both; frames with tails that fit beside it and that do not."""
-    layout = SifLayout.from_lengths(num_tiv, [[140, 32, 33], [61, 0, 45]])
-    case = make_case(layout, "broadcast", heads=2, kv_heads=1, head_dim=64)
-    check(kernels, run_of(case, keep=MOST_KEPT), case, torch.bfloat16)
-
-
-@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("scope", ["clip", "broadcast"])
 @pytest.mark.parametrize("head_dim, dtype", [(64, torch.float16), (128, torch.bfloat16)], ids=str)
-def test_configurations_that_ship(shipped, head_dim, dtype, keep):
+def test_configurations_that_ship(shipped, head_dim, dtype, scope):
     layout = SifLayout.from_lengths([96, 9], [[150], [131]])
-    case = make_case(layout, "broadcast" if keep else "clip", heads=1, kv_heads=1, head_dim=head_dim)
-    check(Kernels(shipped), run_of(case, keep=keep, step=SHIPPED_STEPS[head_dim]), case, dtype)
+    case = make_case(layout, scope, heads=1, kv_heads=1, head_dim=head_dim)
+    check(Kernels(shipped), run_of(case, step=SHIPPED_STEPS[head_dim]), case, dtype)
 
 
 def instantiation(element: str, head_dim: int) -> str:
@@ -275,7 +257,6 @@ def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
         ({"row": 100}, "tensor map of k: row stride must be a positive multiple of 8 elements below 2^39, got 100"),
         ({"head": 0}, "tensor map of k: head stride must be a positive multiple of 8 elements below 2^39, got 0"),
         ({"rows": 0}, "tensor map of k: expected rows and heads >= 1, got 0 and 2"),
-        ({"kept_pairs": 4}, "kept_pairs must be 0 ... 3, got 4"),
     ],
     ids=lambda x: ", ".join(x) if isinstance(x, dict) else "",
 )
@@ -283,7 +264,7 @@ def test_what_tma_cannot_read(kernels, changes, message):
     x = TensorParams(4096, 128, 64)
     k = TensorParams(changes.get("data", 4096), changes.get("row", 128), changes.get("head", 64))
     params = ForwardParams(x, k, x, x, x, heads=2, group=1, head_dim=64)
-    counts, share = RowCounts(9, changes.get("rows", 9), 9), Shares(kept_pairs=changes.get("kept_pairs", 0))
+    counts, share = RowCounts(9, changes.get("rows", 9), 9), Shares()
     text = ctypes.create_string_buffer(200)
     kernels.call("complaint", params, counts, share, text)
     assert text.value.decode() == message
@@ -301,13 +282,9 @@ def items_of(share: shares.Shares) -> list[list[int]]:
 @pytest.mark.parametrize("blocks", [1, 3, 100])
 def test_every_item_has_one_block(blocks):
     work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
-    for share in (
-        shares.by_length(work, 4, blocks, LIST_STEP),
-        shares.by_range_a(work, 4, 2, blocks, LIST_STEP, 1),
-    ):
-        items = items_of(share)
-        assert len(items) == blocks
-        assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
+    items = items_of(shares.by_length(work, 4, blocks, LIST_STEP))
+    assert len(items) == blocks
+    assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
 
 
 def test_long_items_leave_their_blocks_little_else():
@@ -316,20 +293,3 @@ def test_long_items_leave_their_blocks_little_else():
     items = items_of(shares.by_length(work, 12, 132, LIST_STEP))
     loads = [sum(33 if item < 12 else 9 for item in own) for own in items]
     assert sum(loads) == 12 * 33 + 432 * 9 and max(loads) == 36
-
-
-def test_blocks_that_keep_range_a_rarely_change_it():
-    """4 blocks, 2 clips, 4 query heads on 2 key heads: each block has one clip and one key head."""
-    work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
-    share = shares.by_range_a(work, 4, 2, 4, LIST_STEP, 1)
-    assert share.kept_pairs == 1
-    for items in items_of(share):
-        tiles = work.tiles[torch.tensor(items) // 4]
-        assert len(set(tiles[:, 2].tolist())) == 1 and len({item % 4 // 2 for item in items}) == 1
-        assert (tiles[:, 5].diff() >= 0).all()  # frame by frame
-
-
-def test_a_range_a_that_does_not_fit_is_not_kept():
-    work = work_of(SifLayout.from_lengths([96, 300], [[500], [500]]), "broadcast")
-    assert shares.by_range_a(work, 2, 1, 3, LIST_STEP, 2).kept_pairs == 1
-    assert shares.by_range_a(work, 2, 1, 3, LIST_STEP, 3).kept_pairs == 3

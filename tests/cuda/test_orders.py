@@ -57,25 +57,22 @@ def forward_library():
     return cuda_emulator.build(HERE / "hopper_orders.cpp")
 
 
-def forward_run(library: Path, buffers: int, pairs: int, keep: int, layout: SifLayout, scope: str) -> Run:
-    """One block, one head: its items in turn. ``keep``: tiles of range A that it may keep."""
+def forward_run(library: Path, buffers: int, pairs: int, layout: SifLayout, scope: str) -> Run:
+    """One block, one head: its items in turn."""
     kernels = Recorder(library)
     kernels.library.configure(buffers, pairs)
     case = make_case(layout, scope, heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
-    forward(kernels, run_of(case, blocks=1, keep=keep), case)
+    forward(kernels, run_of(case, blocks=1), case)
     return orders.read(kernels.recorded["forward"], FORWARD)
 
 
-# Query buffers, pairs of tiles, of which kept, and what the block does. Steps have 32 keys.
-LONG = (1, 2, 0, SifLayout.from_lengths([3], [[80]]), "broadcast")  # one item of 3 steps
-KEPT = (1, 4, 2, SifLayout.from_lengths([40], [[20, 20]]), "broadcast")
+# Query buffers, pairs of tiles, and what the block does. Steps have 32 keys.
+LONG = (1, 2, SifLayout.from_lengths([3], [[80]]), "broadcast")  # one item of 3 steps
 CASES = {
     "long": LONG,
-    "short": (1, 2, 0, SifLayout.from_lengths([3], [[40]]), "clip"),  # items of 2 and 2 steps; one group is idle
-    "both groups": (1, 2, 0, SifLayout.from_lengths([3], [[70]]), "clip"),
-    "two query buffers": (2, 3, 0, SifLayout.from_lengths([3], [[5, 5]]), "clip"),
-    "kept": KEPT,
-    "one kept": (2, 3, 1, SifLayout.from_lengths([40, 3], [[70], [5]]), "broadcast"),
+    "short": (1, 2, SifLayout.from_lengths([3], [[40]]), "clip"),  # items of 2 and 2 steps; one group is idle
+    "both groups": (1, 2, SifLayout.from_lengths([3], [[70]]), "clip"),
+    "two query buffers": (2, 3, SifLayout.from_lengths([3], [[5, 5]]), "clip"),
 }
 
 
@@ -105,13 +102,8 @@ def check_that_steps_are_needed(run: Run, waits: set[str]) -> None:
         assert name not in waits or any(is_needed(run, name, i) for i in reversed(waited)), name
 
 
-@pytest.mark.parametrize(
-    "case, waits",
-    [(LONG, {"tma", "consumers"}), (KEPT, {"tma", "signer", "consumers", "others"})],
-    ids=["long", "kept"],
-)
-def test_steps_left_out_of_the_forward_are_found(forward_library, case, waits):
-    check_that_steps_are_needed(forward_run(forward_library, *case), waits)
+def test_steps_left_out_of_the_forward_are_found(forward_library):
+    check_that_steps_are_needed(forward_run(forward_library, *LONG), {"tma", "consumers"})
 
 
 @pytest.fixture(scope="session")

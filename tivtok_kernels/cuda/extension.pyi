@@ -59,14 +59,12 @@ class HopperForward(ForwardPlan):
         order: int,
         bounds: int,
         blocks: int,
-        kept_pairs: int,
     ) -> None: ...
 
 def ampere_forward_tile(head_dim: int) -> tuple[int, int, int]:
     """Query rows, keys, blocks per SM."""
 
-def hopper_forward_tile(head_dim: int) -> tuple[int, int, int, int]:
-    """Query rows, keys, blocks per SM, the most pairs of key tiles that a block can keep."""
+def hopper_forward_tile(head_dim: int) -> tuple[int, int, int]: ...
 
 class BackwardPlan:
     def launch(

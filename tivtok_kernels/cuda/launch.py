@@ -91,14 +91,11 @@ def _ampere_forward(
 def _hopper_forward(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
-    block, step, per_sm, most_kept = extension.hopper_forward_tile(heads.head_dim)
+    block, step, per_sm = extension.hopper_forward_tile(heads.head_dim)
     workers = configs.multiprocessors(device) * per_sm
     work = query_work(layout, scope, block, step, heads.heads, workers, device)
     blocks = min(workers, work.num_tiles * heads.heads)
-    if scope == "broadcast":  # successive frames of a clip share range A
-        items = shares.by_range_a(work, heads.heads, heads.group, blocks, step, most_kept)
-    else:
-        items = shares.by_length(work, heads.heads, blocks, step)
+    items = shares.by_length(work, heads.heads, blocks, step)
     ranges = layout.ranges(scope)
     native = extension.HopperForward(
         **native_shape(heads, dtype, device),
@@ -109,7 +106,6 @@ def _hopper_forward(
         order=items.order.data_ptr(),
         bounds=items.bounds.data_ptr(),
         blocks=blocks,
-        kept_pairs=items.kept_pairs,
     )
     return ForwardPlan(native, work, items, (work.num_slots, heads.heads, block))
 

@@ -10,13 +10,9 @@
 
 namespace hopper {
 
-// Throws std::invalid_argument if a tensor cannot be read by TMA or kept_pairs leaves too few buffers.
+// Throws std::invalid_argument if a tensor cannot be read by TMA.
 template <class C>
 KernelParams arguments(EncodeTiled encode, const ForwardParams& p, const RowCounts& rows, const Shares& shares) {
-    constexpr int kMostKept = C::kPairs - C::kMinRing;
-    if (shares.kept_pairs < 0 || shares.kept_pairs > kMostKept)
-        throw std::invalid_argument("kept_pairs must be 0 ... " + std::to_string(kMostKept) + ", got " +
-                                    std::to_string(shares.kept_pairs));
     const auto map = [&](const char* name, const Tensor& x, int64_t count, int heads, int box_rows) {
         constexpr bool kIsBf16 = std::is_same_v<typename C::Element, dev::bf16>;
         return row_boxes(encode, name, x, kIsBf16, count, heads, C::kHeadDim, box_rows);

@@ -16,11 +16,8 @@ struct ForwardConfig {
     static constexpr int kPanels = kHeadDim / kPanelColumns;
     static constexpr int kBlockK = kBlockK_;  // keys per step
     static constexpr int kQueryBuffers = kQueryBuffers_;
-    // K and V tiles; a launch divides them into a ring and pairs kept from item to item.
-    static constexpr int kPairs = kPairs_;
-    static constexpr int kMinRing = 2;  // one would deadlock: the next V is awaited before this one is signed off
-
-    static_assert(kPairs >= kMinRing);
+    static constexpr int kPairs = kPairs_;  // of K and V tiles, a ring
+    static_assert(kPairs >= 2, "one would deadlock: the next V is awaited before this one is signed off");
 
     static constexpr int kConsumers = 2;  // warpgroups
     static constexpr int kBlockQ = kConsumers * kGroupRows;
@@ -45,8 +42,7 @@ struct ForwardConfigOf<Element, 128> : ForwardConfig<Element, 128, 128, 1, 3> {}
 // One (tile, head), as its consumers see it.
 struct Item {
     int row, row_end, slot, head;
-    int steps, first_keys;     // keys of step 0; every other step has BLOCK_K
-    int kept_begin, kept_end;  // steps whose keys lie in kept pairs
+    int steps, first_keys;  // keys of step 0; every other step has BLOCK_K
 };
 
 // Shared memory: barriers and items, then queries, then K/V pairs. Tiles are stored panel by panel.
@@ -74,9 +70,7 @@ struct Shared {
     DEVICE uint32_t value(int pair) const { return key(pair) + kKeyTile; }
 
     // mbarriers, 8 bytes each. "full": loaded. "empty": no longer read.
-    DEVICE uint32_t kept_full() const { return base; }
-    DEVICE uint32_t kept_empty() const { return base + 8; }
-    DEVICE uint32_t query_full(int buffer) const { return base + 16 + 16 * buffer; }
+    DEVICE uint32_t query_full(int buffer) const { return base + 16 * buffer; }
     DEVICE uint32_t query_empty(int buffer) const { return query_full(buffer) + 8; }
     DEVICE uint32_t key_full(int pair) const { return base + 64 + 32 * pair; }
     DEVICE uint32_t key_empty(int pair) const { return key_full(pair) + 8; }

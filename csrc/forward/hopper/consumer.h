@@ -33,8 +33,7 @@ struct Turns {
 // Where the keys of a step lie.
 struct Step {
     int pair;
-    uint32_t phase;   // of the barriers that say "loaded"
-    bool kept, last;  // in a kept pair; the last such of its item
+    uint32_t phase;  // of the barriers that say "loaded"
 };
 
 // The steps of an item, in order.
@@ -43,33 +42,18 @@ struct Steps {
     const Shared<C>& shared;
     const Item& item;
     Ring& ring;
-    uint32_t kept_phase;
-    int j = 0;
 
     DEVICE Step next() {
-        const int i_kept = j - item.kept_begin;
-        const bool kept = i_kept >= 0 && j < item.kept_end;
-        ++j;
-        if (kept) return {ring.slots + i_kept, kept_phase, true, j == item.kept_end};
-        const Step step{ring.slot, ring.phase, false, false};
+        const Step step{ring.slot, ring.phase};
         ring.advance();
         return step;
     }
     DEVICE uint64_t keys(Step s) const { return tile_descriptor(shared.key(s.pair), 0); }
     DEVICE uint64_t values(Step s) const { return tile_descriptor(shared.value(s.pair), Shared<C>::kKeyPanel); }
-    DEVICE void wait_key(Step s) const {
-        dev::mbar_wait(s.kept ? shared.kept_full() : shared.key_full(s.pair), s.phase);
-    }
-    DEVICE void wait_value(Step s) const {
-        if (!s.kept) dev::mbar_wait(shared.value_full(s.pair), s.phase);
-    }
-    DEVICE void release_key(Step s) const {
-        if (!s.kept) release(shared.key_empty(s.pair));
-    }
-    DEVICE void release_value(Step s) const {
-        if (!s.kept) release(shared.value_empty(s.pair));
-        if (s.last) release(shared.kept_empty());
-    }
+    DEVICE void wait_key(Step s) const { dev::mbar_wait(shared.key_full(s.pair), s.phase); }
+    DEVICE void wait_value(Step s) const { dev::mbar_wait(shared.value_full(s.pair), s.phase); }
+    DEVICE void release_key(Step s) const { release(shared.key_empty(s.pair)); }
+    DEVICE void release_value(Step s) const { release(shared.value_empty(s.pair)); }
 };
 
 // scores = q k^T, 64 x BLOCK_K.
@@ -236,14 +220,14 @@ DEVICE void store_rows(const ForwardParams& p, const Item& item, float (&out)[C:
 template <class C>
 DEVICE void consume(const KernelParams& p, const Shared<C>& shared, int first, int last) {
     const ForwardParams& f = p.forward;
-    Ring ring{C::kPairs - p.shares.kept_pairs}, queries{C::kQueryBuffers};
+    Ring ring{C::kPairs}, queries{C::kQueryBuffers};
     if (consumer_group() == C::kConsumers - 1) Turns<C>().pass();
     for (int i = first; i < last; ++i) {
         dev::mbar_wait(shared.query_full(queries.slot), queries.phase);
         const Item item = shared.items()[queries.slot];
         __syncwarp();  // one lane will sign for what all have read
         const uint32_t query_empty = shared.query_empty(queries.slot);
-        Steps<C> steps{shared, item, ring, static_cast<uint32_t>(i - first) % 2};
+        Steps<C> steps{shared, item, ring};
         if (item.row + consumer_group() * kGroupRows >= item.row_end) {
             pass_over(steps, query_empty);
         } else {
@@ -257,7 +241,6 @@ DEVICE void consume(const KernelParams& p, const Shared<C>& shared, int first, i
                 release(query_empty);
             store_rows<C>(f, item, out, softmax);
         }
-        if (p.shares.kept_pairs > 0 && item.kept_begin == item.kept_end) release(shared.kept_empty());
         queries.advance();
     }
 }

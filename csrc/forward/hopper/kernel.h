@@ -8,16 +8,14 @@
 namespace hopper {
 
 template <class C>
-DEVICE void init_barriers(const Shared<C>& shared, int ring_slots) {
+DEVICE void init_barriers(const Shared<C>& shared) {
     constexpr int kLoaders = 2;                  // the TMA thread and the copying warps
     constexpr int kSigners = 4 * C::kConsumers;  // every consumer warp
-    dev::mbar_init(shared.kept_full(), kLoaders);
-    dev::mbar_init(shared.kept_empty(), kSigners);
     for (int i = 0; i < C::kQueryBuffers; ++i) {
         dev::mbar_init(shared.query_full(i), 1);
         dev::mbar_init(shared.query_empty(i), kSigners);
     }
-    for (int i = 0; i < ring_slots; ++i) {
+    for (int i = 0; i < C::kPairs; ++i) {
         dev::mbar_init(shared.key_full(i), kLoaders);
         dev::mbar_init(shared.key_empty(i), kSigners);
         dev::mbar_init(shared.value_full(i), kLoaders);
@@ -29,7 +27,10 @@ DEVICE void init_barriers(const Shared<C>& shared, int ring_slots) {
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1) forward(const __grid_constant__ KernelParams p) {
     const Shared<C> shared{dev::shared_address(dev::dynamic_shared())};
-    if (threadIdx.x == 0) init_barriers(shared, C::kPairs - p.shares.kept_pairs);
+    if (threadIdx.x == 0) {
+        for (const dev::TensorMap* map : {&p.q, &p.k, &p.v, &p.k_tiv, &p.v_tiv}) dev::tma_prefetch(map);
+        init_barriers(shared);
+    }
     __syncthreads();
 
     const int first = p.shares.bounds[blockIdx.x], last = p.shares.bounds[blockIdx.x + 1];

@@ -33,8 +33,7 @@ EncodeTiled driver_encode_tiled() {
 }  // namespace
 
 ForwardTile forward_tile(int head_dim) {
-    return with_config(head_dim, ElementType::bf16,
-                       []<class C>(C) { return ForwardTile{C::kBlockQ, C::kBlockK, 1, C::kPairs - C::kMinRing}; });
+    return with_config(head_dim, ElementType::bf16, []<class C>(C) { return ForwardTile{C::kBlockQ, C::kBlockK, 1}; });
 }
 
 void prepare_forward(int head_dim, ElementType type) {

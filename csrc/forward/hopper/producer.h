@@ -43,21 +43,9 @@ DEVICE void load_queries(const KernelParams& p, const Shared<C>& shared, const P
     queries.advance();
 }
 
-// The full tiles of range A, unless they are there from an earlier item.
-template <class C>
-DEVICE void load_kept_tiles(const KernelParams& p, const Shared<C>& shared, const Plan<C>& plan, bool present) {
-    const int tiles = plan.keeps && !present ? plan.full_a : 0;
-    dev::mbar_arrive_expect_tx(shared.kept_full(), tiles * 2 * Shared<C>::kKeyTile);
-    for (int t = 0; t < tiles; ++t) {
-        const int pair = C::kPairs - p.shares.kept_pairs + (plan.tail_a > 0) + t, row = plan.tile.a + t * C::kBlockK;
-        load_by_tma<C>(shared.key(pair), Shared<C>::kKeyPanel, &p.k_tiv, shared.kept_full(), plan.key_head, row);
-        load_by_tma<C>(shared.value(pair), Shared<C>::kKeyPanel, &p.v_tiv, shared.kept_full(), plan.key_head, row);
-    }
-}
-
 template <class C>
 DEVICE void load_ring_tiles(const KernelParams& p, const Shared<C>& shared, const Plan<C>& plan, Ring& ring) {
-    for (int t = plan.full_a + plan.full_b - plan.ring_full(); t < plan.full_a + plan.full_b; ++t) {
+    for (int t = 0; t < plan.full_a + plan.full_b; ++t) {
         const bool in_a = t < plan.full_a;
         const int row = in_a ? plan.tile.a + t * C::kBlockK : plan.tile.b + (t - plan.full_a) * C::kBlockK;
         const uint32_t key_full = shared.key_full(ring.slot), value_full = shared.value_full(ring.slot);
@@ -76,28 +64,20 @@ DEVICE void load_ring_tiles(const KernelParams& p, const Shared<C>& shared, cons
 // Queries, items and whole tiles of items [first, last) of the order; one thread.
 template <class C>
 DEVICE void load_whole_tiles(const KernelParams& p, const Shared<C>& shared, int first, int last) {
-    Ring queries{C::kQueryBuffers}, ring{C::kPairs - p.shares.kept_pairs}, kept_turns{1};
-    KeptKeys kept;
+    Ring queries{C::kQueryBuffers}, ring{C::kPairs};
     for (int i = first; i < last; ++i) {
         const Plan<C> plan(p, i);
         load_queries(p, shared, plan, queries);
-        if (p.shares.kept_pairs > 0) {
-            dev::mbar_wait(shared.kept_empty(), kept_turns.phase ^ 1);
-            load_kept_tiles(p, shared, plan, kept.has_range_a(plan));
-            if (plan.keeps) kept.set(plan);
-            kept_turns.advance();
-        }
-        pass_over_slots(shared, ring, plan.ring_joined(), true);
+        pass_over_slots(shared, ring, plan.joined, true);
         load_ring_tiles(p, shared, plan, ring);
     }
 }
 
-// Rows `begin` and further of joined tile `t`, with zeros behind the last key: 0 * NaN would be NaN.
+// Joined tile `t`, with zeros behind the last key: 0 * NaN would be NaN.
 template <class C>
-DEVICE void copy_rows(uint32_t destination, const Tensor& range_a, const Tensor& range_b, const Plan<C>& plan, int t,
-                      int begin) {
+DEVICE void copy_rows(uint32_t destination, const Tensor& range_a, const Tensor& range_b, const Plan<C>& plan, int t) {
     constexpr int kChunks = C::kHeadDim / 8;  // of 16 bytes
-    for (int i = begin * kChunks + threadIdx.x % kWarpgroup - 32; i < C::kBlockK * kChunks; i += kCopyThreads) {
+    for (int i = threadIdx.x % kWarpgroup - 32; i < C::kBlockK * kChunks; i += kCopyThreads) {
         const int r = i / kChunks, chunk = i % kChunks, o_tail = t * C::kBlockK + r;
         const bool in_a = o_tail < plan.tail_a;
         const int row =
@@ -127,31 +107,19 @@ DEVICE void publish_copies(uint32_t full) {
 template <class C>
 DEVICE void copy_joined_tails(const KernelParams& p, const Shared<C>& shared, int first, int last) {
     const ForwardParams& f = p.forward;
-    Ring ring{C::kPairs - p.shares.kept_pairs}, kept_turns{1};
-    KeptKeys kept;
+    Ring ring{C::kPairs};
     for (int i = first; i < last; ++i) {
         const Plan<C> plan(p, i);
-        for (int t = plan.joined - 1; t >= plan.joined - plan.ring_joined(); --t) {
+        for (int t = plan.joined - 1; t >= 0; --t) {
             dev::mbar_wait(shared.key_empty(ring.slot), ring.phase ^ 1);
-            copy_rows(shared.key(ring.slot), f.k_tiv, f.k, plan, t, 0);
+            copy_rows(shared.key(ring.slot), f.k_tiv, f.k, plan, t);
             dev::mbar_wait(shared.value_empty(ring.slot), ring.phase ^ 1);
-            copy_rows(shared.value(ring.slot), f.v_tiv, f.v, plan, t, 0);
+            copy_rows(shared.value(ring.slot), f.v_tiv, f.v, plan, t);
             publish_copies<1>(shared.key_full(ring.slot));
             publish_copies<0>(shared.value_full(ring.slot));
             ring.advance();
         }
-        if (p.shares.kept_pairs > 0) {
-            dev::mbar_wait(shared.kept_empty(), kept_turns.phase ^ 1);
-            if (plan.keeps && plan.tail_a > 0 && !kept.has_joined_tail(plan)) {
-                const int begin = kept.has_range_a(plan) ? plan.tail_a : 0;
-                copy_rows(shared.key(ring.slots), f.k_tiv, f.k, plan, 0, begin);
-                copy_rows(shared.value(ring.slots), f.v_tiv, f.v, plan, 0, begin);
-            }
-            publish_copies<0>(shared.kept_full());
-            if (plan.keeps) kept.set(plan);
-            kept_turns.advance();
-        }
-        pass_over_slots(shared, ring, plan.ring_full(), signs_copies());
+        pass_over_slots(shared, ring, plan.full_a + plan.full_b, signs_copies());
         dev::bar_sync(kCopyBarrier, kCopyThreads);
     }
 }

@@ -5,9 +5,6 @@
 // An item with n keys takes ceil(n / BLOCK_K) steps:
 //
 //     [second joined tile, partial] [first joined tile] [full tiles of A] [full tiles of B]
-//
-// Where range A is kept, its full tiles and the first joined tile (if rows of A are in it) lie in the kept pairs:
-// successive steps, in the order of the pairs.
 #pragma once
 #include "common/tile.h"
 #include "forward/hopper/config.h"
@@ -23,7 +20,6 @@ struct Plan {
     int full_a, full_b;  // tiles
     int tail_a, tail_b;  // rows
     int joined;          // tiles of the joined tails, 0 ... 2
-    bool keeps;
 
     DEVICE Plan(const KernelParams& p, int i) {
         const int item = p.shares.order[i];
@@ -35,41 +31,16 @@ struct Plan {
         tail_a = (tile.a_end - tile.a) % C::kBlockK;
         tail_b = (tile.b_end - tile.b) % C::kBlockK;
         joined = (tail_a + tail_b + C::kBlockK - 1) / C::kBlockK;
-        keeps = full_a + (tail_a > 0) <= p.shares.kept_pairs;
     }
 
     DEVICE int steps() const { return joined + full_a + full_b; }
-    DEVICE int kept_steps() const { return keeps ? full_a + (tail_a > 0) : 0; }
-    // Tiles that go through the ring: joined ones before the kept steps, full ones after them.
-    DEVICE int ring_joined() const { return joined - (keeps && tail_a > 0); }
-    DEVICE int ring_full() const { return full_b + (keeps ? 0 : full_a); }
     // Keys of step 0; every other step has BLOCK_K.
     DEVICE int first_keys() const { return joined ? tail_a + tail_b - (joined - 1) * C::kBlockK : C::kBlockK; }
 };
 
-// What lies in the kept pairs.
-struct KeptKeys {
-    int key_head = -1;
-    int a, a_end, b_end, tail_b;
-
-    template <class C>
-    DEVICE bool has_range_a(const Plan<C>& plan) const {
-        return key_head == plan.key_head && a == plan.tile.a && a_end == plan.tile.a_end;
-    }
-    template <class C>
-    DEVICE bool has_joined_tail(const Plan<C>& plan) const {
-        return has_range_a(plan) && b_end == plan.tile.b_end && tail_b == plan.tail_b;
-    }
-    template <class C>
-    DEVICE void set(const Plan<C>& plan) {
-        *this = {plan.key_head, plan.tile.a, plan.tile.a_end, plan.tile.b_end, plan.tail_b};
-    }
-};
-
 template <class C>
 DEVICE Item item_of(const Plan<C>& plan) {
-    return {plan.tile.row, plan.tile.row_end, plan.tile.slot,     plan.head,
-            plan.steps(),  plan.first_keys(), plan.ring_joined(), plan.ring_joined() + plan.kept_steps()};
+    return {plan.tile.row, plan.tile.row_end, plan.tile.slot, plan.head, plan.steps(), plan.first_keys()};
 }
 
 // Position in a ring of buffers. A consumer waits for `phase` of "full", a producer for the other one of "empty".
