@@ -16,7 +16,7 @@ RowCounts = structure("RowCounts", q=ctypes.c_int64, k=ctypes.c_int64, tiv=ctype
 Shares = structure("Shares", order=ctypes.c_void_p, bounds=ctypes.c_void_p, blocks=ctypes.c_int32)
 
 
-def run_of(case: Case, blocks: int = 2, step: int = STEP, **options) -> Run:
+def run_of(case: Case, blocks: int = 2, block: int = BLOCK_Q, step: int = STEP, **options) -> Run:
     """A run of the kernel on ``blocks`` blocks."""
     rows, key_rows = (len(case.inputs[name]) for name in "qk")
     counts = RowCounts(rows, key_rows, len(case.inputs["k_tiv"]) if case.scope == "broadcast" else key_rows)
@@ -27,4 +27,4 @@ def run_of(case: Case, blocks: int = 2, step: int = STEP, **options) -> Run:
         pointers = Shares(order.data_ptr(), bounds.data_ptr(), blocks)
         kernels.call("forward", params, counts, pointers, is_bf16, seed=seed)
 
-    return Run(launch, BLOCK_Q, step, **options)
+    return Run(launch, block, step, **options)

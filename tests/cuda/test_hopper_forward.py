@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -32,12 +34,11 @@ pytestmark = [
 HERE = Path(__file__).parent
 DRIVER = HERE / "hopper_forward.cpp"
 SCOPES = ("clip", "tiv", "broadcast")
-SHIPPED_STEPS = {64: 192, 128: 128}  # by head_dim
+SHIPPED = {64: {"block": 192, "step": 128}, 128: {"block": 192, "step": 64}}  # by head_dim
 LIST_STEP = 128  # in tests of the shares alone
 RAGGED = SifLayout.from_lengths([3, 0, 37, 2, 0], [[4, 40, 0], [7, 0, 33], [150], [], []])
 SMALL = SifLayout.from_lengths([3, 37], [[70], [33, 5]])
 LONG = SifLayout.from_lengths([5], [[90, 140]])  # 8 steps under the TIV rows: two pieces
-NEIGHBOURS = SifLayout.from_lengths([3, 5, 3], [[20], [38, 7], [20]])
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def check_clips(kernels: Kernels, seed: int = 0) -> None:
 
 
 def check_long_items(kernels: Kernels) -> None:
-    """More than two rounds of the ring between one joined tail and the next."""
+    """Several rounds of the ring in one item."""
     case = make_case(SifLayout.from_lengths([5], [[300]]), "broadcast", heads=1, kv_heads=1, head_dim=64)
     check(kernels, run_of(case, blocks=1), case, torch.bfloat16)
 
@@ -91,10 +92,19 @@ def check_low_scores(kernels: Kernels) -> None:
     check(kernels, run_of(case), case, torch.bfloat16)
 
 
-def check_neighbours(kernels: Kernels, scope: str = "clip") -> None:
+def check_step_1(kernels: Kernels) -> None:
+    """Neither range ends with a whole box, and step 0 has room for one of them."""
+    case = make_case(SifLayout.from_lengths([3], [[20]]), heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case), case, torch.bfloat16)
+
+
+def check_neighbours(kernels: Kernels, scope: str = "clip", num_tiv: int = 5, frames: Sequence[int] = (38, 7)) -> None:
     """The middle one of three clips, whose tiles end in its neighbours' rows, while those hold NaN in everything."""
-    case = make_case(NEIGHBOURS, scope, heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
-    own = {"tiv": slice(3, 8), "rows": slice(20, 65) if scope == "broadcast" else slice(23, 73)}
+    layout = SifLayout.from_lengths([3, num_tiv, 3], [[20], frames, [20]])
+    case = make_case(layout, scope, heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
+    first = 20 if scope == "broadcast" else 23
+    length = sum(frames) + (0 if scope == "broadcast" else num_tiv)
+    own = {"tiv": slice(3, 3 + num_tiv), "rows": slice(first, first + length)}
 
     def poisoned(name: str, x: torch.Tensor) -> torch.Tensor:
         kept = own["tiv" if name.endswith("tiv") else "rows"]
@@ -125,8 +135,8 @@ def test_grouped_queries(kernels, scope):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_clips(kernels, seed):
     draw = random.Random(seed)
-    num_tiv = [draw.choice([0, 3, 20, 32, 45, 64, 90]) for _ in range(draw.randint(1, 3))]
-    frames = [[draw.choice([0, 1, 5, 31, 32, 33, 70, 129]) for _ in range(draw.randint(1, 4))] for _ in num_tiv]
+    num_tiv = [draw.choice([0, 3, 16, 20, 32, 45, 64, 90]) for _ in range(draw.randint(1, 3))]
+    frames = [[draw.choice([0, 1, 5, 16, 31, 32, 33, 70, 129]) for _ in range(draw.randint(1, 4))] for _ in num_tiv]
     layout = SifLayout.from_lengths([*num_tiv, 3], [*frames, [9]])
     heads, kv_heads = draw.choice([(1, 1), (2, 1), (2, 2)])
     case = make_case(layout, draw.choice(SCOPES), heads=heads, kv_heads=kv_heads, head_dim=64, seed=seed)
@@ -134,7 +144,7 @@ def test_random_clips(kernels, seed):
     check(kernels, run, case, torch.bfloat16, seed)
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 128])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128])
 def test_lengths_at_the_edges_of_tiles(kernels, length):
     layout = SifLayout.from_lengths([length], [[length, 32]])
     case = make_case(layout, heads=1, kv_heads=1, head_dim=64)
@@ -148,7 +158,9 @@ CASES = {
     "negative scale": check_negative_scale,
     "broadcast": check_broadcast,
     "low scores": check_low_scores,
+    "step 1": check_step_1,
     "neighbours": check_neighbours,
+    "whole neighbours": partial(check_neighbours, num_tiv=0, frames=[16]),
 }
 
 
@@ -178,9 +190,10 @@ def test_any_order_of_threads_and_copies(kernels, seed):
     check_clips(kernels, seed)
 
 
+@pytest.mark.parametrize("num_tiv, frames", [(5, [38, 7]), (0, [16, 49]), (16, [64])], ids=str)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_neighbours_never_touch_a_clip(kernels, scope):
-    check_neighbours(kernels, scope)
+def test_neighbours_never_touch_a_clip(kernels, scope, num_tiv, frames):
+    check_neighbours(kernels, scope, num_tiv, frames)
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
@@ -208,12 +221,13 @@ def test_rows_without_keys(kernels):
     assert lse.isfinite().all()
 
 
-@pytest.mark.parametrize("scope", ["clip", "broadcast"])
+@pytest.mark.parametrize("seed, scope", [(0, "clip"), (1, "broadcast"), (2, "clip")])
 @pytest.mark.parametrize("head_dim, dtype", [(64, torch.float16), (128, torch.bfloat16)], ids=str)
-def test_configurations_that_ship(shipped, head_dim, dtype, scope):
-    layout = SifLayout.from_lengths([96, 9], [[150], [131]])
+def test_configurations_that_ship(shipped, head_dim, dtype, seed, scope):
+    """Three warpgroups, of which all, two or one have rows; ends of ranges in one step, and in two."""
+    layout = SifLayout.from_lengths([96, 9], [[150], [131, 193]])
     case = make_case(layout, scope, heads=1, kv_heads=1, head_dim=head_dim)
-    check(Kernels(shipped), run_of(case, step=SHIPPED_STEPS[head_dim]), case, dtype)
+    check(Kernels(shipped), run_of(case, **SHIPPED[head_dim]), case, dtype, seed)
 
 
 def instantiation(element: str, head_dim: int) -> str:
@@ -230,11 +244,11 @@ def test_ptx_of_the_configurations_that_ship(shipped, head_dim, dtype):
     element = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     ptx = cuda_emulator.build_ptx(instantiation(element, head_dim), "sm_90a")
     case = make_case(SifLayout.from_lengths([9], [[150]]), heads=2, kv_heads=1, head_dim=head_dim)
-    check(Kernels(shipped, ptx), run_of(case, step=SHIPPED_STEPS[head_dim], blocks=1, scale=-0.3), case, dtype)
+    check(Kernels(shipped, ptx), run_of(case, **SHIPPED[head_dim], blocks=1, scale=-0.3), case, dtype)
 
 
 @pytest.mark.skipif(cuda_emulator.nvcc is None, reason="needs nvcc, for the machine code of the kernel")
-@pytest.mark.parametrize("head_dim", SHIPPED_STEPS)
+@pytest.mark.parametrize("head_dim", SHIPPED)
 def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
     """Between the wait for the scores and that for the output: ptxas is free to move the second one up."""
     source, binary = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
@@ -246,7 +260,7 @@ def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
     loop = sass.main_loop(sass.parse(cuda_emulator.run_tool([cuobjdump(), "-sass", binary])))
     waits = [i for i, instruction in enumerate(loop) if instruction.opcode.startswith("WARPGROUP.DEPBAR")]
     between = sass.count(loop[waits[0] : waits[-1]])
-    assert len(waits) == 2 and between.ex2 >= SHIPPED_STEPS[head_dim] * 64 // 128  # of 64 rows, by 128 threads
+    assert len(waits) == 2 and between.ex2 >= SHIPPED[head_dim]["step"] * 64 // 128  # of 64 rows, by 128 threads
 
 
 @pytest.mark.parametrize(

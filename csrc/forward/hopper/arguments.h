@@ -17,14 +17,17 @@ KernelParams arguments(EncodeTiled encode, const ForwardParams& p, const RowCoun
         constexpr bool kIsBf16 = std::is_same_v<typename C::Element, dev::bf16>;
         return row_boxes(encode, name, x, kIsBf16, count, heads, C::kHeadDim, box_rows);
     };
-    const int key_heads = p.heads / p.group;
+    const auto maps = [&](const char* name, const Tensor& x, int64_t count) -> KeyMaps {
+        const int heads = p.heads / p.group;
+        return {map(name, x, count, heads, C::kBlockK), map(name, x, count, heads, C::kBoxRows)};
+    };
     KernelParams args{.forward = p, .shares = shares};
     args.q = map("q", p.q, rows.q, p.heads, kGroupRows);
-    args.k = map("k", p.k, rows.k, key_heads, C::kBlockK);
-    args.v = map("v", p.v, rows.k, key_heads, C::kBlockK);
+    args.k = maps("k", p.k, rows.k);
+    args.v = maps("v", p.v, rows.k);
     // Without TIV rows no item has a range A, and a map of nothing could not be encoded.
-    args.k_tiv = rows.tiv ? map("k_tiv", p.k_tiv, rows.tiv, key_heads, C::kBlockK) : args.k;
-    args.v_tiv = rows.tiv ? map("v_tiv", p.v_tiv, rows.tiv, key_heads, C::kBlockK) : args.v;
+    args.k_tiv = rows.tiv ? maps("k_tiv", p.k_tiv, rows.tiv) : args.k;
+    args.v_tiv = rows.tiv ? maps("v_tiv", p.v_tiv, rows.tiv) : args.v;
     return args;
 }
 
