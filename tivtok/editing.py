@@ -32,11 +32,6 @@ def tiv_only(tokens: Tokens, grey: Tokens) -> Tokens:
     return replace(tokens, tv=grey.tv[:, :, : tokens.tv.shape[2]].expand_as(tokens.tv))
 
 
-def tv_only(tokens: Tokens, grey: Tokens) -> Tokens:
-    """Replace every TIV set by that of grey, to see what the TV tokens hold."""
-    return replace(tokens, tiv=grey.tiv[:, :, : tokens.tiv.shape[2]].expand_as(tokens.tiv))
-
-
 def swap(tiv_from: Tokens, tv_from: Tokens) -> Tokens:
     """Combine the TIV tokens of one video with the TV tokens, length, size and frame rate of another.
 

@@ -13,6 +13,7 @@ from benchmarks.studies.synthetic_motion import synthetic_motion
 from benchmarks.studies.throughput import throughput
 from benchmarks.studies.tiv_sets import tiv_sets
 from benchmarks.studies.token_budget import token_budget
+from benchmarks.studies.undivided import train_undivided, undivided
 
 app = typer.Typer(help="Measurements behind decisions.", add_completion=False, pretty_exceptions_enable=False)
 app.command("tiv-sets")(tiv_sets)
@@ -20,6 +21,8 @@ app.command("memory")(memory)
 app.command("random-access")(random_access)
 app.command("factorisation")(factorisation)
 app.command("divisions")(divisions)
+app.command("train-undivided")(train_undivided)
+app.command("undivided")(undivided)
 app.command("synthetic-motion")(synthetic_motion)
 app.command("coded")(coded)
 app.command("throughput")(throughput)

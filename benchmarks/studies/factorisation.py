@@ -25,7 +25,7 @@ from benchmarks.dumps import write_json
 from benchmarks.studies.factorisation_report import draw, write_report
 from benchmarks.studies.record import fingerprint
 from tivtok.chunks.sharing import tiv_distance
-from tivtok.editing import grey_tokens, swap, tiv_only, tv_only
+from tivtok.editing import grey_tokens, swap, tiv_only
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import VideoReader, find_videos, fit, frames_to_video
@@ -126,7 +126,7 @@ def measure(model: TivTok, clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
             k: round(v, 4) for k, v in values.items()
         }
     for frames in (step, *(length for length in LENGTHS if length > step)):
-        for name, values in _quality(model, clips, frames).items():
+        for name, values in quality(model, clips, frames).items():
             measured[name][str(frames)] = values
     return measured
 
@@ -175,9 +175,9 @@ def _reversed(model: TivTok, tokens: Tokens, video: Tensor) -> dict[str, float]:
     }
 
 
-def _quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dict[str, float]]:
-    """dB of so many frames by the clip's name, for the clips that are long enough; with as many numbers as one set and
-    the frame groups' TV tokens, and as a set per chunk and these, resampled and as DCT coefficients, divided or not."""
+def quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dict[str, float]]:
+    """Measure so many frames of the clips that are long enough, in dB by the clips' names: decoded from one TIV set and
+    from one per chunk, and from as many numbers, resampled and as DCT coefficients, divided or not."""
     config, chunks = model.config, frames // model.config.chunk_frames
     long = [clip for clip in clips if clip.video.shape[2] >= frames]
     if not long:
@@ -199,17 +199,24 @@ def _quality(model: TivTok, clips: Sequence[Clip], frames: int) -> dict[str, dic
 
 
 def summarise(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By bucket, and of "moving" (slow and fast) and "all": means over sources of their clips' means."""
-    summary = {}
+    """`means_by_bucket`, and of them what TV tokens are worth and the share of it that is a clock."""
+    summary = means_by_bucket(measured)
+    for means in summary.values():
+        worth = means["full"] - means["frozen TV"]
+        clock = means["others' change of TV"] - means["frozen TV"]
+        means["TV tokens' worth"] = round(worth, 4)
+        means["clock"] = round(clock / worth, 4) if worth > 0.1 else None  # of nothing there is no share
+    return summary
+
+
+def means_by_bucket(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`means_over_sources` of every bucket that has clips, of "moving" (slow and fast) and of "all"."""
+    means = {}
     for name, members in {"all": BUCKETS, "moving": BUCKETS[1:], **{b: (b,) for b in BUCKETS}}.items():
         of_bucket = [values for values in measured.values() if values["bucket"] in members]
         if of_bucket:
-            summary[name] = means_over_sources(of_bucket)
-            worth = summary[name]["full"] - summary[name]["frozen TV"]
-            clock = summary[name]["others' change of TV"] - summary[name]["frozen TV"]
-            summary[name]["TV tokens' worth"] = round(worth, 4)
-            summary[name]["clock"] = round(clock / worth, 4) if worth > 0.1 else None  # of nothing there is no share
-    return summary
+            means[name] = means_over_sources(of_bucket)
+    return means
 
 
 def means_over_sources(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -246,11 +253,12 @@ def pictures(model: TivTok, clips: Sequence[Clip], measured: dict[str, dict[str,
             other = _partner(at, clips, buckets)
             assert other is not None
             mine, others = (model.encode(clips[k].video[:, :, :step]) for k in (at, other))
+            both, alone = model.decode(mine)[0], model.decode(tiv_only(mine, grey))[0]
             shown[name] = {
                 "original": clips[at].video[0, :, :step],
-                "reconstruction": model.decode(mine)[0],
-                "TIV only": model.decode(tiv_only(mine, grey))[0],
-                "TV only": model.decode(tv_only(mine, grey))[0],
+                "reconstruction": both,
+                "TIV only": alone,
+                "TV adds": both - alone,
                 "another clip": clips[other].video[0, :, :step],
                 "TIV of the first, TV of the other": model.decode(swap(mine, others))[0],
             }

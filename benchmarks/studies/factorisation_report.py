@@ -67,7 +67,7 @@ def write_report(path: Path) -> None:
             lost = [f"{v['own sets'] - v['one set']:.2f}" for v in at_length.values()]
             lines += [f"| lost by sharing | {' | '.join(lost)} |"]
     shown = [beside(path, f"-{bucket}.png") for bucket in ("still", "slow", "fast")]
-    rows = "original, reconstruction, TIV only, TV only, another clip, TIV of the first with TV of the other"
+    rows = "original, reconstruction, TIV only, TV adds, another clip, TIV of the first with TV of the other"
     lines += ["", *(f"![{picture.stem}: {rows}]({picture.name})" for picture in shown if picture.exists())]
     with replacing(beside(path, ".md")) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n")

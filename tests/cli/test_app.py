@@ -45,7 +45,7 @@ def test_each_choice_decodes_its_tokens(model: TivTok, clips: tuple[Path, Path],
     dark, light = map(str, clips)
     made = {
         shown: workshop.run(dark, light, shown, "2", 0)
-        for shown in ("TIV and TV", "TIV only", "TV only", "TIV of the second video")
+        for shown in ("TIV and TV", "TIV only", "what TV adds", "TIV of the second video")
     }
     assert len({VideoReader(result).read([20]).numpy().tobytes() for result, _, _ in made.values()}) == 4
     first, mixed = (Tokens.load(made[shown][1]) for shown in ("TIV and TV", "TIV of the second video"))
@@ -96,7 +96,7 @@ def test_in_a_browser(browser_page: Any, clips: tuple[Path, Path]) -> None:
     page.get_by_label("Clear").first.click()
     upload(clips[0], 0)
     text, plain = run()
-    assert "1 set of 32 = 32" in text and page.locator("video").nth(1).get_attribute("src").endswith(clips[0].name)
+    assert "1 set of 24 = 24" in text and page.locator("video").nth(1).get_attribute("src").endswith(clips[0].name)
     page.get_by_label("TIV sets").click()
     page.get_by_role("option", name="2").click()
     assert "2 sets of 24 = 48" in run()[0]

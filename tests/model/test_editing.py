@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tivtok.editing import grey_tokens, swap, tiv_only, tv_only
+from tivtok.editing import grey_tokens, swap, tiv_only
 from tivtok.model.config import TivTokConfig
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens, TokensError
@@ -54,11 +54,8 @@ def test_what_one_kind_says_does_not_depend_on_the_other(model: TivTok) -> None:
     a, b = encode(model, 32, 2), encode(model, 32, 2, seed=1)
     grey = grey_tokens(model, 16, 24)
     assert torch.equal(tiv_only(a, grey).tv, tiv_only(b, grey).tv)
-    assert torch.equal(tv_only(a, grey).tiv, tv_only(b, grey).tiv)
     with torch.no_grad():
         assert torch.equal(model.decode(tiv_only(a, grey)), model.decode(tiv_only(swap(a, b), grey)))
         groups = model.decode(tiv_only(a, grey)).unflatten(2, (-1, 4))
         torch.testing.assert_close(groups[:, :, 0], groups[:, :, 3])  # without TV tokens a TIV set is one still
         assert not torch.allclose(groups[:, :, 0], groups[:, :, 4])
-        alone = model.decode(tv_only(a, grey))
-        assert torch.equal(alone, model.decode(tv_only(swap(b, a), grey))) and not torch.equal(alone, model.decode(a))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tivtok.training import TrainConfig
+from tivtok.training.camera import film
 from tivtok.training.data import MAX_UNREADABLE, Mixture, TrainingClips, VideosInMemory, VideosOnDisk, training_batches
 from tivtok.training.split import split_sources
 from tivtok.video import VideoError, VideoReader
@@ -207,6 +208,34 @@ def test_a_collage_is_made_of_five_and_a_half_clips(config: TrainConfig) -> None
     assert 0.75 < sum(edges) / 200 < 1  # of one colour are those without pieces, or whose pieces cover nothing
     again = TrainingClips(Counter(), replace(config, augmentation="collage"))
     assert torch.equal(clips[7], again[7])
+
+
+def test_a_share_of_the_clips_is_filmed_from_the_largest_frames(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, filmed = [], []
+
+    class Ramp:
+        def __len__(self) -> int:
+            return 3
+
+        def clip(self, video: int, short_side: int, count: int, stride: int, position: float) -> torch.Tensor:
+            read.append(short_side)
+            ramp = torch.arange(short_side, dtype=torch.uint8)[:, None, None] * 4
+            return ramp.expand(count, short_side, short_side, 3)
+
+    def counted(clip: torch.Tensor, size: tuple[int, int], rng: np.random.Generator) -> torch.Tensor:
+        filmed.append(clip.shape[2:])
+        return film(clip, size, rng)
+
+    monkeypatch.setattr("tivtok.training.data.film", counted)
+    changed = replace(config, augmentation="strong", short_sides=(20, 24, 32))
+    clips = TrainingClips(Ramp(), replace(changed, camera=0.5))
+    assert all(clips[number].shape[2:] == config.model.native_size for number in range(100))
+    assert set(filmed) == {(32, 32)} and 0.4 < len(filmed) / len(read) < 0.6
+    filmed.clear()
+    assert torch.equal(TrainingClips(Ramp(), changed)[5], TrainingClips(Ramp(), replace(changed, camera=0.0))[5])
+    assert not filmed
 
 
 def test_unreadable_videos_are_reported_and_replaced(

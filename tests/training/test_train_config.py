@@ -38,6 +38,8 @@ def test_config_file(tmp_path):
         ("num_tiv", "num_tivs", "unknown config keys: num_tivs"),
         ('preset = "tiny"', 'preset = "huge"', "preset must be one of"),
         ("steps = 5", "steps = ", "run.toml: "),
+        ("steps = 5", "steps = 5\ncamera = 1.5", "camera must be between 0 and 1, got 1.5"),
+        ("steps = 5", 'steps = 5\naugmentation = "flip"\ncamera = 0.5', 'camera must be 0 with augmentation "flip"'),
         ("steps = 5", "steps = 5\nquantization_noise = -0.1", "quantization_noise must be a finite width from 0 up"),
         ("steps = 5", "steps = 5\nentropy = 0.01", "entropy is for model.quantizer \"softvq\", got 0.01 with 'none'"),
     ],

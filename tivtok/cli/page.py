@@ -23,11 +23,11 @@ MOST_STEPS = 200
 
 
 class Shown(StrEnum):
-    """Which tokens are decoded."""
+    """What is shown beside the original."""
 
     BOTH = "TIV and TV"
     TIV = "TIV only"
-    TV = "TV only"
+    TV = "what TV adds"
     SWAPPED = "TIV of the second video"
 
 
@@ -88,8 +88,17 @@ class Workshop:
         facts = token_rows(tokens, size) | rate_rows(tokens, size)
 
         result = stored.with_suffix(".mp4")
-        decoded, rate = self._select(tokens, shown), known_rate(source.fps, source.path)
-        scores = write_reconstruction(self.model, decoded, source, result, rate, beside=True, audio=False)
+        alone = editing.tiv_only(tokens, editing.grey_tokens(self.model, tokens.height, tokens.width).to("cpu"))
+        scores = write_reconstruction(
+            self.model,
+            alone if shown == Shown.TIV else tokens,
+            source,
+            result,
+            known_rate(source.fps, source.path),
+            beside=True,
+            audio=False,
+            beyond=alone if shown == Shown.TV else None,
+        )
         return str(result), str(stored), facts | {"quality": f"{scores}, against the first video"}
 
     def _encode(self, video: str | None, which: str, tiv_sets: str, steps: int) -> tuple[Source, Tokens]:
@@ -97,12 +106,6 @@ class Workshop:
             raise CommandError(f"the {which} video is missing")
         source = Source(Path(video), self.size, self.model)
         return source, encode_source(self.model, source, parse_tiv_sets(tiv_sets), steps)
-
-    def _select(self, tokens: Tokens, shown: str) -> Tokens:
-        if shown not in (Shown.TIV, Shown.TV):
-            return tokens
-        grey = editing.grey_tokens(self.model, tokens.height, tokens.width).to("cpu")
-        return editing.tiv_only(tokens, grey) if shown == Shown.TIV else editing.tv_only(tokens, grey)
 
 
 def build_page(workshop: Workshop) -> Any:
@@ -136,7 +139,7 @@ def build_page(workshop: Workshop) -> Any:
             with gr.Column():
                 video = gr.Video(str(CLIP), label="Video", sources=["upload"])
                 second = gr.Video(label="Second video, to take TIV tokens from", sources=["upload"])
-                shown = gr.Radio([str(kind) for kind in Shown], value=str(Shown.BOTH), label="Decode")
+                shown = gr.Radio([str(kind) for kind in Shown], value=str(Shown.BOTH), label="Show")
                 sets = gr.Dropdown(["1", "2", "4", "8", "auto"], value="1", label="TIV sets")
                 steps = gr.Slider(0, MOST_STEPS, 0, step=10, label="Refinement steps (slow)")
                 button = gr.Button("Encode and decode", variant="primary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +30,11 @@ from tivtok.cli.source import Source, compare, encode_source, known_rate
 from tivtok.cli.summary import JsonOption, Summary
 from tivtok.loading import load_model
 from tivtok.metrics import psnr, ssim
+from tivtok.streaming import decode_stream
 from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import VideoWriter
-from tivtok.views.pictures import scale_to_see, side_by_side
+from tivtok.views.pictures import added, scale_to_see, side_by_side
 
 
 def reconstruct(
@@ -70,9 +72,19 @@ def reconstruct(
 
 
 def write_reconstruction(
-    tokenizer: TivTok, tokens: Tokens, source: Source, result: Path, fps: float, beside: bool, audio: bool
+    tokenizer: TivTok,
+    tokens: Tokens,
+    source: Source,
+    result: Path,
+    fps: float,
+    beside: bool,
+    audio: bool,
+    beyond: Tokens | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode ``tokens`` to a video file, alone or beside the original (enlarged when small), with its ``audio`` or not.
+
+    Args:
+        beyond: show what the reconstruction has beyond that of these tokens, on grey; they have the same TIV sets.
 
     Returns:
         PSNR in dB and SSIM of each frame, (F,) both.
@@ -86,8 +98,10 @@ def write_reconstruction(
     height, width = picture(nothing, nothing).shape[1:3]
     psnrs, ssims = [], []
     with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
-        for original, reconstruction in compare(tokenizer, tokens, source.tracked("decoding")):
-            writer.write(picture(original, reconstruction))
+        pairs = compare(tokenizer, tokens, source.tracked("decoding"))
+        parts = repeat(None) if beyond is None else decode_stream(tokenizer, beyond)
+        for (original, reconstruction), part in zip(pairs, parts, strict=False):
+            writer.write(picture(original, reconstruction if part is None else added(reconstruction, part)))
             psnrs.append(psnr(reconstruction, original))
             ssims.append(ssim(reconstruction, original))
     return torch.cat(psnrs), torch.cat(ssims)

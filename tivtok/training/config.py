@@ -127,6 +127,8 @@ class TrainConfig:
         augmentation: "flip": centre crops, mirrored or not (the paper's). "strong": also random crops, reversed time,
             contrast, brightness, swapped colours and axes, and mixtures of two clips (for few videos). "collage": also
             moving pieces of others over each clip (for very few, ``in_memory``: a clip is made of 5.5 on average).
+        camera: the share of clips, and of the pieces of a collage, that a camera sees which is turned and may zoom,
+            turn and pan (`tivtok.training.camera`); not with "flip".
         reconstruction: "l1" (the paper's) or "mse" (maximises PSNR).
         perceptual: LPIPS term, none by default.
         adversarial: discriminator and adversarial term, none by default.
@@ -174,6 +176,7 @@ class TrainConfig:
     fps: float | None = None
     mix: tuple[tuple[str, float], ...] = ()
     augmentation: Literal["flip", "strong", "collage"] = "strong"
+    camera: float = 0.0
     reconstruction: Literal["l1", "mse"] = "l1"
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
@@ -210,9 +213,11 @@ class TrainConfig:
         for name, values in _CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, got {getattr(self, name)!r}")
-        for name in ("short_clips", "siblings", "without_tv", "nested"):
+        for name in ("short_clips", "siblings", "without_tv", "nested", "camera"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.camera and self.augmentation == "flip":
+            raise ValueError(f'camera must be 0 with augmentation "flip", got {self.camera}')
         if (self.nested > 0) != self.model.nested:
             raise ValueError(
                 f"nested must be above 0 for models with nested tokens, and for them alone, got {self.nested} with "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tivtok.training.camera import film
 from tivtok.training.collage import MAX_PIECES, lay_over
 from tivtok.training.config import TrainConfig
 from tivtok.training.randomness import Purpose, generator
@@ -180,14 +181,19 @@ class TrainingClips(Dataset[Tensor]):
         return self._clip(int(rng.integers(len(self.videos))), like.shape[1], rng)
 
     def _clip(self, video: int, count: int, rng: np.random.Generator) -> Tensor:
-        config = self.config
-        side, stride = int(rng.choice(config.short_sides)), int(rng.choice(config.strides))
+        config, size = self.config, self.config.model.native_size
+        filmed = config.camera > 0 and rng.random() < config.camera
+        sides = (max(config.short_sides),) if filmed else config.short_sides
+        side, stride = int(rng.choice(sides)), int(rng.choice(config.strides))
         frames = self.videos.clip(video, side, count, stride, position=rng.random())
         if config.augmentation == "flip":
-            clip = frames_to_video(_crop(frames, config.model.native_size, (0.5, 0.5)))
+            clip = frames_to_video(_crop(frames, size, (0.5, 0.5)))
         else:
             frames = frames.flip(0) if rng.random() < 0.5 else frames
-            clip = frames_to_video(_crop(frames, config.model.native_size, (rng.random(), rng.random())))
+            if filmed:
+                clip = film(frames_to_video(frames), size, rng)
+            else:
+                clip = frames_to_video(_crop(frames, size, (rng.random(), rng.random())))
             clip = (clip * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)).clamp(-1, 1)
             clip = clip[torch.from_numpy(rng.permutation(3))]
             clip = clip.flip(-2) if rng.random() < 0.5 else clip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from tivtok.checkpoints import (
     save_checkpoint,
 )
 from tivtok.identity import new_model_id
+from tivtok.model.config import TivTokConfig
+from tivtok.tokenizer import TivTok
 from tivtok.training.config import TrainConfig
 from tivtok.training.data import training_batches
 from tivtok.training.evaluation import Evaluation
@@ -43,10 +45,13 @@ class TrainingStopped(RuntimeError):
     """Training was stopped by SIGTERM, and the state is saved."""
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, build: Callable[[TivTokConfig], TivTok] = TivTok) -> Path:
     """Train a tokenizer, or resume the run in ``config.output`` if one was interrupted there.
 
     The same call trains alone or, when started by ``accelerate launch`` or ``torchrun``, as one of several processes.
+
+    Args:
+        build: makes the model, with random weights.
 
     Returns:
         The folder of the final checkpoint, with the averaged weights.
@@ -67,7 +72,7 @@ def train(config: TrainConfig) -> Path:
     )
     config.output.mkdir(parents=True, exist_ok=True)
     training, held_out, left_out = shared_sources(config, accelerator)
-    trainer = Trainer(config, accelerator)
+    trainer = Trainer(config, accelerator, build)
     first_step = _restore(trainer, config)
     batches = training_batches(training, config, first_step, accelerator.process_index, accelerator.num_processes)
     evaluation = Evaluation(trainer, held_out)

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from tivtok.model.blocks import Block
+from tivtok.model.config import TivTokConfig
 from tivtok.model.quantizer import SoftVQ
 from tivtok.tokenizer import TivTok
 from tivtok.training.adversary import Adversary
@@ -46,8 +47,13 @@ class Trainer:
         bad_steps: how many steps were skipped, their loss or gradient not finite.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, build: Callable[[TivTokConfig], TivTok] = TivTok
+    ) -> None:
         """
+        Args:
+            build: makes the model, with random weights.
+
         Raises:
             ValueError: weights of LPIPS or DINOv2 are missing, ``config.frozen`` names none or leaves none, or the run
                 cannot be made with this kind of FSDP.
@@ -56,7 +62,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config = config
         self.accelerator = accelerator
-        model = TivTok(config.model).to(accelerator.device)
+        model = build(config.model).to(accelerator.device)
         freeze(model, config.frozen)
         self.last_layer = LastLayer(model)
         softvq = model.quantizer if isinstance(model.quantizer, SoftVQ) else None
