@@ -47,7 +47,6 @@ const Field<ForwardTile> kForwardTileFields[] = {
     FIELD(ForwardTile, block_q),
     FIELD(ForwardTile, block_k),
     FIELD(ForwardTile, blocks_per_sm),
-    FIELD(ForwardTile, kept_pairs),
 };
 
 const Field<GradientTile> kGradientTileFields[] = {
@@ -67,7 +66,6 @@ const Field<hopper::Shares> kSharesFields[] = {
     FIELD(hopper::Shares, order),
     FIELD(hopper::Shares, bounds),
     FIELD(hopper::Shares, blocks),
-    FIELD(hopper::Shares, kept_pairs),
 };
 #endif
 

@@ -20,9 +20,7 @@ struct ForwardParams {
     float scale;   // of scores, any sign
 };
 
-// What schedules need to know of a forward kernel. kept_pairs: the most tiles of block_k TIV keys that a block can keep
-// from one (tile, head) to the next; 0 for kernels that keep none.
+// What schedules need to know of a forward kernel.
 struct ForwardTile {
     int block_q, block_k, blocks_per_sm;
-    int kept_pairs = 0;
 };

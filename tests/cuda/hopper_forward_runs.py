@@ -15,19 +15,16 @@ Shares = structures("forward/hopper/shares.h")["Shares"]
 RowCounts = structures("forward/hopper/shares.h")["RowCounts"]
 
 
-def run_of(case: Case, blocks: int = 2, keep: int = 0, step: int = STEP, **options) -> Run:
-    """A run of the kernel on ``blocks`` blocks, which keep a range A of up to ``keep`` tiles from item to item."""
+def run_of(case: Case, blocks: int = 2, block: int = BLOCK_Q, step: int = STEP, **options) -> Run:
+    """A run of the kernel on ``blocks`` blocks."""
     rows, key_rows = (len(case.inputs[name]) for name in "qk")
     tiv_rows = len(case.inputs["k_tiv"]) if case.scope == "broadcast" else key_rows
     counts = RowCounts(q=rows, k=key_rows, tiv=tiv_rows)
 
     def launch(kernels, params, work, is_bf16, seed):
-        if keep:
-            share = shares.by_range_a(work, params.heads, params.group, blocks, step, keep)
-        else:
-            share = shares.by_length(work, params.heads, blocks, step)
+        share = shares.by_length(work, params.heads, blocks, step)
         order, bounds = kernels.tensor(share.order, "order"), kernels.tensor(share.bounds, "bounds")
-        pointers = Shares(**addresses(order=order, bounds=bounds), blocks=blocks, kept_pairs=share.kept_pairs)
+        pointers = Shares(**addresses(order=order, bounds=bounds), blocks=blocks)
         kernels.call("forward", params, counts, pointers, is_bf16, seed=seed)
 
-    return Run(launch, BLOCK_Q, step, **options)
+    return Run(launch, block, step, **options)

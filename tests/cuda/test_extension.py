@@ -172,7 +172,7 @@ def test_the_extension_loads_without_a_gpu(extension):
     assert extension.HAS_HOPPER
     for head_dim in (8, 32, 64, 72, 128):
         tile = extension.ampere_forward_tile(head_dim)
-        assert tile.block_q % 16 == tile.block_k % 16 == tile.kept_pairs == 0 < tile.blocks_per_sm
+        assert tile.block_q % 16 == tile.block_k % 16 == 0 < tile.blocks_per_sm
     tiles = [extension.gradient_tile("hopper", owner, 64) for owner in (extension.Owner.queries, extension.Owner.keys)]
     assert [(tile.owned, tile.walked, tile.blocks_per_sm) for tile in tiles] == [(128, 128, 1), (128, 64, 1)]
     with pytest.raises(ValueError, match="head_dim must be 64 or 128, got 72"):
@@ -192,7 +192,7 @@ def test_structures_are_filled_by_name(extension):
         "Shape": SHAPE,
         "Work": WORK,
         "RowCounts": {"q": 1 << 40, "k": 2, "tiv": 3},
-        "Shares": {"order": 1, "bounds": 2, "blocks": 3, "kept_pairs": 4},
+        "Shares": {"order": 1, "bounds": 2, "blocks": 3},
     }
     for name, fields in structures.items():
         made = getattr(extension, name)(**fields)
@@ -374,7 +374,8 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
     (structures,), ((stream, arguments),) = made, launched
     shape, work, *more = structures
     assert (shape.dtype, shape.heads, shape.group, shape.head_dim) == ("bfloat16", 4, 2, 64)
-    assert work.num_tiles > 0 and (work.num_merges > 0) == (scope == "clip") and work.block == 128
+    tile = (extension.hopper_forward_tile if has_hopper else extension.ampere_forward_tile)(64)
+    assert work.num_tiles > 0 and (work.num_merges > 0) == (scope == "clip") and work.block == tile.block_q
     assert [type(x).__name__ for x in more] == ["RowCounts", "Shares"] * has_hopper
     if more:
         rows, share = more

@@ -35,15 +35,14 @@ class RowCounts:
 class Shares:
     """`shares.Shares` on the device, and the blocks that they are for. Where HAS_HOPPER."""
 
-    def __init__(self, *, order: int, bounds: int, blocks: int, kept_pairs: int) -> None: ...
+    def __init__(self, *, order: int, bounds: int, blocks: int) -> None: ...
 
 class ForwardTile:
-    """Query rows, keys per step; ``kept_pairs``: the most pairs of key tiles that a block can keep."""
+    """Query rows, keys per step."""
 
     block_q: int
     block_k: int
     blocks_per_sm: int
-    kept_pairs: int
 
 class GradientTile:
     """Rows owned, rows walked per step."""

@@ -105,10 +105,7 @@ def _hopper_forward(
     workers = configs.multiprocessors(device) * tile.blocks_per_sm
     work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device)
     blocks = min(workers, work.num_tiles * heads.heads)
-    if scope == "broadcast":  # successive frames of a clip share range A
-        items = shares.by_range_a(work, heads.heads, heads.group, blocks, tile.block_k, tile.kept_pairs)
-    else:
-        items = shares.by_length(work, heads.heads, blocks, tile.block_k)
+    items = shares.by_length(work, heads.heads, blocks, tile.block_k)
     ranges = layout.ranges(scope)
     native = extension.HopperForward(
         native_shape(heads, dtype, device),
@@ -118,9 +115,7 @@ def _hopper_forward(
             k=ranges.k_rows,
             tiv=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
         ),
-        extension.Shares(
-            order=items.order.data_ptr(), bounds=items.bounds.data_ptr(), blocks=blocks, kept_pairs=items.kept_pairs
-        ),
+        extension.Shares(order=items.order.data_ptr(), bounds=items.bounds.data_ptr(), blocks=blocks),
     )
     return ForwardPlan(native, work, items, (work.num_slots, heads.heads, tile.block_q))
 

@@ -23,8 +23,7 @@ EncodeTiled driver_encode_tiled() {
 
 ForwardTile forward_tile(int head_dim) {
     return with_config<ForwardConfigOf, ForwardWidths>(head_dim, ElementType::bf16, []<class C>(C) {
-        return ForwardTile{
-            .block_q = C::kBlockQ, .block_k = C::kBlockK, .blocks_per_sm = 1, .kept_pairs = C::kPairs - C::kMinRing};
+        return ForwardTile{.block_q = C::kBlockQ, .block_k = C::kBlockK, .blocks_per_sm = 1};
     });
 }
 
