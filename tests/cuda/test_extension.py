@@ -374,7 +374,8 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
     (structures,), ((stream, arguments),) = made, launched
     shape, work, *more = structures
     assert (shape.dtype, shape.heads, shape.group, shape.head_dim) == ("bfloat16", 4, 2, 64)
-    assert work.num_tiles > 0 and (work.num_merges > 0) == (scope == "clip") and work.block == 128
+    tile = (extension.hopper_forward_tile if has_hopper else extension.ampere_forward_tile)(64)
+    assert work.num_tiles > 0 and (work.num_merges > 0) == (scope == "clip") and work.block == tile.block_q
     assert [type(x).__name__ for x in more] == ["RowCounts", "Shares"] * has_hopper
     if more:
         rows, share = more
