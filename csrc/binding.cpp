@@ -1,41 +1,15 @@
 // The extension tivtok_kernels.cuda.extension. It knows pointers, sizes and streams, and nothing of torch: one binary
-// for every version of it. What a launch takes arrives by name: tensors as (pointer, row stride, head stride), strides
-// in elements, anything contiguous as a pointer. The tables of fields below say which name is what.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <variant>
-
+// for every version of it. Whatever has more than one value of a type arrives by name (fields.h): tensors as
+// (pointer, row stride, head stride), strides in elements, anything contiguous as a pointer.
 #include "backward/launch.h"
+#include "fields.h"
 #include "forward/ampere/launch.h"
 #include "merge/launch.h"
 #if TIVTOK_HAS_HOPPER
 #include "forward/hopper/launch.h"
 #endif
 
-namespace py = pybind11;
-
-template <>
-struct pybind11::detail::type_caster<Tensor> {
-    PYBIND11_TYPE_CASTER(Tensor, const_name("tuple[int, int, int]"));
-
-    bool load(handle source, bool convert) {
-        make_caster<std::tuple<uintptr_t, int64_t, int64_t>> fields;
-        if (!fields.load(source, convert)) return false;
-        const auto [data, row, head] = static_cast<std::tuple<uintptr_t, int64_t, int64_t>>(fields);
-        value = {reinterpret_cast<const void*>(data), row, head};
-        return true;
-    }
-};
-
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // The caller makes the device current: torch knows how to, without a context on a device that nobody uses.
 void check_current(int device) {
@@ -46,74 +20,63 @@ void check_current(int device) {
                                  std::to_string(current));
 }
 
-ElementType element_type(const std::string& name) {
-    if (name == "bfloat16") return ElementType::bf16;
-    if (name == "float16") return ElementType::fp16;
-    throw py::value_error("dtype must be bfloat16 or float16, got " + name);
-}
+// What all launches of a plan have in common but for their rows.
+struct Shape {
+    int device;
+    ElementType dtype;
+    int heads, group, head_dim;
+};
+
+const Field<Shape> kShapeFields[] = {
+    FIELD(Shape, device), FIELD(Shape, dtype), FIELD(Shape, heads), FIELD(Shape, group), FIELD(Shape, head_dim),
+};
 
 // A work list and the merges of its split tiles, as schedule.WorkList has them, for tiles of `block` rows.
 struct Work {
-    Address tiles;
+    const int* tiles;
     int num_tiles;
-    Address merges;
+    const int* merges;
     int num_merges, block;
 };
 
-// An argument of a launch and where it goes.
-template <class Call>
-struct Field {
-    const char* name;
-    std::variant<Tensor Call::*, int Call::*, float Call::*, void* Call::*, const void* Call::*, float* Call::*,
-                 const float* Call::*>
-        member;
+const Field<Work> kWorkFields[] = {
+    FIELD(Work, tiles), FIELD(Work, num_tiles), FIELD(Work, merges), FIELD(Work, num_merges), FIELD(Work, block),
 };
 
-// call with all fields set from arguments, which must be there; there must be no others.
-template <class Call, size_t kFields>
-Call call_of(Call call, const py::dict& arguments, const Field<Call> (&fields)[kFields]) {
-    for (const auto& [name, member] : fields) {
-        PyObject* argument = PyDict_GetItemString(arguments.ptr(), name);
-        if (argument == nullptr) throw py::type_error(std::string("launch needs the argument ") + name);
-        const auto value = py::reinterpret_borrow<py::object>(argument);
-        std::visit(
-            [&](auto field) {
-                using Value = std::remove_reference_t<decltype(call.*field)>;
-                if constexpr (std::is_pointer_v<Value>) {
-                    call.*field = reinterpret_cast<Value>(value.cast<Address>());
-                } else {
-                    call.*field = value.cast<Value>();
-                }
-            },
-            member);
-    }
-    if (arguments.size() != kFields)
-        throw py::type_error("launch takes " + std::to_string(kFields) + " arguments beside the stream, got " +
-                             std::to_string(arguments.size()));
-    return call;
-}
+const Field<ForwardTile> kForwardTileFields[] = {
+    FIELD(ForwardTile, block_q),
+    FIELD(ForwardTile, block_k),
+    FIELD(ForwardTile, blocks_per_sm),
+};
 
-template <class Call, size_t kFields>
-py::tuple names_of(const Field<Call> (&fields)[kFields]) {
-    py::tuple names(kFields);
-    for (size_t i = 0; i < kFields; ++i) names[i] = fields[i].name;
-    return names;
-}
+const Field<GradientTile> kGradientTileFields[] = {
+    FIELD(GradientTile, owned),
+    FIELD(GradientTile, walked),
+    FIELD(GradientTile, blocks_per_sm),
+};
+
+#if TIVTOK_HAS_HOPPER
+const Field<hopper::RowCounts> kRowCountsFields[] = {
+    FIELD(hopper::RowCounts, q),
+    FIELD(hopper::RowCounts, k),
+    FIELD(hopper::RowCounts, tiv),
+};
+
+const Field<hopper::Shares> kSharesFields[] = {
+    FIELD(hopper::Shares, order),
+    FIELD(hopper::Shares, bounds),
+    FIELD(hopper::Shares, blocks),
+};
+#endif
 
 const Field<ForwardParams> kForwardFields[] = {
-    {"scale", &ForwardParams::scale},
-    {"q", &ForwardParams::q},
-    {"k", &ForwardParams::k},
-    {"v", &ForwardParams::v},
-    {"k_tiv", &ForwardParams::k_tiv},
-    {"v_tiv", &ForwardParams::v_tiv},
-    {"out", &ForwardParams::out},
-    {"lse", &ForwardParams::lse},
-    {"part_out", &ForwardParams::part_out},
-    {"part_lse", &ForwardParams::part_lse},
+    FIELD(ForwardParams, scale),    FIELD(ForwardParams, q),     FIELD(ForwardParams, k),
+    FIELD(ForwardParams, v),        FIELD(ForwardParams, k_tiv), FIELD(ForwardParams, v_tiv),
+    FIELD(ForwardParams, out),      FIELD(ForwardParams, lse),   FIELD(ForwardParams, part_out),
+    FIELD(ForwardParams, part_lse),
 };
 
-// What a backward launch takes: that of the gradient kernels, and what the row statistics are made from.
+// What a backward launch takes: that of the gradient kernels, and what the row statistics are made from and left in.
 struct BackwardCall : GradientParams {
     const void* out;
     const float *lse, *dlse;
@@ -121,197 +84,154 @@ struct BackwardCall : GradientParams {
 };
 
 const Field<BackwardCall> kBackwardFields[] = {
-    {"scale", &BackwardCall::scale},
-    {"rows", &BackwardCall::rows},
-    {"q", &BackwardCall::q},
-    {"dout", &BackwardCall::dout},
-    {"k", &BackwardCall::k},
-    {"v", &BackwardCall::v},
-    {"k_tiv", &BackwardCall::k_tiv},
-    {"v_tiv", &BackwardCall::v_tiv},
-    {"out", &BackwardCall::out},
-    {"lse", &BackwardCall::lse},
-    {"dlse", &BackwardCall::dlse},
-    {"stats", &BackwardCall::row_stats},
-    {"dq", &BackwardCall::dq},
-    {"dk", &BackwardCall::dk},
-    {"dv", &BackwardCall::dv},
-    {"dk_tiv", &BackwardCall::dk_tiv},
-    {"dv_tiv", &BackwardCall::dv_tiv},
-    {"part_dq", &BackwardCall::part_dq},
-    {"part_dk", &BackwardCall::part_dk},
-    {"part_dv", &BackwardCall::part_dv},
+    FIELD(BackwardCall, scale),   FIELD(BackwardCall, rows),    FIELD(BackwardCall, q),
+    FIELD(BackwardCall, dout),    FIELD(BackwardCall, k),       FIELD(BackwardCall, v),
+    FIELD(BackwardCall, k_tiv),   FIELD(BackwardCall, v_tiv),   FIELD(BackwardCall, out),
+    FIELD(BackwardCall, lse),     FIELD(BackwardCall, dlse),    FIELD(BackwardCall, row_stats),
+    FIELD(BackwardCall, dq),      FIELD(BackwardCall, dk),      FIELD(BackwardCall, dv),
+    FIELD(BackwardCall, dk_tiv),  FIELD(BackwardCall, dv_tiv),  FIELD(BackwardCall, part_dq),
+    FIELD(BackwardCall, part_dk), FIELD(BackwardCall, part_dv),
 };
 
 // The forward over one layout: everything but the tensors. Work lists are device addresses that outlive the plan.
 class ForwardPlan {
   public:
-    ForwardPlan(int device, const std::string& dtype, int heads, int group, int head_dim, const Work& work)
-        : device_(device), type_(element_type(dtype)), work_(work) {
-        params_.tiles = pointer<int>(work.tiles);
-        params_.num_tiles = work.num_tiles;
-        params_.heads = heads;
-        params_.group = group;
-        params_.head_dim = head_dim;
+    ForwardPlan(const Shape& shape, const Work& work)
+        : shape_(shape),
+          work_(work),
+          params_{.tiles = work.tiles,
+                  .num_tiles = work.num_tiles,
+                  .heads = shape.heads,
+                  .group = shape.group,
+                  .head_dim = shape.head_dim} {
+        check_current(shape.device);
     }
     virtual ~ForwardPlan() = default;
 
-    void launch(Address stream_address, const py::kwargs& arguments) const {
-        const ForwardParams params = call_of(params_, arguments, kForwardFields);
+    void launch(Address stream_address, const py::dict& arguments) const {
+        const ForwardParams params = filled("launch", params_, arguments, kForwardFields);
         const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
-        check_current(device_);
+        check_current(shape_.device);
         launch_kernel(params, stream);
         if (work_.num_merges == 0) return;
-        merge::launch_outputs({params.part_out, params.part_lse, params.out, params.lse, pointer<int>(work_.merges),
-                               work_.num_merges, params.heads, work_.block, params.head_dim},
-                              type_, stream);
+        merge::launch_outputs({.part_out = params.part_out,
+                               .part_lse = params.part_lse,
+                               .out = params.out,
+                               .lse = params.lse,
+                               .merges = work_.merges,
+                               .num_merges = work_.num_merges,
+                               .heads = shape_.heads,
+                               .block = work_.block,
+                               .head_dim = shape_.head_dim},
+                              shape_.dtype, stream);
     }
 
   protected:
     virtual void launch_kernel(const ForwardParams& params, cudaStream_t stream) const = 0;
 
-    int device_;
-    ElementType type_;
-    ForwardParams params_{};
+    const Shape shape_;
 
   private:
-    Work work_;
+    const Work work_;
+    const ForwardParams params_;  // without its tensors
 };
 
 class AmpereForward : public ForwardPlan {
   public:
-    template <class... Args>
-    explicit AmpereForward(Args... args) : ForwardPlan(args...) {
-        check_current(device_);
-        ampere::prepare_forward(params_.head_dim, type_);
+    AmpereForward(const Shape& shape, const Work& work) : ForwardPlan(shape, work) {
+        ampere::prepare_forward(shape.head_dim, shape.dtype);
     }
 
   private:
     void launch_kernel(const ForwardParams& params, cudaStream_t stream) const override {
-        ampere::launch_forward(params, type_, stream);
+        ampere::launch_forward(params, shape_.dtype, stream);
     }
 };
 
 #if TIVTOK_HAS_HOPPER
 class HopperForward : public ForwardPlan {
   public:
-    HopperForward(int device, const std::string& dtype, int heads, int group, int head_dim, const Work& work,
-                  int64_t q_rows, int64_t k_rows, int64_t tiv_rows, Address order, Address bounds, int blocks,
-                  int kept_pairs)
-        : ForwardPlan(device, dtype, heads, group, head_dim, work),
-          rows_{q_rows, k_rows, tiv_rows},
-          shares_{pointer<int>(order), pointer<int>(bounds), blocks, kept_pairs} {
-        check_current(device_);
-        hopper::prepare_forward(params_.head_dim, type_);
+    HopperForward(const Shape& shape, const Work& work, const hopper::RowCounts& rows, const hopper::Shares& shares)
+        : ForwardPlan(shape, work), rows_(rows), shares_(shares) {
+        hopper::prepare_forward(shape.head_dim, shape.dtype);
     }
 
   private:
     void launch_kernel(const ForwardParams& params, cudaStream_t stream) const override {
-        hopper::launch_forward(params, rows_, shares_, type_, stream);
+        hopper::launch_forward(params, rows_, shares_, shape_.dtype, stream);
     }
 
-    hopper::RowCounts rows_;
-    hopper::Shares shares_;
+    const hopper::RowCounts rows_;
+    const hopper::Shares shares_;
 };
 #endif
+
+const GradientLauncher& gradient_launcher(const std::string& engine) {
+    if (engine == "ampere") return ampere::gradient_launcher;
+#if TIVTOK_HAS_HOPPER
+    if (engine == "hopper") return hopper::gradient_launcher;
+#endif
+    throw py::value_error(std::string("engine must be ") + (TIVTOK_HAS_HOPPER ? "ampere or hopper" : "ampere") +
+                          ", got " + engine);
+}
 
 // The backward over one layout: everything but the tensors.
 class BackwardPlan {
   public:
-    BackwardPlan(int device, const std::string& dtype, int heads, int group, int head_dim, const Work& queries,
-                 const Work& keys)
-        : device_(device), type_(element_type(dtype)), queries_(queries), keys_(keys) {
-        call_.heads = heads;
-        call_.group = group;
-        call_.head_dim = head_dim;
+    BackwardPlan(const std::string& engine, const Shape& shape, const Work& queries, const Work& keys)
+        : kernels_(gradient_launcher(engine)), shape_(shape), queries_(queries), keys_(keys) {
+        check_current(shape.device);
+        kernels_.prepare(shape.head_dim, shape.dtype);
+        call_.heads = shape.heads;
+        call_.group = shape.group;
+        call_.head_dim = shape.head_dim;
     }
-    virtual ~BackwardPlan() = default;
 
-    void launch(Address stream_address, const py::kwargs& arguments) const {
-        BackwardCall call = call_of(call_, arguments, kBackwardFields);
+    void launch(Address stream_address, const py::dict& arguments) const {
+        BackwardCall call = filled("launch", call_, arguments, kBackwardFields);
         call.stats = call.row_stats;
         const auto stream = reinterpret_cast<cudaStream_t>(stream_address);
-        check_current(device_);
-        launch_row_statistics(
-            {call.out, call.dout, call.lse, call.dlse, call.row_stats, call.rows, call.heads, call.head_dim}, type_,
-            stream);
-        launch_owner(Owner::queries, queries_, call, stream);
-        sum_pieces(queries_, call.heads, call.part_dq, call.dq, call.dq, stream);
-        launch_owner(Owner::keys, keys_, call, stream);
+        check_current(shape_.device);
+        launch_row_statistics({.out = call.out,
+                               .dout = call.dout,
+                               .lse = call.lse,
+                               .dlse = call.dlse,
+                               .stats = call.row_stats,
+                               .rows = call.rows,
+                               .heads = call.heads,
+                               .head_dim = call.head_dim},
+                              shape_.dtype, stream);
+        launch_kernel(Owner::queries, queries_, call, stream);
+        sum_pieces(queries_, call.heads, {.part = call.part_dq, .grad = call.dq, .grad_tiv = call.dq}, stream);
+        launch_kernel(Owner::keys, keys_, call, stream);
         const int key_heads = call.heads / call.group;
-        sum_pieces(keys_, key_heads, call.part_dk, call.dk, call.dk_tiv, stream);
-        sum_pieces(keys_, key_heads, call.part_dv, call.dv, call.dv_tiv, stream);
+        sum_pieces(keys_, key_heads, {.part = call.part_dk, .grad = call.dk, .grad_tiv = call.dk_tiv}, stream);
+        sum_pieces(keys_, key_heads, {.part = call.part_dv, .grad = call.dv, .grad_tiv = call.dv_tiv}, stream);
     }
 
-  protected:
-    virtual void launch_kernel(Owner owner, const GradientParams& params, cudaStream_t stream) const = 0;
-
-    int device_;
-    ElementType type_;
-    BackwardCall call_{};  // without its tensors
-
   private:
-    void launch_owner(Owner owner, const Work& work, GradientParams& params, cudaStream_t stream) const {
+    void launch_kernel(Owner owner, const Work& work, GradientParams& params, cudaStream_t stream) const {
         if (work.num_tiles == 0) return;  // no rows on this side
-        params.tiles = pointer<int>(work.tiles);
+        params.tiles = work.tiles;
         params.num_tiles = work.num_tiles;
-        launch_kernel(owner, params, stream);
+        kernels_.launch(owner, params, shape_.dtype, stream);
     }
 
-    void sum_pieces(const Work& work, int heads, const float* part, void* grad, void* grad_tiv,
-                    cudaStream_t stream) const {
+    void sum_pieces(const Work& work, int heads, SumGradientsParams sum, cudaStream_t stream) const {
         if (work.num_merges == 0) return;
-        merge::launch_gradients(
-            {part, grad, grad_tiv, pointer<int>(work.merges), work.num_merges, heads, work.block, call_.head_dim},
-            type_, stream);
+        sum.merges = work.merges;
+        sum.num_merges = work.num_merges;
+        sum.heads = heads;
+        sum.block = work.block;
+        sum.head_dim = shape_.head_dim;
+        merge::launch_gradients(sum, shape_.dtype, stream);
     }
 
-    Work queries_, keys_;
+    const GradientLauncher& kernels_;
+    const Shape shape_;
+    const Work queries_, keys_;
+    BackwardCall call_{};  // without its tensors
 };
-
-class AmpereBackward : public BackwardPlan {
-  public:
-    template <class... Args>
-    explicit AmpereBackward(Args... args) : BackwardPlan(args...) {
-        check_current(device_);
-        ampere::prepare_gradients(call_.head_dim, type_);
-    }
-
-  private:
-    void launch_kernel(Owner owner, const GradientParams& params, cudaStream_t stream) const override {
-        ampere::launch_gradients(owner, params, type_, stream);
-    }
-};
-
-#if TIVTOK_HAS_HOPPER
-class HopperBackward : public BackwardPlan {
-  public:
-    template <class... Args>
-    explicit HopperBackward(Args... args) : BackwardPlan(args...) {
-        check_current(device_);
-        hopper::prepare_gradients(call_.head_dim, type_);
-    }
-
-  private:
-    void launch_kernel(Owner owner, const GradientParams& params, cudaStream_t stream) const override {
-        hopper::launch_gradients(owner, params, type_, stream);
-    }
-};
-#endif
-
-template <class Plan>
-void def_backward(py::module_& m, const char* name) {
-    py::class_<Plan, BackwardPlan>(m, name).def(py::init<int, std::string, int, int, int, Work, Work>(),
-                                                py::arg("device"), py::arg("dtype"), py::arg("heads"), py::arg("group"),
-                                                py::arg("head_dim"), py::arg("queries"), py::arg("keys"));
-}
-
-void def_gradient_tile(py::module_& m, const char* name, GradientTile (*tile_of)(Owner, int)) {
-    m.def(name, [tile_of](bool keys, int head_dim) {
-        const auto tile = tile_of(keys ? Owner::keys : Owner::queries, head_dim);
-        return py::make_tuple(tile.owned, tile.walked, tile.blocks_per_sm);
-    });
-}
 
 }  // namespace
 
@@ -327,31 +247,34 @@ PYBIND11_MODULE(extension, m) {
         return py::make_tuple(driver, runtime);
     });
 
-    py::class_<Work>(m, "Work").def(py::init<Address, int, Address, int, int>(), py::arg("tiles"), py::arg("num_tiles"),
-                                    py::arg("merges"), py::arg("num_merges"), py::arg("block"));
-    py::class_<ForwardPlan>(m, "ForwardPlan").def("launch", &ForwardPlan::launch, py::arg("stream"));
-    py::class_<AmpereForward, ForwardPlan>(m, "AmpereForward")
-        .def(py::init<int, std::string, int, int, int, Work>(), py::arg("device"), py::arg("dtype"), py::arg("heads"),
-             py::arg("group"), py::arg("head_dim"), py::arg("work"));
-    m.def("ampere_forward_tile", [](int head_dim) {
-        const auto tile = ampere::forward_tile(head_dim);
-        return py::make_tuple(tile.block_q, tile.block_k, tile.blocks_per_sm);
-    });
+    def_structure(m, "Shape", kShapeFields);
+    def_structure(m, "Work", kWorkFields);
+    def_structure(m, "ForwardTile", kForwardTileFields);
+    def_structure(m, "GradientTile", kGradientTileFields);
+    py::enum_<Owner>(m, "Owner").value("queries", Owner::queries).value("keys", Owner::keys);
 
-    py::class_<BackwardPlan>(m, "BackwardPlan").def("launch", &BackwardPlan::launch, py::arg("stream"));
-    def_backward<AmpereBackward>(m, "AmpereBackward");
-    def_gradient_tile(m, "ampere_gradient_tile", ampere::gradient_tile);
+    py::class_<ForwardPlan>(m, "ForwardPlan")
+        .def("launch", &ForwardPlan::launch, py::arg("stream"), py::arg("arguments"));
+    py::class_<AmpereForward, ForwardPlan>(m, "AmpereForward")
+        .def(py::init<const Shape&, const Work&>(), py::arg("shape"), py::arg("work"));
+    m.def("ampere_forward_tile", ampere::forward_tile, py::arg("head_dim"));
 #if TIVTOK_HAS_HOPPER
-    def_backward<HopperBackward>(m, "HopperBackward");
-    def_gradient_tile(m, "hopper_gradient_tile", hopper::gradient_tile);
+    def_structure(m, "RowCounts", kRowCountsFields);
+    def_structure(m, "Shares", kSharesFields);
     py::class_<HopperForward, ForwardPlan>(m, "HopperForward")
-        .def(py::init<int, std::string, int, int, int, Work, int64_t, int64_t, int64_t, Address, Address, int, int>(),
-             py::arg("device"), py::arg("dtype"), py::arg("heads"), py::arg("group"), py::arg("head_dim"),
-             py::arg("work"), py::arg("q_rows"), py::arg("k_rows"), py::arg("tiv_rows"), py::arg("order"),
-             py::arg("bounds"), py::arg("blocks"), py::arg("kept_pairs"));
-    m.def("hopper_forward_tile", [](int head_dim) {
-        const auto tile = hopper::forward_tile(head_dim);
-        return py::make_tuple(tile.block_q, tile.block_k, tile.blocks_per_sm, tile.kept_pairs);
-    });
+        .def(py::init<const Shape&, const Work&, const hopper::RowCounts&, const hopper::Shares&>(), py::arg("shape"),
+             py::arg("work"), py::arg("rows"), py::arg("shares"));
+    m.def("hopper_forward_tile", hopper::forward_tile, py::arg("head_dim"));
 #endif
+
+    py::class_<BackwardPlan>(m, "BackwardPlan")
+        .def(py::init<const std::string&, const Shape&, const Work&, const Work&>(), py::arg("engine"),
+             py::arg("shape"), py::kw_only(), py::arg("queries"), py::arg("keys"))
+        .def("launch", &BackwardPlan::launch, py::arg("stream"), py::arg("arguments"));
+    m.def(
+        "gradient_tile",
+        [](const std::string& engine, Owner owner, int head_dim) {
+            return gradient_launcher(engine).tile(owner, head_dim);
+        },
+        py::arg("engine"), py::arg("owner"), py::arg("head_dim"));
 }

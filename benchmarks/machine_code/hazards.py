@@ -30,6 +30,7 @@ class Flight(NamedTuple):
 
     Attributes:
         armed: an ARRIVE has come, and no DEPBAR after it.
+        joins: where threads that a branch parted meet again, by the barrier's name.
         groups: registers of each committed group, the oldest first; open: of the one that is not committed yet.
         sums: of these registers the accumulators.
     """
@@ -38,6 +39,7 @@ class Flight(NamedTuple):
     groups: tuple[Registers, ...]
     open: Registers
     sums: Registers
+    joins: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def live(self) -> Registers:
@@ -65,8 +67,8 @@ def hazards(code: Sequence[Instruction]) -> list[str]:
     watched = NONE.union(*(p.sums | p.left for p in products.values()))
     touched, written_by = ([of(i) & watched for i in code] for of in (registers, targets))
     place = {instruction.address: i for i, instruction in enumerate(code)}
-    barriers = {i.operands.split(",")[0]: _target(i, place) for i in code if i.name == "BSSY"}
-    followers = [list(_followers(code, i, place, barriers)) for i in range(len(code))]
+    joins = {n: (i.operands.split(",")[0], _target(i, place)) for n, i in enumerate(code) if i.name == "BSSY"}
+    followers = [list(_followers(code, i, place)) for i in range(len(code))]
     found: dict[str, None] = {}
     seen: dict[tuple[int, Flight], Registers] = {}
     todo: list[tuple[int, Flight, Registers]] = [(0, Flight(False, (), NONE, NONE), NONE)]
@@ -83,10 +85,14 @@ def hazards(code: Sequence[Instruction]) -> list[str]:
             written = NONE if after.armed else written
         else:
             after, hit = flight, touched[i] & flight.live
+            if i in joins:
+                others = frozenset(join for join in flight.joins if join[0] != joins[i][0])
+                after = flight._replace(joins=others | {joins[i]})
             lines = [f"touches {_names(hit)} in flight"] if hit else []
             written |= written_by[i]
         found |= dict.fromkeys(f"{code[i].address:#06x} {code[i].opcode}: {line}" for line in lines)
-        todo += [(follower, after, written) for follower in followers[i]]
+        meet = [at for name, at in flight.joins if (code[i].name, code[i].operands) == ("BSYNC", name)]
+        todo += [(follower, after, written) for follower in (*followers[i], *meet)]
     return list(found)
 
 
@@ -98,7 +104,8 @@ def _fence(i: Instruction, flight: Flight) -> Flight:
         raise ValueError(f"expected ARRIVE or DEPBAR.LE of a warpgroup, got {i.opcode}")
     left = int(i.operands.split(",")[1], 16)
     groups = flight.groups[max(0, len(flight.groups) - left) :]
-    return Flight(False, groups, flight.open, flight.sums & NONE.union(*groups, flight.open))
+    sums = flight.sums & NONE.union(*groups, flight.open)
+    return flight._replace(armed=False, groups=groups, sums=sums)
 
 
 def _product(this: Hgmma, flight: Flight, written: Registers) -> tuple[Flight, list[str]]:
@@ -110,8 +117,8 @@ def _product(this: Hgmma, flight: Flight, written: Registers) -> tuple[Flight, l
         lines.append(f"{_names(hit)} of another product in flight")
     everything, sums = flight.open | this.sums | this.left, flight.sums | this.sums
     if this.commits:
-        return Flight(flight.armed, (*flight.groups, everything), NONE, sums), lines
-    return Flight(flight.armed, flight.groups, everything, sums), lines
+        return flight._replace(groups=(*flight.groups, everything), open=NONE, sums=sums), lines
+    return flight._replace(open=everything, sums=sums), lines
 
 
 def hgmma(i: Instruction) -> Hgmma:
@@ -165,15 +172,14 @@ def _width(i: Instruction) -> int:
     return 4 if "128" in suffixes else 2 if "64" in suffixes else 1
 
 
-def _followers(code: Sequence[Instruction], i: int, place: dict[int, int], barriers: dict[str, int]) -> Iterator[int]:
-    """Where control may go: a jump that a predicate may skip goes on as well, and every other one might have one."""
+def _followers(code: Sequence[Instruction], i: int, place: dict[int, int]) -> Iterator[int]:
+    """Where control may go, but for BSYNC: a jump that a predicate may skip goes on as well, and every other one might
+    have one."""
     instruction = code[i]
     if instruction.name in ("BRX", "JMX"):
         raise ValueError(f"{instruction.address:#06x} jumps to an address in a register")
     if instruction.name in ("BRA", "CALL", "JMP"):
         yield _target(instruction, place)
-    if instruction.name == "BSYNC" and instruction.operands in barriers:
-        yield barriers[instruction.operands]
     sure = not instruction.predicate and "," not in instruction.operands and "." not in instruction.opcode
     ends = (instruction.name in _ENDS and not instruction.predicate) or (instruction.name in ("BRA", "JMP") and sure)
     if not ends and i + 1 < len(code):

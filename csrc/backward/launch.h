@@ -3,25 +3,26 @@
 #include "backward/params.h"
 #include "common/host.h"
 
+// LSE and delta, which the gradient kernels read. head_dim: a multiple of 8 up to 128.
+void launch_row_statistics(const RowStatisticsParams& params, ElementType type, cudaStream_t stream);
+
 // What schedules need to know of a gradient kernel.
 struct GradientTile {
     int owned, walked;  // rows per block and per step
     int blocks_per_sm;
 };
 
-// LSE and delta, which the gradient kernels read. head_dim: a multiple of 8 up to 128.
-void launch_row_statistics(const RowStatisticsParams& params, ElementType type, cudaStream_t stream);
+// The gradient kernels of one architecture.
+struct GradientLauncher {
+    GradientTile (*tile)(Owner owner, int head_dim);
+    // Once per device before the first launch: lets the kernels have their shared memory on the current device.
+    void (*prepare)(int head_dim, ElementType type);
+    void (*launch)(Owner owner, const GradientParams& params, ElementType type, cudaStream_t stream);
+};
 
-// prepare_gradients: once per device before the first launch, lets the kernels have their shared memory on the current
-// device.
-namespace ampere {  // sm_80 and newer; head_dim: a multiple of 8 up to 128
-GradientTile gradient_tile(Owner owner, int head_dim);
-void prepare_gradients(int head_dim, ElementType type);
-void launch_gradients(Owner owner, const GradientParams& params, ElementType type, cudaStream_t stream);
-}  // namespace ampere
-
-namespace hopper {  // sm_90a; head_dim: 64 or 128
-GradientTile gradient_tile(Owner owner, int head_dim);
-void prepare_gradients(int head_dim, ElementType type);
-void launch_gradients(Owner owner, const GradientParams& params, ElementType type, cudaStream_t stream);
-}  // namespace hopper
+namespace ampere {
+extern const GradientLauncher gradient_launcher;  // sm_80 and newer; head_dim: a multiple of 8 up to 128
+}
+namespace hopper {
+extern const GradientLauncher gradient_launcher;  // sm_90a; head_dim: 64 or 128
+}

@@ -40,3 +40,12 @@ struct GradientParams {
     int head_dim;  // D
     float scale;   // of scores, any sign
 };
+
+namespace backward {
+
+// Blocks of a launch: one per tile and head of the side owned.
+inline int blocks(Owner owner, const GradientParams& p) {
+    return p.num_tiles * (owner == Owner::keys ? p.heads / p.group : p.heads);
+}
+
+}  // namespace backward

@@ -120,10 +120,72 @@ struct Walk {
     DEVICE int row_number(int i) const { return i + (i < length_a ? a : b); }
 };
 
+// LSE and delta of the columns walked, where those are queries, as a step's statistics lie behind its matrices: LSE,
+// delta, LSE, delta of the two columns of block n of eight that a lane has elements of.
+template <class C>
+DEVICE float4 column_stats(const uint8_t* stats, int n) {
+    if (C::kOwner == Owner::queries) return {};
+    return *reinterpret_cast<const float4*>(stats + n * 64 + threadIdx.x % 4 * 16);
+}
+
+// P = exp2(scale S - LSE), in place, of 16 kRowTiles rows. element(m, n, j) is what the accumulators of mma and wgmma
+// hold: of rows 16 m on and block n of eight columns, columns 2 (lane % 4) + j % 2 of row lane / 4 + j / 2 * 8.
+//
+// scale: carries log2(e). rows: LSE and delta of a lane's rows, where those are queries. valid: columns of the step.
+template <class C, int kRowTiles, class Elements>
+DEVICE void make_weights(const Elements& element, float scale, const float2 (&rows)[kRowTiles][2], const uint8_t* stats,
+                         int valid) {
+    constexpr bool kKeys = C::kOwner == Owner::keys;
+#pragma unroll
+    for (int n = 0; n < C::kWalked / 8; ++n) {
+        const float4 columns = column_stats<C>(stats, n);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float lse = kKeys ? j % 2 ? columns.z : columns.x : rows[m][j / 2].x;
+                element(m, n, j) = dev::ex2(element(m, n, j) * scale - lse);
+            }
+        }
+    }
+    // An absent query is all zeros, dout and delta too: whatever its P, it adds nothing. An absent key's P is
+    // exp2(-LSE), which may be infinite.
+    if (!kKeys && valid < C::kWalked) {
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+            for (int n = 0; n < C::kWalked / 8; ++n) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    if (n * 8 + threadIdx.x % 4 * 2 + j % 2 >= valid) element(m, n, j) = 0;
+                }
+            }
+        }
+    }
+}
+
+// dS = P * (dP - delta), in the place of dP.
+template <class C, int kRowTiles, class Elements, class Weights>
+DEVICE void make_score_gradients(const Elements& element, const Weights& weight, const float2 (&rows)[kRowTiles][2],
+                                 const uint8_t* stats) {
+    constexpr bool kKeys = C::kOwner == Owner::keys;
+#pragma unroll
+    for (int n = 0; n < C::kWalked / 8; ++n) {
+        const float4 columns = column_stats<C>(stats, n);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float delta = kKeys ? j % 2 ? columns.w : columns.y : rows[m][j / 2].y;
+                element(m, n, j) = weight(m, n, j) * (element(m, n, j) - delta);
+            }
+        }
+    }
+}
+
 // Writes 16 rows, from row `first` of the tile on, of `factor` times a gradient: to `whole` (rows, heads, head_dim) or,
 // of a piece, to `part` (slots, heads, kOwned, head_dim), whose rows past the end of the tile nobody reads. element(n,
-// j) is what the accumulators of mma and wgmma hold: of block n of eight columns, columns 2 (lane % 4) + j % 2 of row
-// lane / 4 + j / 2 * 8.
+// j): as in make_weights.
 template <class C, class Elements>
 DEVICE void store(const GradientParams& p, const Place<C>& place, int first, float factor, void* whole, float* part,
                   const Elements& element) {

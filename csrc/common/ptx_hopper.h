@@ -164,23 +164,25 @@ DEVICE void wgmma_hold(uint32_t (&a)[kRegisters]) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc_b), "r"(int(accumulate)), "n"(int(kMajorB)))
 
 // N follows from the accumulators, so there is one overload per N. i0... are the numbers of the operands after the
-// accumulators.
-#define WGMMA_SHAPE(N, i0, i1, i2, i3, i4, i5, i6)                                                      \
-    template <class Element, Major kMajorA = Major::K, Major kMajorB = Major::K>                        \
-    DEVICE void wgmma_ss(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, bool accumulate) {        \
-        if constexpr (std::is_same_v<Element, bf16>) {                                                  \
-            WGMMA_SS(N, "bf16", i0, i1, i2, i3, i4);                                                    \
-        } else {                                                                                        \
-            WGMMA_SS(N, "f16", i0, i1, i2, i3, i4);                                                     \
-        }                                                                                               \
-    }                                                                                                   \
-    template <class Element, Major kMajorB = Major::K>                                                  \
-    DEVICE void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t desc_b, bool accumulate) { \
-        if constexpr (std::is_same_v<Element, bf16>) {                                                  \
-            WGMMA_RS(N, "bf16", i0, i1, i2, i3, i4, i5, i6);                                            \
-        } else {                                                                                        \
-            WGMMA_RS(N, "f16", i0, i1, i2, i3, i4, i5, i6);                                             \
-        }                                                                                               \
+// accumulators: nvcc knows no names for operands, and no arithmetic on their numbers.
+#define WGMMA_SHAPE(N, i0, i1, i2, i3, i4, i5, i6)                                                               \
+    static_assert(i0 == N / 2 && i1 == i0 + 1 && i2 == i0 + 2 && i3 == i0 + 3 && i4 == i0 + 4 && i5 == i0 + 5 && \
+                  i6 == i0 + 6);                                                                                 \
+    template <class Element, Major kMajorA = Major::K, Major kMajorB = Major::K>                                 \
+    DEVICE void wgmma_ss(float (&d)[N / 2], uint64_t desc_a, uint64_t desc_b, bool accumulate) {                 \
+        if constexpr (std::is_same_v<Element, bf16>) {                                                           \
+            WGMMA_SS(N, "bf16", i0, i1, i2, i3, i4);                                                             \
+        } else {                                                                                                 \
+            WGMMA_SS(N, "f16", i0, i1, i2, i3, i4);                                                              \
+        }                                                                                                        \
+    }                                                                                                            \
+    template <class Element, Major kMajorB = Major::K>                                                           \
+    DEVICE void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t desc_b, bool accumulate) {          \
+        if constexpr (std::is_same_v<Element, bf16>) {                                                           \
+            WGMMA_RS(N, "bf16", i0, i1, i2, i3, i4, i5, i6);                                                     \
+        } else {                                                                                                 \
+            WGMMA_RS(N, "f16", i0, i1, i2, i3, i4, i5, i6);                                                      \
+        }                                                                                                        \
     }
 
 WGMMA_SHAPE(32, 16, 17, 18, 19, 20, 21, 22)

@@ -34,7 +34,14 @@ inline int64_t stride_bytes(const char* name, const char* dimension, int64_t siz
 }  // namespace tensor_map
 
 // Boxes of box_rows rows x 1 head x 64 columns of a tensor of bfloat16 or float16, as wgmma reads them (128-byte
-// swizzle). Coordinates are (column, head, row); what a box has beyond the tensor arrives as zeros.
+// swizzle), that end with any row. A load of `count` <= box_rows rows from `row` on has the coordinates
+//
+//     (column, head, box_rows - count, row + count)
+//
+// and the rest of its box arrives as zeros. For that the rows are two dimensions with the same stride: the third is no
+// longer than a box, so it ends where the load has to, and the fourth brings it there. Its origin, to which the
+// coordinates above add at least a box, lies box_rows rows before the tensor. (triton/tools/ragged_tma.py does the same
+// with three dimensions and addresses that wrap around.)
 //
 // Throws std::invalid_argument, naming x, if the tensor or the box is none that TMA can read, and std::runtime_error if
 // the driver refuses.
@@ -52,14 +59,15 @@ inline CUtensorMap row_boxes(EncodeTiled encode, const char* name, const Tensor&
     const int64_t head_stride = tensor_map::stride_bytes(name, "head", heads, x.head, head_dim);
     const int64_t row_stride =
         tensor_map::stride_bytes(name, "row", rows, x.row, heads * head_stride / tensor_map::kElementBytes);
-    const cuuint64_t sizes[] = {cuuint64_t(head_dim), cuuint64_t(heads), cuuint64_t(rows)};
-    const cuuint64_t strides[] = {cuuint64_t(head_stride), cuuint64_t(row_stride)};
-    const cuuint32_t box[] = {kMapColumns, 1, cuuint32_t(box_rows)};
-    const cuuint32_t every[] = {1, 1, 1};
+    const cuuint64_t sizes[] = {cuuint64_t(head_dim), cuuint64_t(heads), cuuint64_t(box_rows), cuuint64_t(rows) + 1};
+    const cuuint64_t strides[] = {cuuint64_t(head_stride), cuuint64_t(row_stride), cuuint64_t(row_stride)};
+    const cuuint32_t box[] = {kMapColumns, 1, cuuint32_t(box_rows), 1};
+    const cuuint32_t every[] = {1, 1, 1, 1};
+    const uintptr_t origin = reinterpret_cast<uintptr_t>(x.data) - box_rows * row_stride;
     CUtensorMap map;
     const CUresult result =
-        encode(&map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
-               const_cast<void*>(x.data), sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        encode(&map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+               reinterpret_cast<void*>(origin), sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         throw std::runtime_error(std::string("tensor map of ") + name + ": cuTensorMapEncodeTiled returned " +

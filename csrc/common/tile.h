@@ -23,11 +23,12 @@ struct Merge {
 DEVICE Tile load_tile(const int* tiles, int i_tile) {
     const int4* p_tile = reinterpret_cast<const int4*>(tiles) + 2 * static_cast<int64_t>(i_tile);
     const int4 lo = p_tile[0], hi = p_tile[1];
-    return {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
+    return {
+        .row = lo.x, .row_end = lo.y, .a = lo.z, .a_end = lo.w, .b = hi.x, .b_end = hi.y, .slot = hi.z, .in_tiv = hi.w};
 }
 
 DEVICE Merge load_merge(const int* merges, int i_merge) {
     const int4* p_merge = reinterpret_cast<const int4*>(merges) + 2 * static_cast<int64_t>(i_merge);
     const int4 lo = p_merge[0], hi = p_merge[1];
-    return {lo.x, lo.y, lo.z, lo.w, hi.x};
+    return {.row = lo.x, .row_end = lo.y, .slot = lo.z, .slots = lo.w, .in_tiv = hi.x};
 }

@@ -19,3 +19,8 @@ struct ForwardParams {
     int head_dim;  // D, a multiple of 8
     float scale;   // of scores, any sign
 };
+
+// What schedules need to know of a forward kernel.
+struct ForwardTile {
+    int block_q, block_k, blocks_per_sm;
+};

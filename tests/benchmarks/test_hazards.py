@@ -103,3 +103,22 @@ def test_operands():
     (one,) = code(["HGMMA.64x128x16.F32 R24, R4, gdesc[UR8].tnspB, R24, gsb0"])
     assert (len(one_ := hgmma(one).sums), min(one_), hgmma(one).left) == (64, 24, {4, 5, 6, 7})
     assert hgmma(one).adds and hgmma(one).commits
+
+
+@pytest.mark.parametrize(("wait", "found"), [("WARPGROUP.DEPBAR.LE gsb0, 0x0", 0), ("NOP", 1)])
+def test_threads_meet_where_their_own_branch_ends(wait, found):
+    """A barrier that two branches use, the first of them while products are in flight."""
+    lines = [
+        "WARPGROUP.ARRIVE",  # 0x00
+        "HGMMA.64x16x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT, gsb0",  # 0x10
+        "BSSY B0, 0x50",  # 0x20
+        "@P0 BRA 0x40",  # 0x30
+        "BSYNC B0",  # 0x40
+        wait,  # 0x50
+        "BSSY B0, 0x90",  # 0x60
+        "@P0 BRA 0x80",  # 0x70
+        "BSYNC B0",  # 0x80
+        "FADD R0, R24, R25",  # 0x90
+        "EXIT",  # 0xa0
+    ]
+    assert len(hazards(code(lines))) == found

@@ -177,16 +177,21 @@ def test_the_page_shows_the_predictions():
 
 
 def test_comparison_with_a_measurement():
-    """On 132 SMs 11 heads make 10 tiles of 128 rows for each."""
-    assert measure.heads_for(132) == 11 and measure.KEYS // measure.ROWS * 11 / 132 == 10
-    assert measure.steps(192, 132) == 10 * 80
+    """On 132 SMs 33 heads make 30 tiles of 128 rows for each, or 20 of 192."""
+    assert measure.heads_for(132) == 33 and [tiles * 33 / 132 for tiles in measure.TILES] == [30, 20]
+    assert measure.steps(128, 192, 132) == 30 * 80
     rows = [
-        {"work": work, "head_dim": 64, "keys": 64, "clocks": clocks, "shipped": shipped}
-        for work, clocks, shipped in (("forward", 5, True), ("dq", 3, True), ("dkdv", 4, True), ("dq", 1, False))
+        {"work": work, "head_dim": 64, "keys": 64, "clocks": clocks, "shipped": shipped, "consumers": consumers}
+        for work, clocks, shipped, consumers in (
+            ("forward", 5, True, 3),
+            ("dq", 3, True, 2),
+            ("dkdv", 4, True, 2),
+            ("dq", 1, False, 2),
+        )
     ]
-    assert measure.predicted({"kernels": rows}, 132) == {"forward d64": 2400 * 5, "backward d64": 2400 * 7}
-    page = measure.table({"forward d64": 24000.0, "backward d64": 8400.0}, {"kernels": rows}, 132)
-    assert "| forward d64 | 24000 | 12000 | 2.00 |" in page and "| backward d64 | 8400 | 16800 | 0.50 |" in page
+    assert measure.predicted({"kernels": rows}, 132) == {"forward d64": 4800 * 5, "backward d64": 7200 * 7}
+    page = measure.table({"forward d64": 48000.0, "backward d64": 25200.0}, {"kernels": rows}, 132)
+    assert "| forward d64 | 48000 | 24000 | 2.00 |" in page and "| backward d64 | 25200 | 50400 | 0.50 |" in page
 
 
 @pytest.mark.emulator
@@ -198,5 +203,6 @@ def test_kernels_as_they_ship(variant):
     products = {"forward": 2, "dq": 3, "dkdv": 4}[variant.work]
     result = simulate(variant, compiled.code, machine())
     assert compiled.said == ""
-    assert result.tensor == pytest.approx(products * 2 * 128 * variant.keys * variant.head_dim / 4096, rel=0.01)
+    flops = products * 2 * variant.rows * variant.keys * variant.head_dim
+    assert result.tensor == pytest.approx(flops / 4096, rel=0.01)
     assert result.tensor <= result.clocks < 4 * result.tensor

@@ -2,18 +2,10 @@
 #include "backward/ampere/kernel.h"
 #include "backward_driver.h"
 
-template <Owner kOwner>
-void run(const GradientParams& params, bool is_bf16) {
-    const auto launch = [&]<class Element>(Element) {
-        using C = ampere::GradientConfig<Element, 32, kOwner, 1, 32, 1, 2>;
-        const int heads = kOwner == Owner::keys ? params.heads / params.group : params.heads;
-        emu::launch(params.num_tiles * heads, C::kThreads, C::kSharedBytes, ampere::gradients<C>, params);
-    };
-    is_bf16 ? launch(dev::bf16{}) : launch(dev::fp16{});
-}
+template <class Element, int, Owner kOwner>
+using Small = ampere::GradientConfig<Element, 32, kOwner, 1, 32, 1, 2>;
 
-extern "C" void query_gradients(const GradientParams* params, int64_t is_bf16) {
-    run<Owner::queries>(*params, is_bf16);
+void gradients(Owner owner, const GradientParams& params, ElementType type) {
+    backward::with_config<Small, PaddedWidths<32>>(owner, params.head_dim, type,
+                                                   [&]<class C>(C) { run<C>(ampere::gradients<C>, params); });
 }
-
-extern "C" void key_gradients(const GradientParams* params, int64_t is_bf16) { run<Owner::keys>(*params, is_bf16); }

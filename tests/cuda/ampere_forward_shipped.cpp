@@ -1,21 +1,19 @@
 // The Ampere forward in the tiles that ship, on the emulator, for test_ampere_forward.py.
-#include "emulator/launch.h"
+#include "driver.h"
 #include "forward/ampere/kernel.h"
 
-namespace {
-
-template <class C>
-void run(const ForwardParams& params) {
-    emu::launch(params.num_tiles * params.heads, C::kThreads, C::kSharedBytes, ampere::forward<C>, params);
+template <class Visit>
+void with_shipped(int64_t head_dim, ElementType type, Visit visit) {
+    with_config<ampere::ForwardConfigOf, ampere::ForwardWidths>(head_dim, type, visit);
 }
 
-}  // namespace
-
 extern "C" void forward(const ForwardParams* params, int64_t is_bf16) {
-    ampere::with_config(params->head_dim, is_bf16 ? ElementType::bf16 : ElementType::fp16, [&]<class C>(C) { run<C>(*params); });
+    with_shipped(params->head_dim, element_type(is_bf16), [&]<class C>(C) {
+        emu::launch(params->num_tiles * params->heads, C::kThreads, C::kSharedBytes, ampere::forward<C>, *params);
+    });
 }
 
 extern "C" void forward_tile(int64_t head_dim, int32_t* rows_and_keys) {
-    ampere::with_config(head_dim, ElementType::bf16,
-                        [&]<class C>(C) { rows_and_keys[0] = C::kBlockQ, rows_and_keys[1] = C::kBlockK; });
+    with_shipped(head_dim, ElementType::bf16,
+                 [&]<class C>(C) { rows_and_keys[0] = C::kBlockQ, rows_and_keys[1] = C::kBlockK; });
 }

@@ -1,14 +1,14 @@
-"""Gradient kernels on the emulator: parameters as in csrc/backward/params.h, buffers in its memory, and the verdict."""
+"""Gradient kernels on the emulator: buffers in its device memory, and the verdict."""
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, replace
 
 import torch
 from cuda_emulator import Kernels
-from forward_runs import CPU, SumGradientsParams, TensorParams, device_inputs, structure, tensor_params
+from forward_runs import CPU, SumGradientsParams, TensorParams, addresses, device_inputs, tensor_params
 from oracle import Case, check_results
+from structures import structures
 from torch import Tensor
 
 from tivtok_kernels import reference
@@ -16,21 +16,8 @@ from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 
-RowStatisticsParams = structure(
-    "RowStatisticsParams",
-    out=ctypes.c_void_p,
-    dout=TensorParams,
-    **dict.fromkeys(("lse", "dlse", "stats"), ctypes.c_void_p),
-    **dict.fromkeys(("rows", "heads", "head_dim"), ctypes.c_int32),
-)
-GradientParams = structure(
-    "GradientParams",
-    **dict.fromkeys(("q", "dout", "k", "v", "k_tiv", "v_tiv"), TensorParams),
-    **dict.fromkeys(("stats", "dq", "dk", "dv", "dk_tiv", "dv_tiv"), ctypes.c_void_p),
-    **dict.fromkeys(("part_dq", "part_dk", "part_dv", "tiles"), ctypes.c_void_p),
-    **dict.fromkeys(("num_tiles", "rows", "heads", "group", "head_dim"), ctypes.c_int32),
-    scale=ctypes.c_float,
-)
+RowStatisticsParams = structures("backward/params.h", TensorParams)["RowStatisticsParams"]
+GradientParams = structures("backward/params.h", TensorParams)["GradientParams"]
 
 
 @dataclass(frozen=True)
@@ -80,14 +67,25 @@ def gradients(kernels: Kernels, tiles: Tiles, p: Problem, seed: int = 0) -> dict
     out, lse = kernels.tensor(p.out, "out"), kernels.tensor(p.lse, "lse")
     dlse = kernels.tensor(case.dlse, "dlse") if p.with_dlse else None
     statistics = RowStatisticsParams(
-        out.data_ptr(),
-        tensor_params(dout),
-        *(None if x is None else x.data_ptr() for x in (lse, dlse, stats)),
-        *(rows, heads, head_dim),
+        **addresses(out=out, lse=lse, dlse=dlse, stats=stats),
+        dout=tensor_params(dout),
+        rows=rows,
+        heads=heads,
+        head_dim=head_dim,
     )
     kernels.call("row_statistics", statistics, is_bf16, seed=seed)
 
     grads = {f"d{name}": kernels.empty(x.shape, x.dtype, f"d{name}") for name, x in inputs.items()}
+    own = {"k_tiv": k, "v_tiv": v}  # where the TIV keys have no tensors of their own
+    of_all = {
+        **{name: tensor_params(x) for name, x in (own | inputs | {"dout": dout}).items()},
+        **addresses(stats=stats, **{"dk_tiv": grads["dk"], "dv_tiv": grads["dv"]} | grads),
+        "rows": rows,
+        "heads": heads,
+        "group": heads // kv_heads,
+        "head_dim": head_dim,
+        "scale": p.scale,
+    }
     works = {
         "query_gradients": (query_work, tiles.queries, heads, ("dq",)),
         "key_gradients": (key_work, tiles.keys, kv_heads, ("dk", "dv")),
@@ -96,13 +94,10 @@ def gradients(kernels: Kernels, tiles: Tiles, p: Problem, seed: int = 0) -> dict
         work = make_work(case.layout, case.scope, block, step, owners, p.workers, CPU)
         parts = {n: kernels.empty((work.num_slots, owners, block, head_dim), torch.float32, f"part_{n}") for n in names}
         params = GradientParams(
-            *map(tensor_params, (q, dout, k, v, inputs.get("k_tiv", k), inputs.get("v_tiv", v))),
-            stats.data_ptr(),
-            *(grads[n].data_ptr() for n in ("dq", "dk", "dv")),
-            *(grads.get(f"{n}_tiv", grads[n]).data_ptr() for n in ("dk", "dv")),
-            *(parts[n].data_ptr() if n in parts else None for n in ("dq", "dk", "dv")),
-            kernels.tensor(work.tiles, "tiles").data_ptr(),
-            *(work.num_tiles, rows, heads, heads // kv_heads, head_dim, p.scale),
+            **of_all,
+            **addresses(**{f"part_{n}": parts.get(n) for n in ("dq", "dk", "dv")}),
+            **addresses(tiles=kernels.tensor(work.tiles, "tiles")),
+            num_tiles=work.num_tiles,
         )
         kernels.call(kernel, params, is_bf16, seed=seed)
         _sum_pieces(kernels, work, parts, grads, is_bf16, seed)
@@ -129,7 +124,13 @@ def _sum_pieces(
         return
     merges = kernels.tensor(work.merges, "merges")
     for name, part in parts.items():
-        pointers = (x.data_ptr() for x in (part, grads[name], grads.get(f"{name}_tiv", grads[name]), merges))
-        kernels.call(
-            "sum_gradients", SumGradientsParams(*pointers, work.num_merges, *part.shape[1:]), is_bf16, seed=seed
+        grad = grads[name]
+        heads, block, head_dim = part.shape[1:]
+        params = SumGradientsParams(
+            **addresses(part=part, grad=grad, grad_tiv=grads.get(f"{name}_tiv", grad), merges=merges),
+            num_merges=work.num_merges,
+            heads=heads,
+            block=block,
+            head_dim=head_dim,
         )
+        kernels.call("sum_gradients", params, is_bf16, seed=seed)

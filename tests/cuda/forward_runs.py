@@ -1,14 +1,14 @@
-"""Forward kernels on the emulator: parameters as in csrc, buffers in its device memory, and the oracle's verdict."""
+"""Forward kernels on the emulator: buffers in its device memory, and the oracle's verdict."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from cuda_emulator import Kernels
 from oracle import Case, check_results
+from structures import Structure, structures
 from torch import Tensor
 
 from tivtok_kernels.error_budgets import Arithmetic
@@ -17,28 +17,10 @@ from tivtok_kernels.schedule import WorkList, query_work
 CPU = torch.device("cpu")
 
 
-def structure(name: str, **fields: type) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
-TensorParams = structure("TensorParams", data=ctypes.c_void_p, row=ctypes.c_int64, head=ctypes.c_int64)
-ForwardParams = structure(
-    "ForwardParams",
-    **dict.fromkeys(("q", "k", "v", "k_tiv", "v_tiv"), TensorParams),
-    **dict.fromkeys(("out", "lse", "part_out", "part_lse", "tiles"), ctypes.c_void_p),
-    **dict.fromkeys(("num_tiles", "heads", "group", "head_dim"), ctypes.c_int32),
-    scale=ctypes.c_float,
-)
-MergeOutputsParams = structure(
-    "MergeOutputsParams",
-    **dict.fromkeys(("part_out", "part_lse", "out", "lse", "merges"), ctypes.c_void_p),
-    **dict.fromkeys(("num_merges", "heads", "block", "head_dim"), ctypes.c_int32),
-)
-SumGradientsParams = structure(
-    "SumGradientsParams",
-    **dict.fromkeys(("part", "grad", "grad_tiv", "merges"), ctypes.c_void_p),
-    **dict.fromkeys(("num_merges", "heads", "block", "head_dim"), ctypes.c_int32),
-)
+TensorParams = structures("common/tensor.h")["Tensor"]
+ForwardParams = structures("forward/params.h", TensorParams)["ForwardParams"]
+MergeOutputsParams = structures("merge/params.h")["MergeOutputsParams"]
+SumGradientsParams = structures("merge/params.h")["SumGradientsParams"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +35,7 @@ class Run:
         fused: q, k and v as slices of one tensor, as a projection makes them.
     """
 
-    launch: Callable[[Kernels, ctypes.Structure, WorkList, bool, int], None]
+    launch: Callable[[Kernels, Structure, WorkList, bool, int], None]
     block: int
     step: int
     workers: int = 1
@@ -75,15 +57,25 @@ def forward(kernels: Kernels, run: Run, case: Case, seed: int = 0) -> tuple[Tens
     part_out = kernels.empty((work.num_slots, heads, run.block, head_dim), torch.float32, "part_out")
     part_lse = kernels.empty((work.num_slots, heads, run.block), torch.float32, "part_lse")
     tiles, merges = kernels.tensor(work.tiles, "tiles"), kernels.tensor(work.merges, "merges")
+    own = {"k_tiv": k, "v_tiv": v}  # where the TIV keys have no tensors of their own
     params = ForwardParams(
-        *map(tensor_params, (q, k, v, inputs.get("k_tiv", k), inputs.get("v_tiv", v))),
-        *(x.data_ptr() for x in (out, lse, part_out, part_lse, tiles)),
-        *(work.num_tiles, heads, heads // k.shape[1], head_dim, run.scale_of(case)),
+        **{name: tensor_params(x) for name, x in (own | inputs).items()},
+        **addresses(out=out, lse=lse, part_out=part_out, part_lse=part_lse, tiles=tiles),
+        num_tiles=work.num_tiles,
+        heads=heads,
+        group=heads // k.shape[1],
+        head_dim=head_dim,
+        scale=run.scale_of(case),
     )
     run.launch(kernels, params, work, q.dtype == torch.bfloat16, seed)
     if work.num_merges:
-        pointers = (x.data_ptr() for x in (part_out, part_lse, out, lse, merges))
-        merge = MergeOutputsParams(*pointers, work.num_merges, heads, run.block, head_dim)
+        merge = MergeOutputsParams(
+            **addresses(part_out=part_out, part_lse=part_lse, out=out, lse=lse, merges=merges),
+            num_merges=work.num_merges,
+            heads=heads,
+            block=run.block,
+            head_dim=head_dim,
+        )
         kernels.call("merge_outputs", merge, q.dtype == torch.bfloat16, seed=seed)
     assert kernels.written(out).all() and kernels.written(lse).all()
     return out.clone(), lse.clone()
@@ -108,5 +100,10 @@ def device_inputs(kernels: Kernels, case: Case, fused: bool) -> dict[str, Tensor
     return {n: x for name, xs in split.items() for n, x in zip(names[name], xs, strict=True)}
 
 
-def tensor_params(x: Tensor) -> ctypes.Structure:
-    return TensorParams(x.data_ptr(), *x.stride()[:2])
+def tensor_params(x: Tensor) -> Structure:
+    row, head, _ = x.stride()
+    return TensorParams(data=x.data_ptr(), row=row, head=head)
+
+
+def addresses(**tensors: Tensor | None) -> dict[str, int | None]:
+    return {name: None if x is None else x.data_ptr() for name, x in tensors.items()}

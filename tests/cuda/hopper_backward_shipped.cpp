@@ -2,16 +2,7 @@
 #include "backward/hopper/kernel.h"
 #include "backward_driver.h"
 
-template <Owner kOwner>
-void run(const GradientParams& params) {
-    const auto launch = [&]<class C>(C) {
-        const int heads = kOwner == Owner::keys ? params.heads / params.group : params.heads;
-        emu::launch(params.num_tiles * heads, C::kThreads, C::kSharedBytes, hopper::gradients<C>, params);
-    };
-    params.head_dim == 64 ? launch(hopper::GradientConfigOf<dev::bf16, 64, kOwner>{})
-                          : launch(hopper::GradientConfigOf<dev::bf16, 128, kOwner>{});
+void gradients(Owner owner, const GradientParams& params, ElementType type) {
+    backward::with_config<hopper::GradientConfigOf, hopper::GradientWidths>(
+        owner, params.head_dim, type, [&]<class C>(C) { run<C>(hopper::gradients<C>, params); });
 }
-
-extern "C" void query_gradients(const GradientParams* params, int64_t) { run<Owner::queries>(*params); }
-
-extern "C" void key_gradients(const GradientParams* params, int64_t) { run<Owner::keys>(*params); }

@@ -3,7 +3,7 @@
 
 #include "hopper_forward_driver.h"
 
-using Short = hopper::ForwardConfig<dev::bf16, 64, 32, 2, 5>;
+using Short = hopper::ForwardConfig<dev::bf16, 64, 32, 2, 5, 2, 16>;
 
 extern "C" void forward(const ForwardParams* params, const hopper::RowCounts* rows, const hopper::Shares* shares,
                         int64_t) {

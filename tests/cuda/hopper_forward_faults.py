@@ -16,24 +16,13 @@ def _fault(file: str, name: str, old: str, new: str, case: str = "clips") -> Fau
     return Fault(Mutation(name, f"forward/hopper/{file}", old, new), case)
 
 
-_KEY_EMPTY = "dev::mbar_wait(shared.key_empty(ring.slot), ring.phase ^ 1);\n"
-_VALUE_EMPTY = "dev::mbar_wait(shared.value_empty(ring.slot), ring.phase ^ 1);\n"
-_SIGN_KEYS = "dev::mbar_arrive(shared.key_full(ring.slot));"
-_EXPECT_KEYS = "dev::mbar_arrive_expect_tx(key_full, Shared<C>::kKeyTile);"
-_EXPECT_VALUES = "dev::mbar_arrive_expect_tx(value_full, Shared<C>::kKeyTile);"
-_COPY_KEYS = "copy_rows(shared.key(ring.slot), f.k_tiv, f.k, plan, t, 0);"
-_SYNC_COPIES = "dev::bar_sync(kCopyBarrier, kCopyThreads);"
-_SIGN_COPIES = "if (signs_copies()) dev::mbar_arrive(full);"
-_PASS_OVER = "pass_over_slots(shared, ring, plan.ring_full(), signs_copies());"
-_LOAD_KEPT = "load_kept_tiles(p, shared, plan, kept.has_range_a(plan));"
-_WAIT_KEY = "dev::mbar_wait(s.kept ? shared.kept_full() : shared.key_full(s.pair), s.phase);"
+_KEY_EMPTY = "dev::mbar_wait(shared.key_empty(ring.slot), ring.phase ^ 1);"
+_VALUE_EMPTY = "dev::mbar_wait(shared.value_empty(ring.slot), ring.phase ^ 1);"
+_LOAD = "dev::tma_load_4d(destination + i * panel_bytes, map, full, i * kPanelColumns, head, kBox - rows, row + rows);"
+_WAIT_KEY = "dev::mbar_wait(shared.key_full(s.pair), s.phase);"
 _FIRST_DONE = "dev::wgmma_wait<0>();\n    dev::wgmma_hold(scores);"
 _SCORES_DONE = "dev::wgmma_wait<1>();\n        dev::wgmma_hold(scores);"
 _OUTPUT_DONE = "dev::wgmma_wait<0>();\n        dev::wgmma_hold(out);"
-_MAXIMUM = "max[i / 2 % 2] = fmaxf(max[i / 2 % 2], s[i]);"
-_WEIGHT = "dev::ex2(s[i] * scale - shift[i / 2 % 2]) : 0.f;"
-_IN_STEP_0 = "i / 4 * 8 + column + i % 2 < keys"
-_IN_STEP_0_WRONG = "i / 4 * 8 + column + i % 2 <= keys"
 
 # fmt: off
 _BARRIERS = [
@@ -41,12 +30,8 @@ _BARRIERS = [
     _fault("kernel.h", "no block barrier behind the initialisation", "__syncthreads();", ""),
     _fault("kernel.h", "half of the warps empty a key tile",
            "dev::mbar_init(shared.key_empty(i), kSigners);", "dev::mbar_init(shared.key_empty(i), kSigners / 2);"),
-    _fault("kernel.h", "a third loader of values awaited",
-           "dev::mbar_init(shared.value_full(i), kLoaders);", "dev::mbar_init(shared.value_full(i), kLoaders + 1);"),
-    _fault("kernel.h", "one loader of keys awaited",
-           "dev::mbar_init(shared.key_full(i), kLoaders);", "dev::mbar_init(shared.key_full(i), 1);"),
-    _fault("kernel.h", "one loader of the kept keys",
-           "dev::mbar_init(shared.kept_full(), kLoaders);", "dev::mbar_init(shared.kept_full(), 1);", "kept keys"),
+    _fault("kernel.h", "a second signature of values awaited",
+           "dev::mbar_init(shared.value_full(i), 1);", "dev::mbar_init(shared.value_full(i), 2);"),
 ]
 
 _TMA = [
@@ -55,67 +40,50 @@ _TMA = [
     _fault("producer.h", "second warpgroup's queries a row too far", "group * kGroupRows", "group * (kGroupRows + 1)"),
     _fault("producer.h", "queries overwritten while in use",
            "dev::mbar_wait(shared.query_empty(queries.slot), queries.phase ^ 1);", ""),
-    _fault("producer.h", "slots passed over before they are empty",
-           _VALUE_EMPTY + "            " + _SIGN_KEYS, _SIGN_KEYS, "long items"),
-    _fault("producer.h", "slots passed over without a signature", _SIGN_KEYS, "", "long items"),
-    _fault("producer.h", "key tiles awaited in the wrong phase",
-           _KEY_EMPTY + "        " + _EXPECT_KEYS, _KEY_EMPTY.replace(" ^ 1", "") + _EXPECT_KEYS),
-    _fault("producer.h", "values overwritten while in use", _VALUE_EMPTY + "        " + _EXPECT_VALUES, _EXPECT_VALUES),
-    _fault("producer.h", "twice the bytes expected for values",
-           _EXPECT_VALUES, _EXPECT_VALUES.replace("Shared", "2 * Shared")),
-    _fault("producer.h", "full tiles of range B a row too far",
-           "plan.tile.b + (t - plan.full_a) * C::kBlockK", "plan.tile.b + (t - plan.full_a) * C::kBlockK + 1"),
-    _fault("producer.h", "range B for range A", "in_a ? &p.k_tiv : &p.k", "&p.k", "kept too long"),
+    _fault("producer.h", "keys overwritten while in use", _KEY_EMPTY, ""),
+    _fault("producer.h", "values overwritten while in use", _VALUE_EMPTY, ""),
+    _fault("producer.h", "twice the bytes expected",
+           "dev::mbar_arrive_expect_tx(full, Shared<C>::kKeyTile);",
+           "dev::mbar_arrive_expect_tx(full, 2 * Shared<C>::kKeyTile);"),
+    _fault("producer.h", "whole tiles of range B for those of A", "(box.in_a ? range_a : range_b).tile", "range_b.tile",
+           "broadcast"),
+    _fault("producer.h", "boxes of range B for those of A", "(box.in_a ? range_a : range_b).box", "range_b.box",
+           "broadcast"),
+    _fault("producer.h", "boxes past the end of their range", _LOAD,
+           _LOAD.replace("kBox - rows, row + rows", "0, row + kBox"), "neighbours"),
+    _fault("producer.h", "boxes that end a row late", _LOAD,
+           _LOAD.replace("kBox - rows, row + rows", "kBox - rows - 1, row + rows + 1")),
+    _fault("producer.h", "boxes loaded that a step has not", "b < boxes", "true", "whole neighbours"),
+    _fault("producer.h", "a whole tile where a step has fewer boxes", "boxes == Plan<C>::kBoxes && plan.is_tile(i)",
+           "plan.is_tile(i)", "whole neighbours"),
 ]
 
-_COPIES = [
-    _fault("producer.h", "rows behind the last key copied",
-           "o_tail < plan.tail_a + plan.tail_b", "true", "neighbours"),
-    _fault("producer.h", "tail of range A a row too early",
-           "plan.tile.a_end - plan.tail_a + o_tail", "plan.tile.a_end - plan.tail_a + o_tail - 1"),
-    _fault("producer.h", "tail of range B a row too early",
-           "plan.tile.b_end - plan.tail_b + o_tail", "plan.tile.b_end - plan.tail_b + o_tail - 1"),
-    _fault("producer.h", "wrong swizzle", "chunk % 8 ^ r % 8", "chunk % 8 ^ r % 4"),
-    _fault("producer.h", "copies not waited for", "dev::cp_async_wait<kPending>();", ""),
-    _fault("producer.h", "copies without a proxy fence", "dev::fence_proxy_async();", ""),
-    _fault("producer.h", "one warp signs for copies of all", _SYNC_COPIES + "\n    " + _SIGN_COPIES, _SIGN_COPIES),
-    _fault("producer.h", "copying warps apart from the one that signs",
-           _PASS_OVER + "\n        " + _SYNC_COPIES, _PASS_OVER, "long items"),
-    _fault("producer.h", "copies into keys in use", _KEY_EMPTY + "            " + _COPY_KEYS, _COPY_KEYS),
-    _fault("producer.h", "keys signed off before they are copied",
-           "publish_copies<1>(shared.key_full(ring.slot));", "publish_copies<2>(shared.key_full(ring.slot));"),
-    _fault("steps.h", "the partial joined tile forgotten",
-           "joined = (tail_a + tail_b + C::kBlockK - 1) / C::kBlockK;", "joined = (tail_a + tail_b) / C::kBlockK;"),
-    _fault("steps.h", "one key too few in step 0",
-           "tail_a + tail_b - (joined - 1) * C::kBlockK", "tail_a + tail_b - (joined - 1) * C::kBlockK - 1"),
-]
-
-_KEPT = [
-    _fault("producer.h", "kept keys overwritten while in use",
-           "dev::mbar_wait(shared.kept_empty(), kept_turns.phase ^ 1);\n            " + _LOAD_KEPT, _LOAD_KEPT,
-           "kept keys"),
-    _fault("producer.h", "tail of range A never copied",
-           "kept.has_range_a(plan) ? plan.tail_a : 0", "plan.tail_a", "kept keys"),
-    _fault("steps.h", "kept keys of another head taken",
-           "key_head == plan.key_head && a == plan.tile.a", "a == plan.tile.a", "kept keys"),
-    _fault("steps.h", "kept tail of another frame taken", "b_end == plan.tile.b_end", "true", "kept keys"),
-    _fault("steps.h", "a tile more than fits kept", "full_a + (tail_a > 0) <= p.shares.kept_pairs",
-           "full_a + (tail_a > 0) <= p.shares.kept_pairs + 1", "kept too long"),
-    _fault("consumer.h", "kept keys read before they are there",
-           _WAIT_KEY, "if (!s.kept) dev::mbar_wait(shared.key_full(s.pair), s.phase);", "kept keys"),
-    _fault("consumer.h", "kept keys signed off at the first of them", "j == item.kept_end", "i_kept == 0", "kept keys"),
+_STEPS = [
+    _fault("steps.h", "end of range A a row too early", "tile.a_end - end_a", "tile.a_end - end_a - 1"),
+    _fault("steps.h", "end of range B a row too early", "tile.b_end - end_b", "tile.b_end - end_b - 1"),
+    _fault("steps.h", "whole boxes of range B a row too far",
+           "tile.b + i_b * C::kBoxRows", "tile.b + i_b * C::kBoxRows + 1"),
+    _fault("steps.h", "a step over both ranges taken for one of a range", "(i_b >= 0 || i_b + kBoxes <= 0)", "true",
+           "broadcast"),
+    _fault("steps.h", "the last step forgotten", "(boxes() + kBoxes - 1) / kBoxes", "boxes() / kBoxes"),
+    _fault("consumer.h", "keys of step 0 not hidden",
+           "box >= item.first_boxes ? 0 : box < 2 ? item.rows[box] : C::kBoxRows", "C::kBoxRows"),
+    _fault("consumer.h", "boxes that step 0 has not are not hidden", "box >= item.first_boxes", "false"),
+    _fault("consumer.h", "one key too many in step 0", "i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= rows",
+           "i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 > rows", "low scores"),
+    _fault("consumer.h", "keys of step 1 not hidden", "hide_keys<C>(scores, 0, steps.item.rows[1]);", "", "step 1"),
 ]
 
 _PRODUCTS = [
     _fault("consumer.h", "keys read before they are there", _WAIT_KEY, ""),
     _fault("consumer.h", "values read before they are there",
-           "if (!s.kept) dev::mbar_wait(shared.value_full(s.pair), s.phase);", ""),
+           "dev::mbar_wait(shared.value_full(s.pair), s.phase);", ""),
     _fault("consumer.h", "keys of step 0 signed off while in use",
            _FIRST_DONE + "\n    steps.release_key(now);", "steps.release_key(now);\n" + _FIRST_DONE),
     _fault("consumer.h", "scores read in flight", _SCORES_DONE, ""),
     _fault("consumer.h", "weights overwritten in flight",
-           "softmax.next(scores, decay);",
-           "softmax.next(scores, decay); dev::pack_operand<typename C::Element>(weights, scores);"),
+           "steps.wait_value(next);",
+           "dev::pack_operand<typename C::Element>(weights, scores); steps.wait_value(next);"),
     _fault("consumer.h", "values signed off while in use",
            _OUTPUT_DONE + "\n        steps.release_value(now);", "steps.release_value(now);\n" + _OUTPUT_DONE),
     _fault("consumer.h", "outputs scaled in flight", _OUTPUT_DONE, ""),
@@ -123,17 +91,13 @@ _PRODUCTS = [
            "if (j == n - 1) release(query_empty);", "if (j == 1) release(query_empty);"),
     _fault("consumer.h", "half a column block further in q and k", "i % 4 * 32", "i % 4 * 16"),
     _fault("consumer.h", "values 8 rows further instead of 16", "i * 16 * kPanelRowBytes", "i * 8 * kPanelRowBytes"),
-    _fault("consumer.h", "no first turn", "if (consumer_group() == C::kConsumers - 1) Turns<C>().pass();", ""),
+    _fault("consumer.h", "no first turn", "if (group == C::kConsumers - 1) turns.pass();", ""),
     _fault("consumer.h", "item signed off by one lane for all", "__syncwarp();", "", "neighbours"),
     _fault("consumer.h", "negated queries without a proxy fence", "dev::fence_proxy_async();", "", "negative scale"),
     _fault("consumer.h", "sign of every other query kept", "x.w ^ 0x80008000u", "x.w ^ 0x8000u", "negative scale"),
 ]
 
 _RESULTS = [
-    _fault("softmax.h", "one column too many in the maximum",
-           f"if ({_IN_STEP_0}) {_MAXIMUM}", f"if ({_IN_STEP_0_WRONG}) {_MAXIMUM}", "low scores"),
-    _fault("softmax.h", "one column too many in the sum",
-           f"s[i] = {_IN_STEP_0} ? {_WEIGHT}", f"s[i] = {_IN_STEP_0_WRONG} ? {_WEIGHT}"),
     _fault("softmax.h", "old sums not scaled", "sum[r] *= decay[r];", ""),
     _fault("softmax.h", "maximum of two threads instead of four", "fmaxf(x, dev::shfl_xor(x, 2))", "x"),
     _fault("consumer.h", "outputs of both rows scaled as one", "out[i] *= decay[i / 2 % 2];", "out[i] *= decay[0];"),
@@ -146,4 +110,4 @@ _RESULTS = [
 ]
 # fmt: on
 
-FAULTS = _BARRIERS + _TMA + _COPIES + _KEPT + _PRODUCTS + _RESULTS
+FAULTS = _BARRIERS + _TMA + _STEPS + _PRODUCTS + _RESULTS

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from forward_runs import Run, structure
+from forward_runs import Run, addresses
 from oracle import Case
+from structures import structures
 
 from tivtok_kernels.cuda import shares
 
 BLOCK_Q = 128
 STEP = 32  # keys
 
-RowCounts = structure("RowCounts", q=ctypes.c_int64, k=ctypes.c_int64, tiv=ctypes.c_int64)
-Shares = structure(
-    "Shares", order=ctypes.c_void_p, bounds=ctypes.c_void_p, blocks=ctypes.c_int32, kept_pairs=ctypes.c_int32
-)
+Shares = structures("forward/hopper/shares.h")["Shares"]
+RowCounts = structures("forward/hopper/shares.h")["RowCounts"]
 
 
-def run_of(case: Case, blocks: int = 2, keep: int = 0, step: int = STEP, **options) -> Run:
-    """A run of the kernel on ``blocks`` blocks, which keep a range A of up to ``keep`` tiles from item to item."""
+def run_of(case: Case, blocks: int = 2, block: int = BLOCK_Q, step: int = STEP, **options) -> Run:
+    """A run of the kernel on ``blocks`` blocks."""
     rows, key_rows = (len(case.inputs[name]) for name in "qk")
-    counts = RowCounts(rows, key_rows, len(case.inputs["k_tiv"]) if case.scope == "broadcast" else key_rows)
+    tiv_rows = len(case.inputs["k_tiv"]) if case.scope == "broadcast" else key_rows
+    counts = RowCounts(q=rows, k=key_rows, tiv=tiv_rows)
 
     def launch(kernels, params, work, is_bf16, seed):
-        if keep:
-            share = shares.by_range_a(work, params.heads, params.group, blocks, step, keep)
-        else:
-            share = shares.by_length(work, params.heads, blocks, step)
+        share = shares.by_length(work, params.heads, blocks, step)
         order, bounds = kernels.tensor(share.order, "order"), kernels.tensor(share.bounds, "bounds")
-        pointers = Shares(order.data_ptr(), bounds.data_ptr(), blocks, share.kept_pairs)
+        pointers = Shares(**addresses(order=order, bounds=bounds), blocks=blocks)
         kernels.call("forward", params, counts, pointers, is_bf16, seed=seed)
 
-    return Run(launch, BLOCK_Q, step, **options)
+    return Run(launch, block, step, **options)

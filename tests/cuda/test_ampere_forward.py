@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_emulator import Kernels, Mutation
-from forward_runs import CPU, Run, SumGradientsParams, check, forward
+from forward_runs import CPU, Run, SumGradientsParams, addresses, check, forward
 from oracle import make_case
 
 from tivtok_kernels import SifLayout
@@ -164,8 +164,13 @@ def test_sum_of_gradients(kernels, dtype):
     part = torch.randn(work.num_slots, heads, block, head_dim, generator=torch.Generator().manual_seed(0))
     grads = [kernels.empty((LONG.total_tokens, heads, head_dim), dtype, name) for name in ("grad", "grad_tiv")]
     device_part, device_merges = kernels.tensor(part, "part"), kernels.tensor(merges, "merges")
-    pointers = (x.data_ptr() for x in (device_part, *grads, device_merges))
-    params = SumGradientsParams(*pointers, len(merges), heads, block, head_dim)
+    params = SumGradientsParams(
+        **addresses(part=device_part, grad=grads[0], grad_tiv=grads[1], merges=device_merges),
+        num_merges=len(merges),
+        heads=heads,
+        block=block,
+        head_dim=head_dim,
+    )
     kernels.call("sum_gradients", params, dtype == torch.bfloat16)
 
     expected, rows = torch.zeros(grads[0].shape), torch.zeros(LONG.total_tokens, dtype=torch.bool)

@@ -159,6 +159,11 @@ def test_ptx(engine, arch):
 AMPERE, HOPPER, SIDES, STATISTICS = (
     f"backward/{file}" for file in ("ampere/kernel.h", "hopper/kernel.h", "sides.h", "statistics/kernel.h")
 )
+ELEMENTWISE = [
+    Mutation("LSE of the next column", SIDES, "j % 2 ? columns.z : columns.x", "j % 2 ? columns.x : columns.z"),
+    Mutation("delta forgotten", SIDES, "(element(m, n, j) - delta)", "element(m, n, j)"),
+    Mutation("absent keys not masked", SIDES, "!kKeys && valid < C::kWalked", "false"),
+]
 FAULTS = {
     "ampere": [
         Mutation("no barrier", AMPERE, "__syncthreads();", ""),
@@ -170,9 +175,7 @@ FAULTS = {
             "dev::ldmatrix_x4_trans(b, walked + k * 16 * C::kPitch + n * 16);",
             "dev::ldmatrix_x4(b, walked + k * 16 * C::kPitch + n * 16);",
         ),
-        Mutation("LSE of the next column", AMPERE, "j % 2 ? columns.z : columns.x", "j % 2 ? columns.x : columns.z"),
-        Mutation("delta forgotten", AMPERE, "(d_weights[m][n][j] - delta)", "d_weights[m][n][j]"),
-        Mutation("absent keys not masked", AMPERE, "!kKeys && valid < C::kWalked", "false"),
+        *ELEMENTWISE,
         Mutation("a row too many", SIDES, "i < length - start", "i <= length - start"),
         Mutation("range A a row too long", SIDES, "(i < length_a ? a : b)", "(i <= length_a ? a : b)"),
         Mutation("columns beyond the head", SIDES, "from.valid && column < columns", "from.valid"),
@@ -203,7 +206,7 @@ FAULTS = {
         Mutation("rows half as far apart", HOPPER, "k * 16 * 128", "k * 16 * 64"),
         Mutation("columns half as far apart", HOPPER, "column % 64 * 2", "column % 64"),
         Mutation("the same rows twice in registers", HOPPER, "row + lane % 16", "row + lane % 8"),
-        Mutation("absent keys not masked", HOPPER, "!kKeys && valid < C::kWalked", "false"),
+        *ELEMENTWISE,
     ],
 }  # fmt: skip
 

@@ -171,17 +171,53 @@ def test_ninja_makes_what_changed_and_shows_what_fails(tmp_path, capfd):
 def test_the_extension_loads_without_a_gpu(extension):
     assert extension.HAS_HOPPER
     for head_dim in (8, 32, 64, 72, 128):
-        block_q, block_k, per_sm = extension.ampere_forward_tile(head_dim)
-        assert block_q % 16 == block_k % 16 == 0 < per_sm
+        tile = extension.ampere_forward_tile(head_dim)
+        assert tile.block_q % 16 == tile.block_k % 16 == 0 < tile.blocks_per_sm
+    tiles = [extension.gradient_tile("hopper", owner, 64) for owner in (extension.Owner.queries, extension.Owner.keys)]
+    assert [(tile.owned, tile.walked, tile.blocks_per_sm) for tile in tiles] == [(128, 128, 1), (128, 64, 1)]
+    with pytest.raises(ValueError, match="head_dim must be 64 or 128, got 72"):
+        extension.hopper_forward_tile(72)
+    with pytest.raises(ValueError, match="engine must be ampere or hopper, got volta"):
+        extension.gradient_tile("volta", extension.Owner.keys, 64)
+
+
+SHAPE = {"device": 0, "dtype": "float16", "heads": 6, "group": 3, "head_dim": 64}
+WORK = {"tiles": 1 << 40, "num_tiles": 2, "merges": 3 << 40, "num_merges": 4, "block": 128}
+
+
+@pytest.mark.emulator
+def test_structures_are_filled_by_name(extension):
+    """Each field from the argument of its name, and nothing by position."""
+    structures = {
+        "Shape": SHAPE,
+        "Work": WORK,
+        "RowCounts": {"q": 1 << 40, "k": 2, "tiv": 3},
+        "Shares": {"order": 1, "bounds": 2, "blocks": 3},
+    }
+    for name, fields in structures.items():
+        made = getattr(extension, name)(**fields)
+        assert {field: getattr(made, field) for field in fields} == fields
+        with pytest.raises(TypeError):
+            getattr(extension, name)(*fields.values())
+    first = next(iter(WORK))
+    for changed, message in (
+        ({n: x for n, x in WORK.items() if n != first}, "Work needs the argument tiles"),
+        (WORK | {"more": 1}, "Work has no argument more"),
+        (WORK | {"num_tiles": 1.5}, "Work: argument num_tiles does not take 1.5"),
+        (WORK | {"num_tiles": 1 << 31}, "Work: argument num_tiles does not take 2147483648"),
+        (WORK | {"tiles": None}, "Work: argument tiles does not take None"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            extension.Work(**changed)
     with pytest.raises(ValueError, match="dtype must be bfloat16 or float16, got float32"):
-        extension.AmpereForward(0, "float32", 1, 1, 64, extension.Work(0, 0, 0, 0, 128))
+        extension.Shape(**SHAPE | {"dtype": "float32"})
 
 
 @pytest.mark.emulator
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_errors_become_exceptions(extension):
     with pytest.raises(RuntimeError, match="asking for the current device: "):
-        extension.AmpereForward(0, "float16", 1, 1, 64, extension.Work(0, 0, 0, 0, 128))
+        extension.AmpereForward(extension.Shape(**SHAPE), extension.Work(**WORK))
     driver, toolkit = extension.versions()
     assert driver == 0 and toolkit >= 12050  # no driver here
     assert extension.ARCHITECTURES == "80,90a"
@@ -309,15 +345,16 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
     launched, made = [], []
 
     class Plan:
-        def __init__(self, **shape):
-            made.append(shape)
+        def __init__(self, *structures):
+            made.append(structures)
 
-        def launch(self, stream, **arguments):
+        def launch(self, stream, arguments):
             launched.append((stream, arguments))
 
-    names = ("Work", "ampere_forward_tile", "hopper_forward_tile")
+    names = ("Work", "RowCounts", "Shares", "ampere_forward_tile", "hopper_forward_tile")
     fake = SimpleNamespace(
         HAS_HOPPER=has_hopper, AmpereForward=Plan, HopperForward=Plan, ForwardPlan=Plan,
+        Shape=lambda **shape: extension.Shape(**shape | {"device": 0}),
         **{name: getattr(extension, name) for name in names},
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "tivtok_kernels.cuda.extension", fake)
@@ -334,9 +371,16 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
     tiv = tuple(inputs[3:]) or None
     out, lse = launch.forward(Call(*inputs[:3], tiv, layout, scope, -0.5))
 
-    (shape,), ((stream, arguments),) = made, launched
-    assert (shape["dtype"], shape["heads"], shape["group"], shape["head_dim"]) == ("bfloat16", 4, 2, 64)
-    assert ("order" in shape) == has_hopper
+    (structures,), ((stream, arguments),) = made, launched
+    shape, work, *more = structures
+    assert (shape.dtype, shape.heads, shape.group, shape.head_dim) == ("bfloat16", 4, 2, 64)
+    tile = (extension.hopper_forward_tile if has_hopper else extension.ampere_forward_tile)(64)
+    assert work.num_tiles > 0 and (work.num_merges > 0) == (scope == "clip") and work.block == tile.block_q
+    assert [type(x).__name__ for x in more] == ["RowCounts", "Shares"] * has_hopper
+    if more:
+        rows, share = more
+        assert (rows.q, rows.k, rows.tiv) == (len(inputs[0]), len(inputs[1]), len((tiv or inputs[1:])[0]))
+        assert share.order and share.bounds and 0 < share.blocks <= 64
     assert sorted(arguments) == sorted(extension.FORWARD_ARGUMENTS)
     assert (stream, arguments["scale"]) == (77, -0.5)
     k_tiv, v_tiv = tiv or inputs[1:3]
@@ -351,14 +395,12 @@ def test_launches_pass_the_arguments_of_the_binding(monkeypatch, extension, scop
 def test_the_stub_states_the_arguments_of_the_binding(extension):
     stub = ast.parse((ROOT / "tivtok_kernels" / "cuda" / "extension.pyi").read_text())
     stated = {
-        node.name: {argument.arg for argument in method.args.kwonlyargs}
+        node.name: {field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
         for node in stub.body
-        if isinstance(node, ast.ClassDef)
-        for method in node.body
-        if isinstance(method, ast.FunctionDef) and method.name == "launch"
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments")
     }
-    bound = {"ForwardPlan": set(extension.FORWARD_ARGUMENTS), "BackwardPlan": set(extension.BACKWARD_ARGUMENTS)}
-    assert stated == bound
+    bound = {"ForwardArguments": extension.FORWARD_ARGUMENTS, "BackwardArguments": extension.BACKWARD_ARGUMENTS}
+    assert stated == {name: set(fields) for name, fields in bound.items()}
 
 
 @pytest.mark.emulator

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import cuda_emulator
 import pytest
 import torch
 from cuda_emulator import Kernels
-from forward_runs import ForwardParams, TensorParams, check, forward
+from forward_runs import ForwardParams, TensorParams, addresses, check, forward, tensor_params
 from hopper_forward_faults import FAULTS
 from hopper_forward_runs import BLOCK_Q, RowCounts, Shares, run_of
 from oracle import make_case
@@ -32,13 +34,11 @@ pytestmark = [
 HERE = Path(__file__).parent
 DRIVER = HERE / "hopper_forward.cpp"
 SCOPES = ("clip", "tiv", "broadcast")
-SHIPPED_STEPS = {64: 192, 128: 128}  # by head_dim
+SHIPPED = {64: {"block": 192, "step": 128}, 128: {"block": 192, "step": 64}}  # by head_dim
 LIST_STEP = 128  # in tests of the shares alone
-MOST_KEPT = 3  # tiles, of the short steps
 RAGGED = SifLayout.from_lengths([3, 0, 37, 2, 0], [[4, 40, 0], [7, 0, 33], [150], [], []])
 SMALL = SifLayout.from_lengths([3, 37], [[70], [33, 5]])
 LONG = SifLayout.from_lengths([5], [[90, 140]])  # 8 steps under the TIV rows: two pieces
-NEIGHBOURS = SifLayout.from_lengths([3, 5, 3], [[20], [38, 7], [20]])
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def check_clips(kernels: Kernels, seed: int = 0) -> None:
 
 
 def check_long_items(kernels: Kernels) -> None:
-    """More than two rounds of the ring between one joined tail and the next."""
+    """Several rounds of the ring in one item."""
     case = make_case(SifLayout.from_lengths([5], [[300]]), "broadcast", heads=1, kv_heads=1, head_dim=64)
     check(kernels, run_of(case, blocks=1), case, torch.bfloat16)
 
@@ -78,17 +78,10 @@ def check_negative_scale(kernels: Kernels) -> None:
     check(kernels, run_of(case, blocks=1, scale=-0.3), case, torch.bfloat16)
 
 
-def check_kept_keys(kernels: Kernels, seed: int = 0) -> None:
-    layout = SifLayout.from_lengths([45, 9], [[70, 38, 40], [61]])
-    case = make_case(layout, "broadcast", heads=2, kv_heads=2, head_dim=64)
-    check(kernels, run_of(case, keep=MOST_KEPT, blocks=1), case, torch.bfloat16, seed)
-
-
-def check_kept_too_long(kernels: Kernels) -> None:
-    """Blocks keep one tile: what clip 1 has and clip 2 has not."""
-    layout = SifLayout.from_lengths([20, 40], [[50], [70]])
-    case = make_case(layout, "broadcast", heads=1, kv_heads=1, head_dim=64)
-    check(kernels, run_of(case, keep=1, blocks=1), case, torch.bfloat16)
+def check_broadcast(kernels: Kernels) -> None:
+    """Full tiles of both ranges, from tensors of their own."""
+    case = make_case(SifLayout.from_lengths([20, 40], [[50], [70]]), "broadcast", heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case, blocks=1), case, torch.bfloat16)
 
 
 def check_low_scores(kernels: Kernels) -> None:
@@ -99,10 +92,19 @@ def check_low_scores(kernels: Kernels) -> None:
     check(kernels, run_of(case), case, torch.bfloat16)
 
 
-def check_neighbours(kernels: Kernels, scope: str = "clip") -> None:
+def check_step_1(kernels: Kernels) -> None:
+    """Neither range ends with a whole box, and step 0 has room for one of them."""
+    case = make_case(SifLayout.from_lengths([3], [[20]]), heads=1, kv_heads=1, head_dim=64)
+    check(kernels, run_of(case), case, torch.bfloat16)
+
+
+def check_neighbours(kernels: Kernels, scope: str = "clip", num_tiv: int = 5, frames: Sequence[int] = (38, 7)) -> None:
     """The middle one of three clips, whose tiles end in its neighbours' rows, while those hold NaN in everything."""
-    case = make_case(NEIGHBOURS, scope, heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
-    own = {"tiv": slice(3, 8), "rows": slice(20, 65) if scope == "broadcast" else slice(23, 73)}
+    layout = SifLayout.from_lengths([3, num_tiv, 3], [[20], frames, [20]])
+    case = make_case(layout, scope, heads=1, kv_heads=1, head_dim=64).to(torch.bfloat16)
+    first = 20 if scope == "broadcast" else 23
+    length = sum(frames) + (0 if scope == "broadcast" else num_tiv)
+    own = {"tiv": slice(3, 3 + num_tiv), "rows": slice(first, first + length)}
 
     def poisoned(name: str, x: torch.Tensor) -> torch.Tensor:
         kept = own["tiv" if name.endswith("tiv") else "rows"]
@@ -133,16 +135,16 @@ def test_grouped_queries(kernels, scope):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_clips(kernels, seed):
     draw = random.Random(seed)
-    num_tiv = [draw.choice([0, 3, 20, 32, 45, 64, 90]) for _ in range(draw.randint(1, 3))]
-    frames = [[draw.choice([0, 1, 5, 31, 32, 33, 70, 129]) for _ in range(draw.randint(1, 4))] for _ in num_tiv]
+    num_tiv = [draw.choice([0, 3, 16, 20, 32, 45, 64, 90]) for _ in range(draw.randint(1, 3))]
+    frames = [[draw.choice([0, 1, 5, 16, 31, 32, 33, 70, 129]) for _ in range(draw.randint(1, 4))] for _ in num_tiv]
     layout = SifLayout.from_lengths([*num_tiv, 3], [*frames, [9]])
     heads, kv_heads = draw.choice([(1, 1), (2, 1), (2, 2)])
     case = make_case(layout, draw.choice(SCOPES), heads=heads, kv_heads=kv_heads, head_dim=64, seed=seed)
-    run = run_of(case, blocks=draw.choice([1, 2, 5]), keep=draw.randint(0, MOST_KEPT), workers=draw.choice([1, 10**6]))
+    run = run_of(case, blocks=draw.choice([1, 2, 5]), workers=draw.choice([1, 10**6]))
     check(kernels, run, case, torch.bfloat16, seed)
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 128])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128])
 def test_lengths_at_the_edges_of_tiles(kernels, length):
     layout = SifLayout.from_lengths([length], [[length, 32]])
     case = make_case(layout, heads=1, kv_heads=1, head_dim=64)
@@ -154,10 +156,11 @@ CASES = {
     "long items": check_long_items,
     "pieces": check_pieces,
     "negative scale": check_negative_scale,
-    "kept keys": check_kept_keys,
-    "kept too long": check_kept_too_long,
+    "broadcast": check_broadcast,
     "low scores": check_low_scores,
+    "step 1": check_step_1,
     "neighbours": check_neighbours,
+    "whole neighbours": partial(check_neighbours, num_tiv=0, frames=[16]),
 }
 
 
@@ -183,14 +186,14 @@ def test_planted_faults_are_caught(faulty, number):
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-@pytest.mark.parametrize("case", [check_clips, check_kept_keys])
-def test_any_order_of_threads_and_copies(kernels, case, seed):
-    case(kernels, seed)
+def test_any_order_of_threads_and_copies(kernels, seed):
+    check_clips(kernels, seed)
 
 
+@pytest.mark.parametrize("num_tiv, frames", [(5, [38, 7]), (0, [16, 49]), (16, [64])], ids=str)
 @pytest.mark.parametrize("scope", SCOPES)
-def test_neighbours_never_touch_a_clip(kernels, scope):
-    check_neighbours(kernels, scope)
+def test_neighbours_never_touch_a_clip(kernels, scope, num_tiv, frames):
+    check_neighbours(kernels, scope, num_tiv, frames)
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
@@ -207,31 +210,31 @@ def test_rows_without_keys(kernels):
     tiles = torch.tensor([[0, 70, 0, 0, 9, 9, -1, 0], [0, 70, 0, 70, 0, 0, -1, 0]], dtype=torch.int32)
     tiles = kernels.tensor(tiles, "tiles")
     order, bounds = (kernels.tensor(torch.tensor(x, dtype=torch.int32), "shares") for x in ([0, 1], [0, 1]))
-    strided = [TensorParams(x.data_ptr(), *x.stride()[:2]) for x in (q, k, v, k, v)]
-    results = (out.data_ptr(), lse.data_ptr(), None, None, tiles.data_ptr())
-    params = ForwardParams(*strided, *results, num_tiles=2, heads=1, group=1, head_dim=64, scale=0.125)
+    strided = {"q": q, "k": k, "v": v, "k_tiv": k, "v_tiv": v}
+    params = ForwardParams(
+        **{name: tensor_params(x) for name, x in strided.items()},
+        **addresses(out=out, lse=lse, part_out=None, part_lse=None, tiles=tiles),
+        num_tiles=2,
+        heads=1,
+        group=1,
+        head_dim=64,
+        scale=0.125,
+    )
     for last, empty in ((1, True), (2, False)):
         bounds[1] = last
-        share = Shares(order.data_ptr(), bounds.data_ptr(), blocks=1, kept_pairs=0)
-        kernels.call("forward", params, RowCounts(70, 70, 70), share, True)
+        share = Shares(**addresses(order=order, bounds=bounds), blocks=1)
+        kernels.call("forward", params, RowCounts(q=70, k=70, tiv=70), share, True)
         assert bool((out == 0).all() and (lse == -torch.inf).all()) == empty
     assert lse.isfinite().all()
 
 
-@pytest.mark.parametrize("num_tiv", [[20, 9], [32, 64], [45, 90]], ids=str)
-def test_kept_keys(kernels, num_tiv):
-    """Tails of range A alone, full tiles alone, both; frames with tails that fit beside it and that do not."""
-    layout = SifLayout.from_lengths(num_tiv, [[140, 32, 33], [61, 0, 45]])
-    case = make_case(layout, "broadcast", heads=2, kv_heads=1, head_dim=64)
-    check(kernels, run_of(case, keep=MOST_KEPT), case, torch.bfloat16)
-
-
-@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("seed, scope", [(0, "clip"), (1, "broadcast"), (2, "clip")])
 @pytest.mark.parametrize("head_dim, dtype", [(64, torch.float16), (128, torch.bfloat16)], ids=str)
-def test_configurations_that_ship(shipped, head_dim, dtype, keep):
-    layout = SifLayout.from_lengths([96, 9], [[150], [131]])
-    case = make_case(layout, "broadcast" if keep else "clip", heads=1, kv_heads=1, head_dim=head_dim)
-    check(Kernels(shipped), run_of(case, keep=keep, step=SHIPPED_STEPS[head_dim]), case, dtype)
+def test_configurations_that_ship(shipped, head_dim, dtype, seed, scope):
+    """Three warpgroups, of which all, two or one have rows; ends of ranges in one step, and in two."""
+    layout = SifLayout.from_lengths([96, 9], [[150], [131, 193]])
+    case = make_case(layout, scope, heads=1, kv_heads=1, head_dim=head_dim)
+    check(Kernels(shipped), run_of(case, **SHIPPED[head_dim]), case, dtype, seed)
 
 
 def instantiation(element: str, head_dim: int) -> str:
@@ -248,11 +251,11 @@ def test_ptx_of_the_configurations_that_ship(shipped, head_dim, dtype):
     element = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     ptx = cuda_emulator.build_ptx(instantiation(element, head_dim), "sm_90a")
     case = make_case(SifLayout.from_lengths([9], [[150]]), heads=2, kv_heads=1, head_dim=head_dim)
-    check(Kernels(shipped, ptx), run_of(case, step=SHIPPED_STEPS[head_dim], blocks=1, scale=-0.3), case, dtype)
+    check(Kernels(shipped, ptx), run_of(case, **SHIPPED[head_dim], blocks=1, scale=-0.3), case, dtype)
 
 
 @pytest.mark.skipif(cuda_emulator.nvcc is None, reason="needs nvcc, for the machine code of the kernel")
-@pytest.mark.parametrize("head_dim", SHIPPED_STEPS)
+@pytest.mark.parametrize("head_dim", SHIPPED)
 def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
     """Between the wait for the scores and that for the output: ptxas is free to move the second one up."""
     source, binary = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
@@ -264,7 +267,7 @@ def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
     loop = sass.main_loop(sass.parse(cuda_emulator.run_tool([cuobjdump(), "-sass", binary])))
     waits = [i for i, instruction in enumerate(loop) if instruction.opcode.startswith("WARPGROUP.DEPBAR")]
     between = sass.count(loop[waits[0] : waits[-1]])
-    assert len(waits) == 2 and between.ex2 >= SHIPPED_STEPS[head_dim] * 64 // 128  # of 64 rows, by 128 threads
+    assert len(waits) == 2 and between.ex2 >= SHIPPED[head_dim]["step"] * 64 // 128  # of 64 rows, by 128 threads
 
 
 @pytest.mark.parametrize(
@@ -275,15 +278,27 @@ def test_exponentials_run_beside_the_output_product(tmp_path, head_dim):
         ({"row": 100}, "tensor map of k: row stride must be a positive multiple of 8 elements below 2^39, got 100"),
         ({"head": 0}, "tensor map of k: head stride must be a positive multiple of 8 elements below 2^39, got 0"),
         ({"rows": 0}, "tensor map of k: expected rows and heads >= 1, got 0 and 2"),
-        ({"kept_pairs": 4}, "kept_pairs must be 0 ... 3, got 4"),
     ],
     ids=lambda x: ", ".join(x) if isinstance(x, dict) else "",
 )
 def test_what_tma_cannot_read(kernels, changes, message):
-    x = TensorParams(4096, 128, 64)
-    k = TensorParams(changes.get("data", 4096), changes.get("row", 128), changes.get("head", 64))
-    params = ForwardParams(x, k, x, x, x, heads=2, group=1, head_dim=64)
-    counts, share = RowCounts(9, changes.get("rows", 9), 9), Shares(kept_pairs=changes.get("kept_pairs", 0))
+    fine = {"data": 4096, "row": 128, "head": 64}
+    x, k = TensorParams(**fine), TensorParams(**fine | {n: changes[n] for n in fine if n in changes})
+    params = ForwardParams(
+        q=x,
+        k=k,
+        v=x,
+        k_tiv=x,
+        v_tiv=x,
+        **addresses(out=None, lse=None, part_out=None, part_lse=None, tiles=None),
+        num_tiles=0,
+        heads=2,
+        group=1,
+        head_dim=64,
+        scale=1,
+    )
+    counts = RowCounts(q=9, k=changes.get("rows", 9), tiv=9)
+    share = Shares(**addresses(order=None, bounds=None), blocks=0)
     text = ctypes.create_string_buffer(200)
     kernels.call("complaint", params, counts, share, text)
     assert text.value.decode() == message
@@ -301,13 +316,9 @@ def items_of(share: shares.Shares) -> list[list[int]]:
 @pytest.mark.parametrize("blocks", [1, 3, 100])
 def test_every_item_has_one_block(blocks):
     work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
-    for share in (
-        shares.by_length(work, 4, blocks, LIST_STEP),
-        shares.by_range_a(work, 4, 2, blocks, LIST_STEP, 1),
-    ):
-        items = items_of(share)
-        assert len(items) == blocks
-        assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
+    items = items_of(shares.by_length(work, 4, blocks, LIST_STEP))
+    assert len(items) == blocks
+    assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
 
 
 def test_long_items_leave_their_blocks_little_else():
@@ -316,20 +327,3 @@ def test_long_items_leave_their_blocks_little_else():
     items = items_of(shares.by_length(work, 12, 132, LIST_STEP))
     loads = [sum(33 if item < 12 else 9 for item in own) for own in items]
     assert sum(loads) == 12 * 33 + 432 * 9 and max(loads) == 36
-
-
-def test_blocks_that_keep_range_a_rarely_change_it():
-    """4 blocks, 2 clips, 4 query heads on 2 key heads: each block has one clip and one key head."""
-    work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
-    share = shares.by_range_a(work, 4, 2, 4, LIST_STEP, 1)
-    assert share.kept_pairs == 1
-    for items in items_of(share):
-        tiles = work.tiles[torch.tensor(items) // 4]
-        assert len(set(tiles[:, 2].tolist())) == 1 and len({item % 4 // 2 for item in items}) == 1
-        assert (tiles[:, 5].diff() >= 0).all()  # frame by frame
-
-
-def test_a_range_a_that_does_not_fit_is_not_kept():
-    work = work_of(SifLayout.from_lengths([96, 300], [[500], [500]]), "broadcast")
-    assert shares.by_range_a(work, 2, 1, 3, LIST_STEP, 2).kept_pairs == 1
-    assert shares.by_range_a(work, 2, 1, 3, LIST_STEP, 3).kept_pairs == 3

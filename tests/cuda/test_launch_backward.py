@@ -26,7 +26,7 @@ class Recorder:
         self.args, self.kwargs = args, kwargs
         self.made.append(self)
 
-    def launch(self, stream, **arguments):
+    def launch(self, stream, arguments):
         self.launched = stream, arguments
 
 
@@ -34,12 +34,12 @@ class Recorder:
 def launch_backward(request, monkeypatch):
     """The module, on an extension that records."""
     monkeypatch.setattr(Recorder, "made", [])
-    fake = SimpleNamespace(HAS_HOPPER=request.param == "hopper", Work=lambda *args: args)
-    for engine in ("Ampere", "Hopper"):
-        setattr(fake, f"{engine}Forward", Recorder)
-        setattr(fake, f"{engine}Backward", type(f"{engine}Backward", (Recorder,), {}))
-        setattr(fake, f"{engine.lower()}_gradient_tile", lambda keys, head_dim: (64 if keys else 128, 32, 1))
-    fake.ForwardPlan = fake.BackwardPlan = Recorder
+    fake = SimpleNamespace(HAS_HOPPER=request.param == "hopper", Owner=SimpleNamespace(queries="queries", keys="keys"))
+    fake.Shape = fake.Work = lambda **fields: SimpleNamespace(**fields)
+    fake.gradient_tile = lambda engine, owner, head_dim: SimpleNamespace(
+        owned=64 if owner == "keys" else 128, walked=32, blocks_per_sm=1
+    )
+    fake.ForwardPlan = fake.AmpereForward = fake.HopperForward = fake.BackwardPlan = Recorder
     monkeypatch.setitem(sys.modules, "tivtok_kernels.cuda.extension", fake)
     monkeypatch.setattr(tivtok_kernels.cuda, "extension", fake, raising=False)
     monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
@@ -66,9 +66,10 @@ def test_every_argument_by_its_name(launch_backward, scope, with_dlse):
     assert [x.shape for x in grads] == [x.shape for x in inputs]
 
     (plan,) = Recorder.made
-    assert type(plan).__name__ == ("HopperBackward" if launch_backward.extension.HAS_HOPPER else "AmpereBackward")
-    assert [plan.kwargs[n] for n in ("dtype", "heads", "group", "head_dim")] == ["bfloat16", 4, 2, 64]
-    assert plan.kwargs["queries"][4] == 128 and plan.kwargs["keys"][4] == 64  # rows per tile
+    engine, shape = plan.args
+    assert engine == ("hopper" if launch_backward.extension.HAS_HOPPER else "ampere")
+    assert [getattr(shape, n) for n in ("dtype", "heads", "group", "head_dim")] == ["bfloat16", 4, 2, 64]
+    assert {name: work.block for name, work in plan.kwargs.items()} == {"queries": 128, "keys": 64}  # rows per tile
     stream, arguments = plan.launched
     assert (stream, arguments["scale"], arguments["rows"]) == (77, -0.5, len(out))
     k_tiv, v_tiv = tiv or inputs[1:3]
@@ -78,9 +79,9 @@ def test_every_argument_by_its_name(launch_backward, scope, with_dlse):
     names = ("dq", "dk", "dv", "dk_tiv", "dv_tiv")
     pointers = dict(zip(names, grads if tiv else [*grads, *grads[1:]], strict=True)) | {"out": out, "lse": lse}
     assert {name: arguments[name] for name in pointers} == {name: x.data_ptr() for name, x in pointers.items()}
-    assert arguments["dlse"] == (dlse.data_ptr() if with_dlse else 0) and arguments["stats"]
+    assert arguments["dlse"] == (dlse.data_ptr() if with_dlse else 0) and arguments["row_stats"]
     assert arguments["part_dk"] and arguments["part_dv"]
     assert bool(arguments["part_dq"]) == (scope == "clip")  # only TIV queries of a clip are split
     stub = Path(tivtok_kernels.cuda.__file__).with_name("extension.pyi").read_text()
-    stated = re.search(r"class BackwardPlan.*?\*,(.*?)\) -> None", stub, re.DOTALL)[1]
-    assert sorted(arguments) == sorted(re.findall(r"(\w+):", stated))
+    stated = re.search(r"class BackwardArguments(.*?)class", stub, re.DOTALL)[1]
+    assert sorted(arguments) == sorted(re.findall(r"^    (\w+):", stated, re.MULTILINE))

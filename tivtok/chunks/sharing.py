@@ -13,7 +13,7 @@ TivSets = int | Literal["auto"]
 # "auto" starts a new set above this `tiv_distance`. Below the small one sharing costs hardly any quality. The larger
 # one holds while chunks that ended early, at cuts, have added sets that sharing has not saved yet: they gained more
 # than sharing loses (docs/long-video.md).
-AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.005, 0.015
+AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT = 0.007, 0.02
 
 
 class TivMean:

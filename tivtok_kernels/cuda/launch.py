@@ -6,7 +6,7 @@ Plans hold everything else: which kernel, its work list on the device, the launc
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,9 +63,18 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
         part_lse = torch.empty(plan.part_shape, dtype=torch.float32, device=q.device)
     plan.native.launch(
         current_stream(q),
-        scale=call.scale,
-        **strided(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv),
-        **addresses(out=out, lse=lse, part_out=part_out, part_lse=part_lse),
+        {
+            "scale": call.scale,
+            "q": strided(q),
+            "k": strided(k),
+            "v": strided(v),
+            "k_tiv": strided(k_tiv),
+            "v_tiv": strided(v_tiv),
+            "out": out.data_ptr(),
+            "lse": lse.data_ptr(),
+            "part_out": address(part_out),
+            "part_lse": address(part_lse),
+        },
     )
     return out, lse
 
@@ -82,55 +91,56 @@ def _forward_plan(
 def _ampere_forward(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
-    block, step, per_sm = extension.ampere_forward_tile(heads.head_dim)
-    work = query_work(layout, scope, block, step, heads.heads, configs.multiprocessors(device) * per_sm, device)
-    native = extension.AmpereForward(**native_shape(heads, dtype, device), work=native_work(work, block))
-    return ForwardPlan(native, work, None, (work.num_slots, heads.heads, block))
+    tile = extension.ampere_forward_tile(heads.head_dim)
+    workers = configs.multiprocessors(device) * tile.blocks_per_sm
+    work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device)
+    native = extension.AmpereForward(native_shape(heads, dtype, device), native_work(work, tile.block_q))
+    return ForwardPlan(native, work, None, (work.num_slots, heads.heads, tile.block_q))
 
 
 def _hopper_forward(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
-    block, step, per_sm, most_kept = extension.hopper_forward_tile(heads.head_dim)
-    workers = configs.multiprocessors(device) * per_sm
-    work = query_work(layout, scope, block, step, heads.heads, workers, device)
+    tile = extension.hopper_forward_tile(heads.head_dim)
+    workers = configs.multiprocessors(device) * tile.blocks_per_sm
+    work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device)
     blocks = min(workers, work.num_tiles * heads.heads)
-    if scope == "broadcast":  # successive frames of a clip share range A
-        items = shares.by_range_a(work, heads.heads, heads.group, blocks, step, most_kept)
-    else:
-        items = shares.by_length(work, heads.heads, blocks, step)
+    items = shares.by_length(work, heads.heads, blocks, tile.block_k)
     ranges = layout.ranges(scope)
     native = extension.HopperForward(
-        **native_shape(heads, dtype, device),
-        work=native_work(work, block),
-        q_rows=ranges.q_rows,
-        k_rows=ranges.k_rows,
-        tiv_rows=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
-        order=items.order.data_ptr(),
-        bounds=items.bounds.data_ptr(),
-        blocks=blocks,
-        kept_pairs=items.kept_pairs,
+        native_shape(heads, dtype, device),
+        native_work(work, tile.block_q),
+        extension.RowCounts(
+            q=ranges.q_rows,
+            k=ranges.k_rows,
+            tiv=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
+        ),
+        extension.Shares(order=items.order.data_ptr(), bounds=items.bounds.data_ptr(), blocks=blocks),
     )
-    return ForwardPlan(native, work, items, (work.num_slots, heads.heads, block))
+    return ForwardPlan(native, work, items, (work.num_slots, heads.heads, tile.block_q))
 
 
-def native_shape(heads: Heads, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Arguments that every plan of the extension takes."""
-    return {"device": device.index, "dtype": str(dtype).removeprefix("torch."), **heads._asdict()}
+def native_shape(heads: Heads, dtype: torch.dtype, device: torch.device) -> extension.Shape:
+    return extension.Shape(device=device.index, dtype=str(dtype).removeprefix("torch."), **heads._asdict())
 
 
 def native_work(work: WorkList, block: int) -> extension.Work:
-    return extension.Work(work.tiles.data_ptr(), work.num_tiles, work.merges.data_ptr(), work.num_merges, block)
+    return extension.Work(
+        tiles=work.tiles.data_ptr(),
+        num_tiles=work.num_tiles,
+        merges=work.merges.data_ptr(),
+        num_merges=work.num_merges,
+        block=block,
+    )
 
 
-def strided(**tensors: Tensor) -> dict[str, Any]:
-    """Address, row stride and head stride of each."""
-    return {name: (x.data_ptr(), *x.stride()[:2]) for name, x in tensors.items()}
+def strided(x: Tensor) -> extension.Strided:
+    row, head, _ = x.stride()
+    return x.data_ptr(), row, head
 
 
-def addresses(**tensors: Tensor | None) -> dict[str, Any]:
-    """The address of each, 0 for none."""
-    return {name: 0 if x is None else x.data_ptr() for name, x in tensors.items()}
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def current_stream(x: Tensor) -> int:

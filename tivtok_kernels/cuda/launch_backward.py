@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.cuda import configs, extension
-from tivtok_kernels.cuda.launch import Heads, addressable, addresses, current_stream, native_shape, native_work, strided
+from tivtok_kernels.cuda.launch import Heads, address, addressable, current_stream, native_shape, native_work, strided
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
@@ -51,12 +51,28 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     )
     plan.native.launch(
         current_stream(q),
-        scale=call.scale,
-        rows=rows,
-        **strided(q=q, dout=dout, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv),
-        **addresses(out=out, lse=lse, dlse=dlse, stats=stats),
-        **addresses(dq=dq, dk=dk, dv=dv, dk_tiv=dk_tiv, dv_tiv=dv_tiv),
-        **addresses(part_dq=part_dq, part_dk=part_dk, part_dv=part_dv),
+        {
+            "scale": call.scale,
+            "rows": rows,
+            "q": strided(q),
+            "dout": strided(dout),
+            "k": strided(k),
+            "v": strided(v),
+            "k_tiv": strided(k_tiv),
+            "v_tiv": strided(v_tiv),
+            "out": out.data_ptr(),
+            "lse": lse.data_ptr(),
+            "dlse": address(dlse),
+            "row_stats": stats.data_ptr(),
+            "dq": dq.data_ptr(),
+            "dk": dk.data_ptr(),
+            "dv": dv.data_ptr(),
+            "dk_tiv": dk_tiv.data_ptr(),
+            "dv_tiv": dv_tiv.data_ptr(),
+            "part_dq": address(part_dq),
+            "part_dk": address(part_dk),
+            "part_dv": address(part_dv),
+        },
     )
     return grads
 
@@ -65,22 +81,19 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
 def _backward_plan(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> BackwardPlan:
-    tile_of = extension.ampere_gradient_tile
-    native_plan: type[extension.AmpereBackward | extension.HopperBackward] = extension.AmpereBackward
-    if configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER) == "hopper":
-        tile_of, native_plan = extension.hopper_gradient_tile, extension.HopperBackward
-    kv_heads = heads.heads // heads.group
-
-    query_block, step, per_sm = tile_of(False, heads.head_dim)
-    workers = configs.multiprocessors(device) * per_sm
-    queries = query_work(layout, scope, query_block, step, heads.heads, workers, device)
-    key_block, step, per_sm = tile_of(True, heads.head_dim)
-    workers = configs.multiprocessors(device) * per_sm
-    keys = key_work(layout, scope, key_block, step, kv_heads, workers, device)
-    native = native_plan(
-        **native_shape(heads, dtype, device),
-        queries=native_work(queries, query_block),
-        keys=native_work(keys, key_block),
+    engine = configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER)
+    kv_heads, processors = heads.heads // heads.group, configs.multiprocessors(device)
+    tile = extension.gradient_tile(engine, extension.Owner.queries, heads.head_dim)
+    key_tile = extension.gradient_tile(engine, extension.Owner.keys, heads.head_dim)
+    queries = query_work(layout, scope, tile.owned, tile.walked, heads.heads, processors * tile.blocks_per_sm, device)
+    keys = key_work(
+        layout, scope, key_tile.owned, key_tile.walked, kv_heads, processors * key_tile.blocks_per_sm, device
     )
-    query_parts = (queries.num_slots, heads.heads, query_block)
-    return BackwardPlan(native, queries, keys, query_parts, (keys.num_slots, kv_heads, key_block))
+    native = extension.BackwardPlan(
+        engine,
+        native_shape(heads, dtype, device),
+        queries=native_work(queries, tile.owned),
+        keys=native_work(keys, key_tile.owned),
+    )
+    query_parts = (queries.num_slots, heads.heads, tile.owned)
+    return BackwardPlan(native, queries, keys, query_parts, (keys.num_slots, kv_heads, key_tile.owned))

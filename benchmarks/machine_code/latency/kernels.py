@@ -27,6 +27,7 @@ class Variant(NamedTuple):
         keys: rows of keys, or of what a gradient kernel walks, per step.
         stages: steps in shared memory.
         more: query buffers of the forward, registers of the copying warps of a gradient kernel.
+        consumers: warpgroups that multiply, of the forward.
         shipped: it is the one of its pass and head_dim, which compiling it checks.
     """
 
@@ -36,22 +37,32 @@ class Variant(NamedTuple):
     stages: int
     more: int
     shipped: bool = False
+    consumers: int = 2
 
     @property
     def name(self) -> str:
-        return f"{self.work} d{self.head_dim}, {self.keys} per step, {self.stages} stages"
+        groups = f"{self.consumers} groups, " if self.work == "forward" else ""
+        return f"{self.work} d{self.head_dim}, {groups}{self.keys} per step, {self.stages} stages"
+
+    @property
+    def rows(self) -> int:
+        """Of a tile."""
+        return 64 * self.consumers
 
 
 VARIANTS = (
-    Variant("forward", 64, 192, 4, 2, shipped=True),
-    Variant("forward", 64, 192, 3, 2),
-    Variant("forward", 64, 192, 2, 2),
-    Variant("forward", 64, 160, 4, 2),
-    Variant("forward", 64, 128, 6, 2),
-    Variant("forward", 128, 128, 3, 1, shipped=True),
-    Variant("forward", 128, 128, 2, 2),
-    Variant("forward", 128, 96, 4, 1),
-    Variant("forward", 128, 64, 6, 1),
+    Variant("forward", 64, 128, 5, 2, shipped=True, consumers=3),
+    Variant("forward", 64, 128, 3, 2, consumers=3),
+    Variant("forward", 64, 128, 2, 2, consumers=3),
+    Variant("forward", 64, 160, 3, 2, consumers=3),
+    Variant("forward", 64, 96, 6, 2, consumers=3),
+    Variant("forward", 64, 64, 8, 2, consumers=3),
+    Variant("forward", 64, 192, 4, 2),
+    Variant("forward", 128, 64, 4, 2, shipped=True, consumers=3),
+    Variant("forward", 128, 64, 2, 2, consumers=3),
+    Variant("forward", 128, 96, 3, 1, consumers=3),
+    Variant("forward", 128, 128, 3, 1),
+    Variant("forward", 128, 160, 2, 1),
     Variant("dq", 64, 128, 3, 40, shipped=True),
     Variant("dq", 64, 128, 4, 40),
     Variant("dq", 64, 64, 4, 40),
@@ -82,7 +93,7 @@ def source(variant: Variant) -> str:
     """A translation unit with the one kernel; that a configuration is the shipped one is asserted."""
     if variant.work == "forward":
         folder, kernel, parameters, kind = "forward", "forward", "hopper::KernelParams", "Forward"
-        numbers = f"{variant.head_dim}, {variant.keys}, {variant.more}, {variant.stages}"
+        numbers = f"{variant.head_dim}, {variant.keys}, {variant.more}, {variant.stages}, {variant.consumers}"
         key = f"{variant.head_dim}"
     else:
         owner = "Owner::queries" if variant.work == "dq" else "Owner::keys"
@@ -119,21 +130,21 @@ def simulate(variant: Variant, code: list[Timed], machine: Machine) -> Result:
 
 
 def _forward(variant: Variant, code: list[Timed], machine: Machine) -> Sm:
-    """Two consumers that take turns in issuing products; a thread that loads by TMA. Every key tile is signed by the
-    copying warps, too, which wait for the values of its slot to be done with (csrc/forward/hopper/producer.h)."""
+    """Consumers that take turns in issuing products; a thread that loads by TMA (csrc/forward/hopper)."""
     step = [op(timed) for timed in consumer_step(code)]
-    # Of a step: its keys are done with, the queries in an item's last step, the values of the step before, kept pairs.
-    arrivals = (("keys free", 0), None, ("values free", -1), None)
+    groups = variant.consumers
+    # Of a step: its keys are done with, the queries in an item's last step, the values of the step before.
+    arrivals = (("keys free", 0), None, ("values free", -1))
     warps = [
-        Warp(f"group {g}", step, Role((("keys", 0), ("values", 0)), arrivals, f"turn {g}", f"turn {1 - g}"))
-        for g in range(2)
+        Warp(f"group {g}", step, Role((("keys", 0), ("values", 0)), arrivals, f"turn {g}", f"turn {(g + 1) % groups}"))
+        for g in range(groups)
     ]
     size = variant.keys * variant.head_dim * 2
     loads = (
         Load("keys", size, ("keys free", -variant.stages)),
-        Load("values", size, ("values free", -variant.stages), also="keys"),
+        Load("values", size, ("values free", -variant.stages)),
     )
-    sm = Sm(machine, warps, {"keys": 2, "keys free": 2, "values free": 2}, loads)
+    sm = Sm(machine, warps, {"keys free": groups, "values free": groups}, loads)
     sm.start("turn 0")
     return sm
 

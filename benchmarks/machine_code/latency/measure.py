@@ -12,21 +12,21 @@ from tivtok_kernels import SifLayout, sif_attention
 from tivtok_kernels.timing import Stopwatch, interleave
 
 KEYS = 15360  # whole steps of 192, 160, 128, 96 and 64
-ROWS = 128  # of a tile, in every kernel
+TILES = (KEYS // 128, KEYS // 192)  # of the kernels' rows
 SECONDS = 3.0
 _SPIN = 200_000_000  # clocks
 
 Clocks = dict[str, float]  # per SM, of "forward d64" and so on
 
 
-def steps(keys: int, sms: int) -> float:
-    """Steps of so many keys that every SM takes in a call."""
-    return KEYS // ROWS * heads_for(sms) / sms * KEYS / keys
+def steps(rows: int, keys: int, sms: int) -> float:
+    """Steps of so many rows and keys that every SM takes in a call."""
+    return KEYS / rows * heads_for(sms) / sms * KEYS / keys
 
 
 def heads_for(sms: int) -> int:
-    """Heads with which the tiles of one frame divide evenly among so many SMs."""
-    return next(heads for heads in range(8, 8 + sms) if KEYS // ROWS * heads % sms == 0)
+    """Heads with which the tiles of one frame divide evenly among so many SMs, in every kernel."""
+    return next(heads for heads in range(8, 8 + sms) if all(tiles * heads % sms == 0 for tiles in TILES))
 
 
 def measured(device: torch.device) -> Clocks:
@@ -70,7 +70,7 @@ def predicted(made: dict[str, Any], sms: int) -> Clocks:
     for row in made["kernels"]:
         if row["shipped"]:
             name = f"{'forward' if row['work'] == 'forward' else 'backward'} d{row['head_dim']}"
-            clocks[name] = clocks.get(name, 0.0) + row["clocks"] * steps(row["keys"], sms)
+            clocks[name] = clocks.get(name, 0.0) + row["clocks"] * steps(64 * row["consumers"], row["keys"], sms)
     return clocks
 
 

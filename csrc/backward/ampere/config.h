@@ -2,7 +2,7 @@
 // ptxas and the instructions show them; never timed.
 #pragma once
 #include "backward/params.h"
-#include "common/device.h"
+#include "common/visit.h"
 
 namespace ampere {
 
@@ -46,5 +46,7 @@ struct GradientConfig {
 // and dv of 32 would spill, and for dq the tiles of a block would not fit into the 100 KiB of sm_86.
 template <class Element, int kHeadDim, Owner kOwner>
 using GradientConfigOf = GradientConfig<Element, kHeadDim, kOwner, kHeadDim <= 64 ? 2 : 1, 32, 2>;
+
+using GradientWidths = PaddedWidths<32, 64, 128>;
 
 }  // namespace ampere

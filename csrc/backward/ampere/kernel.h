@@ -108,57 +108,16 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) gradients(const 
         dev::cp_async_commit();
         if (!has_rows) continue;
 
-        // LSE, delta, LSE, delta of the two columns of block n that a lane has elements of.
-        const auto column_stats = [&](int n) -> float4 {
-            if (!kKeys) return {};
-            return *reinterpret_cast<const float4*>(own_bytes + (second - own) + C::template kBytes<C::kWalked> +
-                                                    n * 64 + lane % 4 * 16);
-        };
-
+        const uint8_t* stats = own_bytes + (second - own) + C::template kBytes<C::kWalked>;
         Fragments<C, C::kWalked> weights, d_weights;
+        const auto weight = [&](int m, int n, int j) -> float& { return weights[m][n][j]; };
+        const auto d_weight = [&](int m, int n, int j) -> float& { return d_weights[m][n][j]; };
         multiply<C>(weights, own_first, first + right);
-#pragma unroll
-        for (int n = 0; n < C::kWalked / 8; ++n) {
-            const float4 columns = column_stats(n);
-#pragma unroll
-            for (int m = 0; m < C::kRowTiles; ++m) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const float lse = kKeys ? j % 2 ? columns.z : columns.x : row_stats[m][j / 2].x;
-                    weights[m][n][j] = dev::ex2(weights[m][n][j] * scale - lse);
-                }
-            }
-        }
-        // An absent query is all zeros, dout and delta too: whatever its P, it adds nothing. An absent key's P is
-        // exp2(-LSE), which may be infinite.
-        const int valid = walk.length - i * C::kWalked;
-        if (!kKeys && valid < C::kWalked) {
-#pragma unroll
-            for (int m = 0; m < C::kRowTiles; ++m) {
-#pragma unroll
-                for (int n = 0; n < C::kWalked / 8; ++n) {
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        if (n * 8 + lane % 4 * 2 + j % 2 >= valid) weights[m][n][j] = 0;
-                    }
-                }
-            }
-        }
+        backward::make_weights<C>(weight, scale, row_stats, stats, walk.length - i * C::kWalked);
         if (kKeys) accumulate<C>(d_second, weights, second + left);
 
         multiply<C>(d_weights, own_second, second + right);
-#pragma unroll
-        for (int n = 0; n < C::kWalked / 8; ++n) {
-            const float4 columns = column_stats(n);
-#pragma unroll
-            for (int m = 0; m < C::kRowTiles; ++m) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const float delta = kKeys ? j % 2 ? columns.w : columns.y : row_stats[m][j / 2].y;
-                    d_weights[m][n][j] = weights[m][n][j] * (d_weights[m][n][j] - delta);
-                }
-            }
-        }
+        backward::make_score_gradients<C>(d_weight, weight, row_stats, stats);
         accumulate<C>(d_first, d_weights, first + left);
     }
 

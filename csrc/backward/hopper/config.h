@@ -2,7 +2,7 @@
 // timed.
 #pragma once
 #include "backward/params.h"
-#include "common/device.h"
+#include "common/visit.h"
 
 namespace hopper {
 
@@ -67,5 +67,7 @@ struct GradientConfigOf<Element, 128, Owner::queries> : GradientConfig<Element, 
 // dk and dv alone are 128 registers: with 232 ptxas serialises wgmma.
 template <class Element>
 struct GradientConfigOf<Element, 128, Owner::keys> : GradientConfig<Element, 128, Owner::keys, 64, 4, 24> {};
+
+using GradientWidths = ExactWidths<64, 128>;
 
 }  // namespace hopper

@@ -139,7 +139,7 @@ DEVICE void wait(float (&x)[kRegisters]) {
 
 // A consumer warpgroup: 64 rows of the gradients.
 template <class C>
-DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
+DEVICE void make_gradients(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
     constexpr bool kKeys = C::kOwner == Owner::keys;
     const int lane = threadIdx.x % 32;
     // Of the warpgroup, in the tile. By a shuffle, so that descriptors are computed once per warp and not per thread.
@@ -152,10 +152,10 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
     const float scale = p.scale * dev::kLog2E;
 
     const bool has_rows = place.tile.row + first_row < place.tile.row_end;  // or this warpgroup only keeps step
-    float2 row_stats[2];  // of queries owned: LSE and delta of the rows that a lane has elements of
+    float2 row_stats[1][2];  // of queries owned: LSE and delta of the rows that a lane has elements of
     if (!kKeys) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) row_stats[half] = place.stats(p, warp_row + half * 8 + lane / 4);
+        for (int half = 0; half < 2; ++half) row_stats[0][half] = place.stats(p, warp_row + half * 8 + lane / 4);
     }
 
     uint32_t held_first[C::kHeadDim / 16][4], held_second[C::kHeadDim / 16][4];
@@ -168,15 +168,10 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
     for (int i = 0; i < steps; ++i) {
         const int stage = i % C::kStages;
         const uint32_t first = stages.stage(stage), second = first + C::template kBytes<C::kWalked>;
-        // LSE, delta, LSE, delta of the two columns of block n of eight that a lane has elements of.
-        const uint8_t* column_bytes =
-            dev::dynamic_shared() + (second - stages.base) + C::template kBytes<C::kWalked> + lane % 4 * 16;
-        const auto column_stats = [&](int n) -> float4 {
-            if (!kKeys) return {};
-            return *reinterpret_cast<const float4*>(column_bytes + n * 64);
-        };
-
+        const uint8_t* stats = dev::dynamic_shared() + (second - stages.base) + C::template kBytes<C::kWalked>;
         float weights[C::kWalked / 2], d_weights[C::kWalked / 2];
+        const auto weight = [&](int, int n, int j) -> float& { return weights[n * 4 + j]; };
+        const auto d_weight = [&](int, int n, int j) -> float& { return d_weights[n * 4 + j]; };
         dev::mbar_wait(stages.full(stage), i / C::kStages % 2);
         if (!has_rows) {
             stages.release(stage);
@@ -191,27 +186,7 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
             issue_product<C>(d_weights, own_second, second);
         }
         wait<1>(weights);
-#pragma unroll
-        for (int n = 0; n < C::kWalked / 8; ++n) {
-            const float4 columns = column_stats(n);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float lse = kKeys ? j % 2 ? columns.z : columns.x : row_stats[j / 2].x;
-                weights[n * 4 + j] = dev::ex2(weights[n * 4 + j] * scale - lse);
-            }
-        }
-        // An absent query is all zeros, dout and delta too: whatever its P, it adds nothing. An absent key's P is
-        // exp2(-LSE), which may be infinite.
-        const int valid = walk.length - i * C::kWalked;
-        if (!kKeys && valid < C::kWalked) {
-#pragma unroll
-            for (int n = 0; n < C::kWalked / 8; ++n) {
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    if (n * 8 + lane % 4 * 2 + j % 2 >= valid) weights[n * 4 + j] = 0;
-                }
-            }
-        }
+        backward::make_weights<C>(weight, scale, row_stats, stats, walk.length - i * C::kWalked);
 
         uint32_t packed[C::kWalked / 16][4], d_packed[C::kWalked / 16][4];
         if constexpr (kKeys) {
@@ -219,15 +194,7 @@ DEVICE void consume(const GradientParams& p, const Stages<C>& stages, const back
             issue_accumulation<C>(d_second, packed, second);
         }
         wait<kKeys ? 1 : 0>(d_weights);
-#pragma unroll
-        for (int n = 0; n < C::kWalked / 8; ++n) {
-            const float4 columns = column_stats(n);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float delta = kKeys ? j % 2 ? columns.w : columns.y : row_stats[j / 2].y;
-                d_weights[n * 4 + j] = weights[n * 4 + j] * (d_weights[n * 4 + j] - delta);
-            }
-        }
+        backward::make_score_gradients<C>(d_weight, weight, row_stats, stats);
         dev::pack_operand<typename C::Element>(d_packed, d_weights);
         issue_accumulation<C>(d_first, d_packed, first);
         wait<0>(d_first);
@@ -250,7 +217,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) gradients(const __grid_constan
         copy_all(p, stages, place);
     } else {
         dev::setmaxnreg_inc<C::kConsumerRegisters>();
-        consume(p, stages, place);
+        make_gradients(p, stages, place);
     }
 }
 

@@ -9,25 +9,16 @@ struct Kernels {
 
     template <class Element, int kWidth, Owner kOwner>
     using Config = GradientConfigOf<Element, kWidth, kOwner>;
+    using Widths = GradientWidths;
 
     template <class C>
     static auto kernel() {
         return gradients<C>;
     }
-    template <class Visit>
-    static auto with_width(int head_dim, Visit visit) {
-        return with_exact_width<64, 128>(head_dim, visit);
-    }
 };
 
 }  // namespace
 
-GradientTile gradient_tile(Owner owner, int head_dim) { return backward::tile<Kernels>(owner, head_dim); }
-
-void prepare_gradients(int head_dim, ElementType type) { backward::prepare<Kernels>(head_dim, type); }
-
-void launch_gradients(Owner owner, const GradientParams& params, ElementType type, cudaStream_t stream) {
-    backward::launch<Kernels>(owner, params, type, stream);
-}
+const GradientLauncher gradient_launcher = backward::kLauncher<Kernels>;
 
 }  // namespace hopper

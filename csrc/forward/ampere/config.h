@@ -43,14 +43,6 @@ struct ForwardConfigOf : ForwardConfig<Element, kHeadDim, 2, 64, 3, 2> {};
 template <class Element>
 struct ForwardConfigOf<Element, 128> : ForwardConfig<Element, 128, 2, 48, 3, 2> {};
 
-// Calls visit with the configuration for a head_dim, a multiple of 8 up to 128.
-template <class Visit>
-auto with_config(int head_dim, ElementType type, Visit visit) {
-    return with_element(type, [&]<class Element>(Element) {
-        return with_width<32, 64, 128>(head_dim, [&]<int kWidth>(std::integral_constant<int, kWidth>) {
-            return visit(ForwardConfigOf<Element, kWidth>{});
-        });
-    });
-}
+using ForwardWidths = PaddedWidths<32, 64, 128>;
 
 }  // namespace ampere

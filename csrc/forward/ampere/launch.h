@@ -4,11 +4,6 @@
 
 namespace ampere {
 
-// What schedules need to know of the forward kernel for a head_dim.
-struct ForwardTile {
-    int block_q, block_k, blocks_per_sm;
-};
-
 // head_dim: a multiple of 8 up to 128.
 ForwardTile forward_tile(int head_dim);
 

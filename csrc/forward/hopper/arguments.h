@@ -10,25 +10,24 @@
 
 namespace hopper {
 
-// Throws std::invalid_argument if a tensor cannot be read by TMA or kept_pairs leaves too few buffers.
+// Throws std::invalid_argument if a tensor cannot be read by TMA.
 template <class C>
 KernelParams arguments(EncodeTiled encode, const ForwardParams& p, const RowCounts& rows, const Shares& shares) {
-    constexpr int kMostKept = C::kPairs - C::kMinRing;
-    if (shares.kept_pairs < 0 || shares.kept_pairs > kMostKept)
-        throw std::invalid_argument("kept_pairs must be 0 ... " + std::to_string(kMostKept) + ", got " +
-                                    std::to_string(shares.kept_pairs));
     const auto map = [&](const char* name, const Tensor& x, int64_t count, int heads, int box_rows) {
         constexpr bool kIsBf16 = std::is_same_v<typename C::Element, dev::bf16>;
         return row_boxes(encode, name, x, kIsBf16, count, heads, C::kHeadDim, box_rows);
     };
-    const int key_heads = p.heads / p.group;
+    const auto maps = [&](const char* name, const Tensor& x, int64_t count) -> KeyMaps {
+        const int heads = p.heads / p.group;
+        return {map(name, x, count, heads, C::kBlockK), map(name, x, count, heads, C::kBoxRows)};
+    };
     KernelParams args{.forward = p, .shares = shares};
     args.q = map("q", p.q, rows.q, p.heads, kGroupRows);
-    args.k = map("k", p.k, rows.k, key_heads, C::kBlockK);
-    args.v = map("v", p.v, rows.k, key_heads, C::kBlockK);
+    args.k = maps("k", p.k, rows.k);
+    args.v = maps("v", p.v, rows.k);
     // Without TIV rows no item has a range A, and a map of nothing could not be encoded.
-    args.k_tiv = rows.tiv ? map("k_tiv", p.k_tiv, rows.tiv, key_heads, C::kBlockK) : args.k;
-    args.v_tiv = rows.tiv ? map("v_tiv", p.v_tiv, rows.tiv, key_heads, C::kBlockK) : args.v;
+    args.k_tiv = rows.tiv ? maps("k_tiv", p.k_tiv, rows.tiv) : args.k;
+    args.v_tiv = rows.tiv ? maps("v_tiv", p.v_tiv, rows.tiv) : args.v;
     return args;
 }
 

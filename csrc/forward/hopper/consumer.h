@@ -9,7 +9,9 @@ namespace hopper {
 constexpr int kTurnBarrier = 2;  // named barriers, one per consumer warpgroup
 
 DEVICE int lane() { return threadIdx.x % 32; }
-DEVICE int consumer_group() { return threadIdx.x / kWarpgroup - 1; }
+// By a shuffle, so that the compiler knows it to be the same for all lanes: what depends on it is computed once per
+// warp.
+DEVICE int consumer_group() { return static_cast<int>(dev::shfl_idx(threadIdx.x / kWarpgroup, 0)) - 1; }
 
 // Each warp signs for itself: its own reads are over.
 DEVICE void release(uint32_t empty) {
@@ -25,16 +27,16 @@ DEVICE uint64_t tile_descriptor(uint32_t address, uint32_t panel_bytes) {
 template <class C>
 struct Turns {
     static constexpr int kThreads = 2 * kWarpgroup;
+    int group;
 
-    DEVICE void wait() const { dev::bar_sync(kTurnBarrier + consumer_group(), kThreads); }
-    DEVICE void pass() const { dev::bar_arrive(kTurnBarrier + (consumer_group() + 1) % C::kConsumers, kThreads); }
+    DEVICE void wait() const { dev::bar_sync(kTurnBarrier + group, kThreads); }
+    DEVICE void pass() const { dev::bar_arrive(kTurnBarrier + (group + 1) % C::kConsumers, kThreads); }
 };
 
 // Where the keys of a step lie.
 struct Step {
     int pair;
-    uint32_t phase;   // of the barriers that say "loaded"
-    bool kept, last;  // in a kept pair; the last such of its item
+    uint32_t phase;  // of the barriers that say "loaded"
 };
 
 // The steps of an item, in order.
@@ -43,33 +45,18 @@ struct Steps {
     const Shared<C>& shared;
     const Item& item;
     Ring& ring;
-    uint32_t kept_phase;
-    int j = 0;
 
     DEVICE Step next() {
-        const int i_kept = j - item.kept_begin;
-        const bool kept = i_kept >= 0 && j < item.kept_end;
-        ++j;
-        if (kept) return {ring.slots + i_kept, kept_phase, true, j == item.kept_end};
-        const Step step{ring.slot, ring.phase, false, false};
+        const Step step{ring.slot, ring.phase};
         ring.advance();
         return step;
     }
     DEVICE uint64_t keys(Step s) const { return tile_descriptor(shared.key(s.pair), 0); }
     DEVICE uint64_t values(Step s) const { return tile_descriptor(shared.value(s.pair), Shared<C>::kKeyPanel); }
-    DEVICE void wait_key(Step s) const {
-        dev::mbar_wait(s.kept ? shared.kept_full() : shared.key_full(s.pair), s.phase);
-    }
-    DEVICE void wait_value(Step s) const {
-        if (!s.kept) dev::mbar_wait(shared.value_full(s.pair), s.phase);
-    }
-    DEVICE void release_key(Step s) const {
-        if (!s.kept) release(shared.key_empty(s.pair));
-    }
-    DEVICE void release_value(Step s) const {
-        if (!s.kept) release(shared.value_empty(s.pair));
-        if (s.last) release(shared.kept_empty());
-    }
+    DEVICE void wait_key(Step s) const { dev::mbar_wait(shared.key_full(s.pair), s.phase); }
+    DEVICE void wait_value(Step s) const { dev::mbar_wait(shared.value_full(s.pair), s.phase); }
+    DEVICE void release_key(Step s) const { release(shared.key_empty(s.pair)); }
+    DEVICE void release_value(Step s) const { release(shared.value_empty(s.pair)); }
 };
 
 // scores = q k^T, 64 x BLOCK_K.
@@ -112,11 +99,26 @@ DEVICE void negate_queries(uint32_t o_queries) {
     dev::fence_proxy_async();
 }
 
+// Keys that do not exist score -inf: in box `box` of a step those from `rows` on.
+template <class C>
+DEVICE void hide_keys(float (&scores)[C::kBlockK / 2], int box, int rows) {
+    constexpr int kOfBox = C::kBoxRows / 2;  // scores of a thread
+#pragma unroll
+    for (int i = 0; i < kOfBox; ++i)
+        if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= rows) scores[box * kOfBox + i] = dev::neg_inf();
+}
+
+template <class C>
+DEVICE void hide_keys_of_step_0(float (&scores)[C::kBlockK / 2], const Item& item) {
+#pragma unroll
+    for (int box = 0; box < C::kBlockK / C::kBoxRows; ++box)
+        hide_keys<C>(scores, box, box >= item.first_boxes ? 0 : box < 2 ? item.rows[box] : C::kBoxRows);
+}
+
 // softmax(q k^T) v of this warpgroup's rows. Signs off the queries when the last scores are made.
 template <class C>
-DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>& steps, uint64_t queries,
-                   uint32_t query_empty) {
-    const Turns<C> turns;
+DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>& steps, const Turns<C>& turns,
+                   uint64_t queries, uint32_t query_empty) {
     const int n = steps.item.steps;
     float scores[C::kBlockK / 2];
     uint32_t weights[C::kBlockK / 16][4];
@@ -130,7 +132,9 @@ DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>&
     dev::wgmma_hold(scores);
     steps.release_key(now);
     if (n == 1) release(query_empty);
-    softmax.first(scores, steps.item.first_keys);
+    float decay[2];
+    hide_keys_of_step_0<C>(scores, steps.item);
+    softmax.next(scores, decay);
     dev::pack_operand<typename C::Element>(weights, scores);
     steps.wait_value(now);
 
@@ -145,11 +149,11 @@ DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>&
         dev::wgmma_hold(scores);
         steps.release_key(next);
         if (j == n - 1) release(query_empty);
-        float decay[2];
+        if (j == 1 && steps.item.first_boxes == 1) hide_keys<C>(scores, 0, steps.item.rows[1]);
         softmax.next(scores, decay);
         dev::wgmma_hold(scores);
-        steps.wait_value(
-            next);  // a loop, over which ptxas moves no wait: the exponentials run beside the output product
+        // A loop, over which ptxas moves no wait: the exponentials run beside the output product.
+        steps.wait_value(next);
         dev::wgmma_wait<0>();
         dev::wgmma_hold(out);
         steps.release_value(now);
@@ -167,8 +171,7 @@ DEVICE void attend(float (&out)[C::kHeadDim / 2], RowSoftmax& softmax, Steps<C>&
 
 // A warpgroup without rows in a tile: takes its turns and signs every buffer off.
 template <class C>
-DEVICE void pass_over(Steps<C>& steps, uint32_t query_empty) {
-    const Turns<C> turns;
+DEVICE void pass_over(Steps<C>& steps, const Turns<C>& turns, uint32_t query_empty) {
     release(query_empty);
     for (int j = 0; j < steps.item.steps; ++j) {
         const Step step = steps.next();
@@ -198,9 +201,9 @@ DEVICE void quad_transpose(uint32_t (&r)[4]) {
 // Rows of the tile only: what lies behind them belongs to other items. Results go from registers to memory: after a
 // transpose over the quad it writes 64 contiguous bytes, and the query buffer is free for the next item meanwhile.
 template <class C>
-DEVICE void store_rows(const ForwardParams& p, const Item& item, float (&out)[C::kHeadDim / 2], RowSoftmax& softmax) {
-    const int t = threadIdx.x % 4,
-              o_row = consumer_group() * kGroupRows + threadIdx.x % kWarpgroup / 32 * 16 + lane() / 4;
+DEVICE void store_rows(const ForwardParams& p, const Item& item, int group, float (&out)[C::kHeadDim / 2],
+                       RowSoftmax& softmax) {
+    const int t = threadIdx.x % 4, o_row = group * kGroupRows + threadIdx.x % kWarpgroup / 32 * 16 + lane() / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         float norm;
@@ -232,32 +235,35 @@ DEVICE void store_rows(const ForwardParams& p, const Item& item, float (&out)[C:
     }
 }
 
-// Items [first, last) of the order; one warpgroup.
+// All items of the block; one warpgroup. The end of the list is read again every time: it costs a register less.
 template <class C>
-DEVICE void consume(const KernelParams& p, const Shared<C>& shared, int first, int last) {
+DEVICE void consume(const KernelParams& p, const Shared<C>& shared) {
     const ForwardParams& f = p.forward;
-    Ring ring{C::kPairs - p.shares.kept_pairs}, queries{C::kQueryBuffers};
-    if (consumer_group() == C::kConsumers - 1) Turns<C>().pass();
-    for (int i = first; i < last; ++i) {
+    Ring ring{C::kPairs}, queries{C::kQueryBuffers};
+    const int group = consumer_group();
+    const Turns<C> turns{group};
+    if (group == C::kConsumers - 1) turns.pass();
+    for (int i = p.shares.bounds[blockIdx.x]; i < p.shares.bounds[blockIdx.x + 1]; ++i) {
         dev::mbar_wait(shared.query_full(queries.slot), queries.phase);
-        const Item item = shared.items()[queries.slot];
+        const Item& item = shared.item(i);
         __syncwarp();  // one lane will sign for what all have read
         const uint32_t query_empty = shared.query_empty(queries.slot);
-        Steps<C> steps{shared, item, ring, static_cast<uint32_t>(i - first) % 2};
-        if (item.row + consumer_group() * kGroupRows >= item.row_end) {
-            pass_over(steps, query_empty);
+        Steps<C> steps{shared, item, ring};
+        if (item.row + group * kGroupRows >= item.row_end) {
+            pass_over(steps, turns, query_empty);
         } else {
-            const uint32_t tile = shared.query(queries.slot, consumer_group());
+            const uint32_t tile = shared.query(queries.slot, group);
             if (f.scale < 0) negate_queries<C>(tile - shared.base);
             float out[C::kHeadDim / 2] = {};
-            RowSoftmax softmax{fabsf(f.scale) * dev::kLog2E};
+            // Never 0, which makes a hidden key's -inf NaN; all weights are 1 with the smallest scale as well.
+            const float scale = fabsf(f.scale) * dev::kLog2E;
+            RowSoftmax softmax{scale < __FLT_MIN__ ? __FLT_MIN__ : scale};
             if (item.steps > 0)
-                attend(out, softmax, steps, tile_descriptor(tile, 0), query_empty);
+                attend(out, softmax, steps, turns, tile_descriptor(tile, 0), query_empty);
             else
                 release(query_empty);
-            store_rows<C>(f, item, out, softmax);
+            store_rows<C>(f, item, group, out, softmax);
         }
-        if (p.shares.kept_pairs > 0 && item.kept_begin == item.kept_end) release(shared.kept_empty());
         queries.advance();
     }
 }

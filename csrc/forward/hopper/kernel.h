@@ -8,19 +8,16 @@
 namespace hopper {
 
 template <class C>
-DEVICE void init_barriers(const Shared<C>& shared, int ring_slots) {
-    constexpr int kLoaders = 2;                  // the TMA thread and the copying warps
+DEVICE void init_barriers(const Shared<C>& shared) {
     constexpr int kSigners = 4 * C::kConsumers;  // every consumer warp
-    dev::mbar_init(shared.kept_full(), kLoaders);
-    dev::mbar_init(shared.kept_empty(), kSigners);
     for (int i = 0; i < C::kQueryBuffers; ++i) {
         dev::mbar_init(shared.query_full(i), 1);
         dev::mbar_init(shared.query_empty(i), kSigners);
     }
-    for (int i = 0; i < ring_slots; ++i) {
-        dev::mbar_init(shared.key_full(i), kLoaders);
+    for (int i = 0; i < C::kPairs; ++i) {
+        dev::mbar_init(shared.key_full(i), 1);
         dev::mbar_init(shared.key_empty(i), kSigners);
-        dev::mbar_init(shared.value_full(i), kLoaders);
+        dev::mbar_init(shared.value_full(i), 1);
         dev::mbar_init(shared.value_empty(i), kSigners);
     }
     dev::fence_mbar_init();
@@ -29,17 +26,22 @@ DEVICE void init_barriers(const Shared<C>& shared, int ring_slots) {
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 1) forward(const __grid_constant__ KernelParams p) {
     const Shared<C> shared{dev::shared_address(dev::dynamic_shared())};
-    if (threadIdx.x == 0) init_barriers(shared, C::kPairs - p.shares.kept_pairs);
+    if (threadIdx.x == 0) {
+        dev::tma_prefetch(&p.q);
+        for (const KeyMaps* maps : {&p.k, &p.v, &p.k_tiv, &p.v_tiv}) {
+            dev::tma_prefetch(&maps->tile);
+            dev::tma_prefetch(&maps->box);
+        }
+        init_barriers(shared);
+    }
     __syncthreads();
 
-    const int first = p.shares.bounds[blockIdx.x], last = p.shares.bounds[blockIdx.x + 1];
     if (threadIdx.x < kWarpgroup) {
         dev::setmaxnreg_dec<C::kProducerRegisters>();
-        if (threadIdx.x == 0) load_whole_tiles(p, shared, first, last);
-        if (threadIdx.x >= 32) copy_joined_tails(p, shared, first, last);
+        if (threadIdx.x == 0) produce(p, shared);
     } else {
         dev::setmaxnreg_inc<C::kConsumerRegisters>();
-        consume(p, shared, first, last);
+        consume(p, shared);
     }
 }
 

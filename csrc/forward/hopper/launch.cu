@@ -1,20 +1,9 @@
-#include "common/visit.h"
 #include "forward/hopper/arguments.h"
 #include "forward/hopper/kernel.h"
 #include "forward/hopper/launch.h"
 
 namespace hopper {
 namespace {
-
-// Calls visit with the configuration for a head_dim.
-template <class Visit>
-auto with_config(int head_dim, ElementType type, Visit visit) {
-    return with_element(type, [&]<class Element>(Element) {
-        return with_exact_width<64, 128>(head_dim, [&]<int kWidth>(std::integral_constant<int, kWidth>) {
-            return visit(ForwardConfigOf<Element, kWidth>{});
-        });
-    });
-}
 
 // From the driver that is loaded already, so that nothing links to libcuda.
 EncodeTiled driver_encode_tiled() {
@@ -33,18 +22,19 @@ EncodeTiled driver_encode_tiled() {
 }  // namespace
 
 ForwardTile forward_tile(int head_dim) {
-    return with_config(head_dim, ElementType::bf16,
-                       []<class C>(C) { return ForwardTile{C::kBlockQ, C::kBlockK, 1, C::kPairs - C::kMinRing}; });
+    return with_config<ForwardConfigOf, ForwardWidths>(head_dim, ElementType::bf16, []<class C>(C) {
+        return ForwardTile{.block_q = C::kBlockQ, .block_k = C::kBlockK, .blocks_per_sm = 1};
+    });
 }
 
 void prepare_forward(int head_dim, ElementType type) {
-    with_config(head_dim, type,
-                []<class C>(C) { allow_shared(forward<C>, Shared<C>::kBytes, "the Hopper forward kernel"); });
+    with_config<ForwardConfigOf, ForwardWidths>(
+        head_dim, type, []<class C>(C) { allow_shared(forward<C>, Shared<C>::kBytes, "the Hopper forward kernel"); });
 }
 
 void launch_forward(const ForwardParams& params, const RowCounts& rows, const Shares& shares, ElementType type,
                     cudaStream_t stream) {
-    with_config(params.head_dim, type, [&]<class C>(C) {
+    with_config<ForwardConfigOf, ForwardWidths>(params.head_dim, type, [&]<class C>(C) {
         forward<C><<<shares.blocks, C::kThreads, Shared<C>::kBytes, stream>>>(
             arguments<C>(driver_encode_tiled(), params, rows, shares));
     });

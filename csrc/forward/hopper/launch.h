@@ -5,12 +5,6 @@
 
 namespace hopper {
 
-// What schedules need to know of the forward kernel for a head_dim. kept_pairs: the most tiles of block_k TIV keys that
-// a block can keep from item to item.
-struct ForwardTile {
-    int block_q, block_k, blocks_per_sm, kept_pairs;
-};
-
 // head_dim: 64 or 128.
 ForwardTile forward_tile(int head_dim);
 

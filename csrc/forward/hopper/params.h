@@ -6,10 +6,14 @@
 
 namespace hopper {
 
+struct KeyMaps {
+    dev::TensorMap tile, box;  // boxes of BLOCK_K and of kBoxRows rows
+};
+
 struct KernelParams {
-    dev::TensorMap q;             // boxes of 64 rows
-    dev::TensorMap k, v;          // boxes of BLOCK_K rows
-    dev::TensorMap k_tiv, v_tiv;  // the same; maps of k and v again where range A lies in them
+    dev::TensorMap q;  // boxes of 64 rows
+    KeyMaps k, v;
+    KeyMaps k_tiv, v_tiv;  // maps of k and v again where range A lies in them
     ForwardParams forward;
     Shares shares;
 };

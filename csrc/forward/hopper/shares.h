@@ -9,9 +9,6 @@ struct Shares {
     const int* order;   // (num_tiles * heads), on the device
     const int* bounds;  // (blocks + 1), on the device
     int blocks;         // at most one per SM
-    // Tiles of keys in which an item leaves its range A for the next one. Items with a longer range A keep nothing.
-    // Pays where successive items share (range A, key head); costs as many buffers for loading ahead.
-    int kept_pairs;
 };
 
 // Rows of q, of k and v, of k_tiv and v_tiv (0 where no TIV row exists).

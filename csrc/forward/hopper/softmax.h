@@ -18,29 +18,12 @@ DEVICE float quad_sum(float x) {
 
 // Scores arrive unscaled; scale and maximum enter each exponent as one multiply-add.
 struct RowSoftmax {
-    float scale;                                      // >= 0, carries log2(e)
+    float scale;                                      // > 0, carries log2(e)
     float max[2] = {dev::neg_inf(), dev::neg_inf()};  // of unscaled scores
     float sum[2] = {0, 0};                            // of this thread's columns
 
-    // Step 0: weights of the first `keys` columns, zeros behind them (a masked score would be -inf * scale, NaN for
-    // scale 0).
-    template <int kCount>
-    DEVICE void first(float (&s)[kCount], int keys) {
-        const int column = threadIdx.x % 4 * 2;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i)
-            if (i / 4 * 8 + column + i % 2 < keys) max[i / 2 % 2] = fmaxf(max[i / 2 % 2], s[i]);
-        max[0] = quad_max(max[0]);
-        max[1] = quad_max(max[1]);
-        const float shift[2] = {max[0] * scale, max[1] * scale};
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            s[i] = i / 4 * 8 + column + i % 2 < keys ? dev::ex2(s[i] * scale - shift[i / 2 % 2]) : 0.f;
-            sum[i / 2 % 2] += s[i];
-        }
-    }
-
-    // Further steps: weights of all columns, and the factors that older sums and outputs shrink by.
+    // Weights of a step's scores, and the factors that older sums and outputs shrink by. Some key of the first step is
+    // not hidden, of every row.
     template <int kCount>
     DEVICE void next(float (&s)[kCount], float (&decay)[2]) {
         const float old[2] = {max[0], max[1]};

@@ -1,13 +1,13 @@
-// The steps of an item: which keys, in which order, and where in shared memory.
+// The steps of an item: which keys, in which order.
 //
-// Full tiles of range A and of range B come by TMA. What is left of both is copied row by row as if it lay end to end,
-// into one or two tiles that come first: the masked step is then always step 0, and the main loop needs no mask.
-// An item with n keys takes ceil(n / BLOCK_K) steps:
+// Keys come in boxes of kBoxRows rows that TMA cuts off where their range ends, with zeros behind (row_boxes). Range A
+// and range B are a sequence of boxes, those that are not whole first:
 //
-//     [second joined tile, partial] [first joined tile] [full tiles of A] [full tiles of B]
+//     [end of A] [end of B] [whole boxes of A] [whole boxes of B]
 //
-// Where range A is kept, its full tiles and the first joined tile (if rows of A are in it) lie in the kept pairs:
-// successive steps, in the order of the pairs.
+// A step takes BLOCK_K / kBoxRows of them, the first one as many as make all others full. So keys are hidden in step 0
+// and, where that has room for one box only and neither range ends with a whole one, in the first box of step 1; the
+// main loop needs no mask.
 #pragma once
 #include "common/tile.h"
 #include "forward/hopper/config.h"
@@ -15,61 +15,63 @@
 
 namespace hopper {
 
-// One (tile, head), as its loaders see it.
+// `rows` rows of range A or B from `row` on.
+struct Box {
+    bool in_a;
+    int row, rows;
+};
+
+// One (tile, head), as its loader sees it.
 template <class C>
 struct Plan {
+    static constexpr int kBoxes = C::kBlockK / C::kBoxRows;  // per step
+
     Tile tile;
     int head, key_head;
-    int full_a, full_b;  // tiles
-    int tail_a, tail_b;  // rows
-    int joined;          // tiles of the joined tails, 0 ... 2
-    bool keeps;
+    int end_a, end_b;      // rows of the boxes that are not whole, 0 for none
+    int whole_a, whole_b;  // boxes
 
     DEVICE Plan(const KernelParams& p, int i) {
         const int item = p.shares.order[i];
         tile = load_tile(p.forward.tiles, item / p.forward.heads);
         head = item % p.forward.heads;
         key_head = head / p.forward.group;
-        full_a = (tile.a_end - tile.a) / C::kBlockK;
-        full_b = (tile.b_end - tile.b) / C::kBlockK;
-        tail_a = (tile.a_end - tile.a) % C::kBlockK;
-        tail_b = (tile.b_end - tile.b) % C::kBlockK;
-        joined = (tail_a + tail_b + C::kBlockK - 1) / C::kBlockK;
-        keeps = full_a + (tail_a > 0) <= p.shares.kept_pairs;
+        end_a = (tile.a_end - tile.a) % C::kBoxRows;
+        end_b = (tile.b_end - tile.b) % C::kBoxRows;
+        whole_a = (tile.a_end - tile.a) / C::kBoxRows;
+        whole_b = (tile.b_end - tile.b) / C::kBoxRows;
     }
 
-    DEVICE int steps() const { return joined + full_a + full_b; }
-    DEVICE int kept_steps() const { return keeps ? full_a + (tail_a > 0) : 0; }
-    // Tiles that go through the ring: joined ones before the kept steps, full ones after them.
-    DEVICE int ring_joined() const { return joined - (keeps && tail_a > 0); }
-    DEVICE int ring_full() const { return full_b + (keeps ? 0 : full_a); }
-    // Keys of step 0; every other step has BLOCK_K.
-    DEVICE int first_keys() const { return joined ? tail_a + tail_b - (joined - 1) * C::kBlockK : C::kBlockK; }
-};
+    DEVICE int ends() const { return (end_a > 0) + (end_b > 0); }
+    DEVICE int boxes() const { return ends() + whole_a + whole_b; }
+    DEVICE int steps() const { return (boxes() + kBoxes - 1) / kBoxes; }
+    DEVICE int first_boxes() const { return boxes() - (steps() - 1) * kBoxes; }  // of step 0
 
-// What lies in the kept pairs.
-struct KeptKeys {
-    int key_head = -1;
-    int a, a_end, b_end, tail_b;
-
-    template <class C>
-    DEVICE bool has_range_a(const Plan<C>& plan) const {
-        return key_head == plan.key_head && a == plan.tile.a && a_end == plan.tile.a_end;
+    DEVICE Box box(int i) const {
+        if (end_a > 0 && i == 0) return {true, tile.a_end - end_a, end_a};
+        if (i < ends()) return {false, tile.b_end - end_b, end_b};
+        const int i_a = i - ends(), i_b = i_a - whole_a;
+        return i_b < 0 ? Box{true, tile.a + i_a * C::kBoxRows, C::kBoxRows}
+                       : Box{false, tile.b + i_b * C::kBoxRows, C::kBoxRows};
     }
-    template <class C>
-    DEVICE bool has_joined_tail(const Plan<C>& plan) const {
-        return has_range_a(plan) && b_end == plan.tile.b_end && tail_b == plan.tail_b;
-    }
-    template <class C>
-    DEVICE void set(const Plan<C>& plan) {
-        *this = {plan.key_head, plan.tile.a, plan.tile.a_end, plan.tile.b_end, plan.tail_b};
+    // Whether the boxes of a step that begins with box i lie end to end.
+    DEVICE bool is_tile(int i) const {
+        const int i_b = i - ends() - whole_a;
+        return i >= ends() && (i_b >= 0 || i_b + kBoxes <= 0);
     }
 };
 
 template <class C>
 DEVICE Item item_of(const Plan<C>& plan) {
-    return {plan.tile.row, plan.tile.row_end, plan.tile.slot,     plan.head,
-            plan.steps(),  plan.first_keys(), plan.ring_joined(), plan.ring_joined() + plan.kept_steps()};
+    const int first = plan.first_boxes();
+    const auto rows = [&](int i) { return i < plan.boxes() ? plan.box(i).rows : 0; };
+    return {.row = plan.tile.row,
+            .row_end = plan.tile.row_end,
+            .slot = plan.tile.slot,
+            .head = plan.head,
+            .steps = plan.steps(),
+            .first_boxes = first,
+            .rows = {rows(0), rows(1)}};
 }
 
 // Position in a ring of buffers. A consumer waits for `phase` of "full", a producer for the other one of "empty".

@@ -241,6 +241,23 @@ def test_tma(target, sizes, box, at, swizzle):
 
 
 @on("hopper")
+@pytest.mark.parametrize("count", [0, 1, 7, 16])
+def test_tma_that_ends_with_any_row(target, count):
+    """The maps of csrc/common/tensor_map.h: rows are two dimensions of the same stride, the inner one a box long."""
+    rows, box, start, columns = 20, 16, 2, 64
+    k, x = target(), normal(rows, columns, dtype=BF16)
+    memory = torch.cat([torch.full((box, columns), torch.nan, dtype=BF16), x])  # the map begins a box before x
+    sizes, strides, extents = (columns, box, rows + 1), (2 * columns, 2 * columns), (columns, box, 1)
+    shape = host(*sizes, 0, *strides, 0, 0, *extents, 0, 0, box - count, start + count, 0)
+    n = 2 * box * columns
+    loaded = k.empty((n,), torch.uint8, "loaded")
+    k.call("run_box_load", k.tensor(memory, "memory"), loaded, 3, shape, 3, n)
+    expected = torch.zeros(box, columns, dtype=BF16)
+    expected[:count] = x[start : start + count]
+    assert torch.equal(loaded.cpu(), swizzled_lines(expected.view(torch.uint8), 128))
+
+
+@on("hopper")
 def test_stmatrix(target):
     k, registers = target(), normal(4, 8, 8, dtype=BF16)
     rows = torch.randperm(32, generator=torch.Generator().manual_seed(5))
