@@ -25,7 +25,7 @@ from tivtok import TivTok, TivTokConfig
 
 TOY = SETTINGS["toy"]
 ROOT = Path(__file__).parents[2]
-QUOTED = ("| reconstructed, one TIV set |", "| split |", "| undivided |")
+QUOTED = ("| reconstructed, one TIV set |", "| split |", "| split, neighbours |", "| undivided |")
 
 
 @pytest.mark.parametrize("frames", [16, 64, 256])
