@@ -80,7 +80,9 @@ def repeatable(call: Call) -> Forward:
     plan, scale, threads = plan_call(call, "forward"), call.scale, _most_threads(call)
     floats = call.q.shape[1] * (_padded(call.q.shape[2]) + 2)
     rows = call.q.new_empty((), dtype=torch.float32).expand(call.q.shape[:2])
-    blank = array("q", (*_plan_and_shape(plan, call), *_strided(call.q, call.k, call.v, *call.tiv_or_own), 0, 0, 0))
+    fixed, tensors = _plan_and_shape(plan, call), _strided(call.q, call.k, call.v, *call.tiv_or_own)
+    blank = array("q", (*fixed, *tensors, 0, 0, 0))
+    inputs, results = slice(len(fixed), -3, 3), slice(-3, None)  # their addresses in ForwardParams
 
     def forward(
         q: Tensor, k: Tensor, v: Tensor, k_tiv: Tensor | None, v_tiv: Tensor | None, wants_lse: bool
@@ -89,10 +91,8 @@ def repeatable(call: Call) -> Forward:
         lse = torch.empty_like(rows, memory_format=torch.contiguous_format) if wants_lse else None
         part = _workspace(q, plan.q_slots * floats)
         fields, tiv = blank[:], (k, v) if k_tiv is None else (k_tiv, v_tiv)
-        # places in ForwardParams
-        fields[17], fields[20], fields[23], fields[26], fields[29], fields[32], fields[33], fields[34] = _addresses(
-            q, k, v, *tiv, out, lse, part
-        )
+        fields[inputs] = _addresses(q, k, v, *tiv)
+        fields[results] = _addresses(out, lse, part)
         _run("tivtok_cpu_forward", fields, scale, threads)
         return out, lse
 
@@ -169,8 +169,8 @@ def _strided(*tensors: Tensor) -> list[int]:
     return [n for x in tensors for n in (x.data_ptr(), *x.stride()[:2])]
 
 
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if x is None else x.data_ptr() for x in tensors]
+def _addresses(*tensors: Tensor | None) -> array[int]:
+    return array("q", [0 if x is None else x.data_ptr() for x in tensors])
 
 
 def _most_threads(call: Call) -> int:
