@@ -179,6 +179,22 @@ def test_a_truncated_file_gives_its_frames_then_an_error_that_counts_them(
     assert len(list(VideoReader(path, allow_truncated=True))) == len(levels)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_file_that_ends_just_behind_a_frame_is_truncated_as_well(tmp_path: Path, suffix: str) -> None:
+    """FFmpeg reads it like a shorter one; its index names more frames than there are."""
+    path = write_grays(tmp_path / f"a{suffix}", 12, grain=True, options={"movflags": "faststart"})
+    with av.open(str(path)) as container:
+        ends = sorted(entry.pos + entry.size for entry in container.streams.video[0].index_entries)
+    whole = path.read_bytes()
+    for count, end in enumerate(ends[:-1], 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(VideoError, match=f"truncated or damaged after {count} readable frames"):
+            list(VideoReader(path))
+        assert len(list(VideoReader(path, allow_truncated=True))) == count
+    path.write_bytes(whole[: ends[-1]])
+    assert len(list(VideoReader(path))) == 12
+
+
 def test_truncated_before_its_index(tmp_path: Path) -> None:
     """Without ``faststart`` the index of an MP4 comes last, and nothing can be read without it."""
     path = write_grays(tmp_path / "a.mp4", 10, grain=True)

@@ -82,6 +82,8 @@ def whole_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pa
             raise Damage("it ends within a frame")
         end = max(end, float(((packet.pts or 0) + (packet.duration or 0)) * (packet.time_base or 0)))
         yield packet
+    if _indexed_end(container, stream) > container.size:
+        raise Damage("it ends between frames that its index names")
     if stated - end > MAX_MISSING_SECONDS:
         raise Damage(f"it states {stated:.2f} s and ends after {end:.2f} s")
 
@@ -150,6 +152,12 @@ def _decode(packet: Packet[VideoStream]) -> list[av.VideoFrame]:
 
 def _decoded(frame: av.VideoFrame) -> Decoded:
     return Decoded(frame, frame.opaque if isinstance(frame.opaque, Origin) else Origin(frame.pts))
+
+
+def _indexed_end(container: InputContainer, stream: VideoStream) -> int:
+    """Byte after the last one of the frames that the index of an MP4 or QuickTime file names, 0 for other formats."""
+    named = stream.index_entries if container.format.name.startswith("mov,") else ()
+    return max((entry.pos + entry.size for entry in named), default=0)
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
