@@ -82,7 +82,7 @@ def whole_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pa
             raise Damage("it ends within a frame")
         end = max(end, float(((packet.pts or 0) + (packet.duration or 0)) * (packet.time_base or 0)))
         yield packet
-    if _indexed_end(container, stream) > container.size:
+    if _index_goes_on(container, stream):
         raise Damage("it ends between frames that its index names")
     if stated - end > MAX_MISSING_SECONDS:
         raise Damage(f"it states {stated:.2f} s and ends after {end:.2f} s")
@@ -154,10 +154,12 @@ def _decoded(frame: av.VideoFrame) -> Decoded:
     return Decoded(frame, frame.opaque if isinstance(frame.opaque, Origin) else Origin(frame.pts))
 
 
-def _indexed_end(container: InputContainer, stream: VideoStream) -> int:
-    """Byte after the last one of the frames that the index of an MP4 or QuickTime file names, 0 for other formats."""
-    named = stream.index_entries if container.format.name.startswith("mov,") else ()
-    return max((entry.pos + entry.size for entry in named), default=0)
+def _index_goes_on(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the index of an MP4 or QuickTime file names frames beyond the end of the file."""
+    size = container.size  # negative where it is not known
+    if size < 0 or not container.format.name.startswith("mov,"):
+        return False
+    return any(entry.pos + entry.size > size for entry in stream.index_entries)
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
