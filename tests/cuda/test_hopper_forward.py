@@ -14,9 +14,9 @@ import cuda_emulator
 import pytest
 import torch
 from cuda_emulator import Kernels
-from forward_runs import ForwardParams, TensorParams, addresses, check, forward, tensor_params
+from forward_runs import CPU, ForwardParams, SharesParams, TensorParams, addresses, check, forward, tensor_params
 from hopper_forward_faults import FAULTS
-from hopper_forward_runs import BLOCK_Q, RowCounts, Shares, run_of
+from hopper_forward_runs import BLOCK_Q, RowCounts, run_of
 from oracle import make_case
 from planted_faults import build_with_faults, switch_on
 
@@ -222,7 +222,7 @@ def test_rows_without_keys(kernels):
     )
     for last, empty in ((1, True), (2, False)):
         bounds[1] = last
-        share = Shares(**addresses(order=order, bounds=bounds), blocks=1)
+        share = SharesParams(**addresses(order=order, bounds=bounds), blocks=1)
         kernels.call("forward", params, RowCounts(q=70, k=70, tiv=70), share, True)
         assert bool((out == 0).all() and (lse == -torch.inf).all()) == empty
     assert lse.isfinite().all()
@@ -298,14 +298,14 @@ def test_what_tma_cannot_read(kernels, changes, message):
         scale=1,
     )
     counts = RowCounts(q=9, k=changes.get("rows", 9), tiv=9)
-    share = Shares(**addresses(order=None, bounds=None), blocks=0)
+    share = SharesParams(**addresses(order=None, bounds=None), blocks=0)
     text = ctypes.create_string_buffer(200)
     kernels.call("complaint", params, counts, share, text)
     assert text.value.decode() == message
 
 
 def work_of(layout: SifLayout, scope: str) -> WorkList:
-    return query_work(layout, scope, BLOCK_Q, LIST_STEP, 2, 1, torch.device("cpu"))
+    return query_work(layout, scope, BLOCK_Q, LIST_STEP, 2, 1, CPU)
 
 
 def items_of(share: shares.Shares) -> list[list[int]]:
@@ -316,14 +316,14 @@ def items_of(share: shares.Shares) -> list[list[int]]:
 @pytest.mark.parametrize("blocks", [1, 3, 100])
 def test_every_item_has_one_block(blocks):
     work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
-    items = items_of(shares.by_length(work, 4, blocks, LIST_STEP))
+    items = items_of(shares.by_length([shares.Items(work, 4, LIST_STEP)], blocks, CPU))
     assert len(items) == blocks
     assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
 
 
 def test_long_items_leave_their_blocks_little_else():
     """12 items of 33 steps (the TIV rows) and 432 of 9, on 132 blocks: 32.5 each on average."""
-    work = query_work(SifLayout.uniform(1, 96, 4, 1032), "clip", BLOCK_Q, LIST_STEP, 12, 132, torch.device("cpu"))
-    items = items_of(shares.by_length(work, 12, 132, LIST_STEP))
+    work = query_work(SifLayout.uniform(1, 96, 4, 1032), "clip", BLOCK_Q, LIST_STEP, 12, 132, CPU)
+    items = items_of(shares.by_length([shares.Items(work, 12, LIST_STEP)], 132, CPU))
     loads = [sum(33 if item < 12 else 9 for item in own) for own in items]
     assert sum(loads) == 12 * 33 + 432 * 9 and max(loads) == 36
