@@ -232,8 +232,8 @@ FAULTS = {
         Mutation(
             "first matrix owned freed too early",
             HOPPER,
-            "if (!C::kOwnInRegisters && is_last) release(shared.own_empty(first_place));",
-            "if (!C::kOwnInRegisters && i == 0) release(shared.own_empty(first_place));",
+            "if (!C::kOwnInRegisters && is_last) sign_off(shared.own_empty(first_place));",
+            "if (!C::kOwnInRegisters && i == 0) sign_off(shared.own_empty(first_place));",
         ),
         Mutation("items in two places", "backward/hopper/config.h", "i % kItems", "i % 2"),
         Mutation("keys behind tiles and not items", HOPPER, "p.num_query_tiles * p.heads", "p.num_query_tiles"),

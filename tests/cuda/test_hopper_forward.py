@@ -24,7 +24,7 @@ from benchmarks.machine_code import sass
 from benchmarks.machine_code.cuda import cuobjdump
 from tivtok_kernels import SifLayout
 from tivtok_kernels.cuda import shares
-from tivtok_kernels.schedule import WorkList, query_work
+from tivtok_kernels.schedule import WorkList, key_work, query_work
 
 pytestmark = [
     pytest.mark.emulator,
@@ -317,8 +317,26 @@ def items_of(share: shares.Shares) -> list[list[int]]:
 def test_every_item_has_one_block(blocks):
     work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
     items = items_of(shares.by_length([shares.Items(work, 4, LIST_STEP)], blocks, CPU))
-    assert len(items) == blocks
+    assert len(items) == min(blocks, work.num_tiles * 4)
     assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
+
+
+def test_items_of_a_backward_are_shared_out_together():
+    """No block has more than an item above another, in products; both kinds are on most."""
+    layout, heads, walked = SifLayout.uniform(2, 96, 3, 500), 4, (LIST_STEP, 64)
+    queries, keys = (
+        make(layout, "clip", BLOCK_Q, step, heads, 13, CPU)
+        for make, step in zip((query_work, key_work), walked, strict=True)
+    )
+    both = shares.gradient_items(queries, keys, heads, 2, walked)
+    costs = [cost for part in both for cost in part.costs().tolist()]
+    assert len(costs) == queries.num_tiles * heads + keys.num_tiles * heads // 2
+    items = items_of(shares.by_length(both, 13, CPU))
+    assert sorted(chain.from_iterable(items)) == list(range(len(costs)))
+    loads = [sum(costs[i] for i in own) for own in items]
+    assert max(loads) - min(loads) <= max(costs)
+    assert all([costs[i] for i in own] == sorted((costs[i] for i in own), reverse=True) for own in items)
+    assert sum({i < queries.num_tiles * heads for i in own} == {False, True} for own in items) > 6
 
 
 def test_long_items_leave_their_blocks_little_else():

@@ -15,7 +15,7 @@
 namespace hopper {
 
 // Each warp signs for itself, after the reads of all its lanes.
-DEVICE void release(uint32_t empty) {
+DEVICE void sign_off(uint32_t empty) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) dev::mbar_arrive(empty);
 }
@@ -188,13 +188,13 @@ struct Consumer {
 
     // Of an item without steps, or of one without rows for this warpgroup: everything is signed off.
     DEVICE void pass_over(int steps, uint32_t first_empty, uint32_t second_empty) {
-        release(first_empty);
+        sign_off(first_empty);
         for (int i = 0; i < steps; ++i) {
             dev::mbar_wait(shared.full(stages.slot), stages.phase);
-            release(shared.empty(stages.slot));
+            sign_off(shared.empty(stages.slot));
             stages.advance();
         }
-        release(second_empty);
+        sign_off(second_empty);
     }
 
     template <class C>
@@ -218,8 +218,8 @@ struct Consumer {
         if (C::kOwnInRegisters) {
             load_operand<C>(held_first, shared.own(first_place), warp_row);
             load_operand<C>(held_second, shared.own(second_place), warp_row);
-            release(shared.own_empty(first_place));
-            release(shared.own_empty(second_place));
+            sign_off(shared.own_empty(first_place));
+            sign_off(shared.own_empty(second_place));
         }
 
         for (int i = 0; i < steps; ++i) {
@@ -239,7 +239,7 @@ struct Consumer {
                 issue_product<C>(d_weights, own_second, second);
             }
             wait<1>(weights);
-            if (!C::kOwnInRegisters && is_last) release(shared.own_empty(first_place));
+            if (!C::kOwnInRegisters && is_last) sign_off(shared.own_empty(first_place));
             backward::make_weights<C>(weight, scale, row_stats, stats, walk.length - i * C::kWalked);
 
             uint32_t packed[C::kWalked / 16][4], d_packed[C::kWalked / 16][4];
@@ -248,14 +248,14 @@ struct Consumer {
                 issue_accumulation<C>(d_second, packed, second);
             }
             wait<kKeys ? 1 : 0>(d_weights);
-            if (!C::kOwnInRegisters && is_last) release(shared.own_empty(second_place));
+            if (!C::kOwnInRegisters && is_last) sign_off(shared.own_empty(second_place));
             backward::make_score_gradients<C>(d_weight, weight, row_stats, stats);
             dev::pack_operand<typename C::Element>(d_packed, d_weights);
             issue_accumulation<C>(d_first, d_packed, first);
             wait<0>(d_first);
             if constexpr (kKeys) dev::wgmma_hold(d_second);
 
-            release(shared.empty(stages.slot));
+            sign_off(shared.empty(stages.slot));
             stages.advance();
         }
     }
