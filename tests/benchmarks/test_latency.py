@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from benchmarks.dumps import read_json
-from benchmarks.machine_code.latency import calls, measure
+from benchmarks.machine_code.latency import backward, measure
 from benchmarks.machine_code.latency.__main__ import PAGE, PREDICTIONS, to_markdown
 from benchmarks.machine_code.latency.code import Control, Timed, consumer_step, control, copier_step, parse
 from benchmarks.machine_code.latency.figures import FIGURES, machine
@@ -179,26 +179,26 @@ def test_figures_say_where_they_come_from_or_between_what_they_lie():
 L2 = {"l2": machine()["l2"], "latency": machine()["l2_latency"]}
 
 
-def item_alone(steps: int, of: calls.Pass) -> float:
+def item_alone(steps: int, of: backward.Pass) -> float:
     """An item whose steps take longer than their loads: both matrices owned and a step first."""
     return (2 * of.owned_bytes + of.bytes) / L2["l2"] + L2["latency"] + steps * of.clocks
 
 
 @pytest.mark.parametrize("in_registers", [False, True])
 def test_a_block_of_the_backward_loads_ahead(in_registers):
-    slow = calls.Pass(2000.0, 16384, 16384, in_registers)
-    assert calls.block_clocks(((9, slow),), 4) == pytest.approx(item_alone(9, slow))
-    assert calls.block_clocks(((9, slow), (0, slow), (7, slow)), 4) == pytest.approx(item_alone(16, slow))
-    exposed = calls.block_clocks(((9, slow), (7, slow)), 2) - item_alone(16, slow)
+    slow = backward.Pass(2000.0, 16384, 16384, in_registers)
+    assert backward.block_clocks(((9, slow),), 4) == pytest.approx(item_alone(9, slow))
+    assert backward.block_clocks(((9, slow), (0, slow), (7, slow)), 4) == pytest.approx(item_alone(16, slow))
+    exposed = backward.block_clocks(((9, slow), (7, slow)), 2) - item_alone(16, slow)
     assert (exposed > 1) != in_registers  # with two places the next matrices wait for the last step
-    fast = calls.Pass(1.0, 16384, 16384, in_registers)
+    fast = backward.Pass(1.0, 16384, 16384, in_registers)
     loads = (2 + 2 + 9 + 7) * 16384
-    assert calls.block_clocks(((9, fast), (7, fast)), 4) == pytest.approx(loads / L2["l2"], rel=0.1)
+    assert backward.block_clocks(((9, fast), (7, fast)), 4) == pytest.approx(loads / L2["l2"], rel=0.1)
 
 
 def test_one_launch_of_both_passes_is_no_slower():
     """All heads of a frame fill the SMs evenly in neither pass alone."""
-    times = calls.backward(SifLayout.uniform(1, 96, 4, 1032), "clip", 12, 64, (2000.0, 1300.0))
+    times = backward.backward(SifLayout.uniform(1, 96, 4, 1032), "clip", 12, 64, (2000.0, 1300.0))
     assert times.persistent < times.grid < times.launches
 
 

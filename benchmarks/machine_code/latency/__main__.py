@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.dumps import read_json, write_json
-from benchmarks.machine_code.latency import calls, measure
+from benchmarks.machine_code.latency import backward, measure
 from benchmarks.machine_code.latency.figures import FIGURES, machine
 from benchmarks.machine_code.latency.kernels import VARIANTS, Variant, build, simulate, toolkit
 from benchmarks.machine_code.report import write_section
@@ -43,7 +43,7 @@ def predict(
     where = provenance(torch.device("cpu"))
     rows = [row_of(variant, nvcc) for variant in track(wanted, "Simulating", console=console)]
     made = {"commit": where["commit"], "dirty": where["dirty"], "toolkit": toolkit(nvcc), "kernels": rows}
-    made["calls"] = [] if only else [row._asdict() for row in calls.rows(rows)]
+    made["calls"] = [] if only else [row._asdict() for row in backward.rows(rows)]
     if not only:
         write_json(PREDICTIONS, made)
         write_section(PAGE, to_markdown(made), (BEGIN, END))
@@ -98,7 +98,7 @@ def to_markdown(made: dict[str, Any]) -> str:
         changed |= {change: [row["varied"][change] for row in shipped] for change in shipped[0]["varied"]}
         lines += [f"| {change} | {' | '.join(f'{x:.0f}' for x in clocks)} |" for change, clocks in changed.items()]
     if made["calls"]:
-        lines += ["", "Whole calls of the backward, as shares of two launches with a block per item (calls.py):", ""]
+        lines += ["", "Whole calls of the backward, as shares of two launches with a block per item (backward.py):", ""]
         lines += ["| head_dim | clips | one launch, a block per item | one launch, persistent blocks |"]
         lines += ["|---:|---:|---|---|"]
     for row in made["calls"]:
