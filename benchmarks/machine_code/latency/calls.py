@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.attention.cases import preset_layout
 from tivtok_kernels import SifLayout
-from tivtok_kernels.schedule import key_work, query_work
+from tivtok_kernels.schedule import WorkList, key_work, query_work
 
 SMS = 132  # of an H100 SXM5
 CLOCKS = 798e12 / (
@@ -53,8 +53,7 @@ def seconds(made: dict[str, Any], call: Call, layout: SifLayout, heads: int, hea
         costs = []
         for row in map(kernels.__getitem__, names):
             block, step = 64 * row["consumers"], row["keys"]
-            listed = key_work if row["work"] == "dkdv" else query_work
-            work = listed(layout, "clip", block, step, heads, SMS, torch.device("cpu"))
+            work = _work(row["work"], layout, block, step, heads)
             rows = work.tiles.numpy()
             steps = -(-(rows[:, 3] - rows[:, 2] + rows[:, 5] - rows[:, 4]) // step)
             costs.append(np.repeat((steps + OUTSIDE) * row["clocks"], heads))
@@ -67,6 +66,14 @@ def seconds(made: dict[str, Any], call: Call, layout: SifLayout, heads: int, hea
         memory += 2 * layout.total_tokens * heads * head_dim * 2
         launches += 1
     return time + memory / BYTES + launches * LAUNCH
+
+
+def _work(kernel: str, layout: SifLayout, block: int, step: int, heads: int) -> WorkList:
+    """The list of a kernel, as `tivtok_kernels.cuda` makes it."""
+    device = torch.device("cpu")
+    if kernel == "dkdv":
+        return key_work(layout, "clip", block, step, heads, SMS, device)
+    return query_work(layout, "clip", block, step, heads, SMS, device, fill=kernel == "forward")
 
 
 def makespan(costs: np.ndarray) -> float:
