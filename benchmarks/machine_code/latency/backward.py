@@ -91,11 +91,9 @@ def backward(layout: SifLayout, scope: Scope, heads: int, head_dim: int, clocks:
         clocks: per step, of dQ and of dK and dV.
     """
     walked, cpu = WALKED[head_dim], torch.device("cpu")
-    works = [
-        make(layout, scope, OWNED, step, heads, SMS, cpu)
-        for make, step in zip((query_work, key_work), walked, strict=True)
-    ]
-    both = gradient_items(*works, heads, 1, walked)
+    queries = query_work(layout, scope, OWNED, walked[0], heads, SMS, cpu)
+    keys = key_work(layout, scope, OWNED, walked[1], heads, SMS, cpu)
+    both = gradient_items(queries, keys, heads, 1, walked)
     passes = [
         Pass(of_step, 4 * step * head_dim, 2 * OWNED * head_dim, head_dim == 64 and step == 64)
         for of_step, step in zip(clocks, walked, strict=True)

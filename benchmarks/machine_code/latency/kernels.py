@@ -82,6 +82,7 @@ VARIANTS = (
 # Of the gradient kernel as it ships, by head_dim: rows of keys and of queries per step, places for matrices owned.
 _WALKED: dict[int, dict[Pass, int]] = {64: {"dq": 128, "dkdv": 64}, 128: {"dq": 64, "dkdv": 64}}
 _PLACES = {64: 4, 128: 3}
+_OWNERS: dict[Pass, str] = {"dq": "queries", "dkdv": "keys"}
 
 
 class Compiled(NamedTuple):
@@ -108,7 +109,7 @@ def source(variant: Variant) -> str:
         rows = _WALKED[variant.head_dim] | {variant.work: variant.keys}
         halves = [
             f"hopper::GradientConfig<dev::bf16, {variant.head_dim}, Owner::{owner}, {rows[work]}>"
-            for work, owner in (("dq", "queries"), ("dkdv", "keys"))
+            for work, owner in _OWNERS.items()
         ]
         numbers = f"{variant.stages}, {_PLACES[variant.head_dim]}, {variant.more}"
         config = f"hopper::GradientPair<{', '.join(halves)}, {numbers}>"
