@@ -34,7 +34,7 @@ test-programs: .venv/test-ready
 NUMERICS := $(addprefix tests/kernels/test_,attention.py error_budgets.py derivatives.py prepare.py) tests/streaming tests/chunks
 test-processors: .venv/test-ready
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 \
-	    $(BIN)/python -m pytest $(NUMERICS)
+	    $(BIN)/python -m pytest -n auto $(NUMERICS)
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERICS)
 
 # What needs Ray, which is not among the test extras: on a cluster of two workers, which it starts.

@@ -6,8 +6,9 @@ full steps first, then what is left of both, joined end to end. Any piece of ``n
 ``ceil(n / step)`` steps, wherever it was cut.
 
 Tiles are listed longest first. A tile longer than its share of the machine (all steps of all heads / workers) is cut
-into pieces of almost equal length; they write partial results, which a merge adds up in the order of the list. So what
-else is in the batch decides how sums are grouped, unless cuts are asked for that depend on a tile's own length alone.
+into pieces of almost equal length; they write partial results, which a merge adds up in the order of the list. So can
+be the last tiles, where a round of their own would leave most of the machine idle. What else is in the batch therefore
+decides how sums are grouped, unless cuts are asked for that depend on a tile's own length alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ MIN_STEPS_TO_SPLIT = 8
 
 # Steps of a piece, at most, where a tile's own length alone may say how it is cut.
 INVARIANT_STEPS = 16
+
+# When the tiles of a last round are cut: of so many rounds it would be a small share, and into how many pieces at most.
+MANY_ROUNDS, MOST_PIECES = 6, 6
+
+# What that is weighed by, in steps (docs/kernels/latency.md): the start and end of an item, a launch that merges, and
+# writing and reading a partial result, spread over all workers. The end must come so much earlier.
+ITEM_COST, MERGE_COST, PART_COST = 0.6, 2.0, 0.03
+WORTH_IT = 0.97
 
 
 class WorkList(NamedTuple):
@@ -74,6 +83,7 @@ def query_work(
     heads: int,
     workers: int | None,
     device: torch.device,
+    fill: bool = False,
 ) -> WorkList:
     """Tiles of query rows over their key ranges, on ``device``.
 
@@ -81,8 +91,9 @@ def query_work(
         block, step: rows per tile, and keys per step.
         heads: programs per tile.
         workers: programs that the device runs at a time; None cuts each tile by its own length alone.
+        fill: cut the tiles of the last round, too, where that pays. Needs workers.
     """
-    return _work_list(layout.ranges(scope).query_runs, block, step, heads, workers, device)
+    return _work_list(layout.ranges(scope).query_runs, block, step, heads, workers, device, fill)
 
 
 @lru_cache(maxsize=1024)
@@ -117,7 +128,7 @@ def hold(plan: T, device: torch.device, *lists: Held | None) -> T:
 
 
 def _work_list(
-    runs: np.ndarray, block: int, step: int, heads: int, workers: int | None, device: torch.device
+    runs: np.ndarray, block: int, step: int, heads: int, workers: int | None, device: torch.device, fill: bool = False
 ) -> WorkList:
     """The work on ``runs``, (runs, 7) as in `RangeLayout.key_runs`."""
     if _is_capturing(device):
@@ -131,6 +142,8 @@ def _work_list(
     steps = steps[longest_first]
     share = INVARIANT_STEPS if workers is None else -(-heads * int(steps.sum()) // workers)
     pieces = np.maximum(1, -(-steps // max(share, MIN_STEPS_TO_SPLIT - 1)))
+    if fill and workers is not None:
+        pieces = _fill(steps, pieces, heads, workers)
 
     slots = np.where(pieces > 1, pieces, 0)
     first_slot = np.cumsum(slots) - slots
@@ -152,6 +165,35 @@ def _work_list(
     rows[:, 6] = np.where(pieces > 1, first_slot[tile] + piece, -1)
     both = upload(np.concatenate([rows, merges]), device)
     return WorkList(both[: len(rows)], both[len(rows) :], len(rows), len(merges), int(slots.sum()), set())
+
+
+def _fill(steps: np.ndarray, pieces: np.ndarray, heads: int, workers: int) -> np.ndarray:
+    """``pieces`` of tiles of so many steps, longest first, or more of the last ones if all are then done earlier."""
+    rounds, last = divmod(heads * int(pieces.sum()), workers)
+    if not 0 < rounds < MANY_ROUNDS or last == 0:
+        return pieces
+    tail = slice(len(steps) - -(-last // heads), None)
+    best, least = pieces, WORTH_IT * _steps_to_the_end(steps, pieces, heads, workers)
+    for most in range(2, MOST_PIECES + 1):
+        filled = pieces.copy()
+        filled[tail] = np.maximum(pieces[tail], np.minimum(most, steps[tail]))
+        end = _steps_to_the_end(steps, filled, heads, workers)
+        if end < least:
+            best, least = filled, end
+    return best
+
+
+def _steps_to_the_end(steps: np.ndarray, pieces: np.ndarray, heads: int, workers: int) -> float:
+    """Until the last worker is done and all is merged: in rounds, the longest item to whoever has least to do."""
+    costs = np.repeat(np.repeat(-(-steps // pieces) + ITEM_COST, pieces), heads)
+    costs = -np.sort(-costs)
+    loads = np.zeros(workers)
+    for first in range(0, len(costs), workers):
+        taken = costs[first : first + workers]
+        loads.sort()
+        loads[: len(taken)] += taken
+    parts = heads * int(pieces[pieces > 1].sum())
+    return float(loads.max()) + MERGE_COST * (parts > 0) + PART_COST * parts
 
 
 def cut(runs: np.ndarray, block: int) -> np.ndarray:

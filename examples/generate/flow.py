@@ -109,10 +109,11 @@ class Flow(nn.Module):
         self.slot = nn.Embedding(tokenizer.num_tiv + tokenizer.num_tv, width)
         self.label = nn.Embedding(classes, width)
         self.level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        blocks = [Block(width, heads) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.modulate = nn.Linear(width, 2 * width)
         self.to_velocity = nn.Linear(width, tokenizer.latent_dim)
-        for module in (self.modulate, self.to_velocity, *(block.modulate for block in self.blocks)):
+        for module in (self.modulate, self.to_velocity, *(block.modulate for block in blocks)):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
 from benchmarks.dumps import read_json
-from benchmarks.machine_code.latency import measure
+from benchmarks.machine_code.latency import calls, measure
 from benchmarks.machine_code.latency.__main__ import PAGE, PREDICTIONS, to_markdown
 from benchmarks.machine_code.latency.code import Control, Timed, consumer_step, control, copier_step, parse
 from benchmarks.machine_code.latency.figures import FIGURES, machine
 from benchmarks.machine_code.latency.kernels import VARIANTS, build, simulate
 from benchmarks.machine_code.latency.simulate import Load, Result, Role, Sm, Warp, op
 from benchmarks.machine_code.sass import Instruction
+from tivtok_kernels import SifLayout
 
 PRODUCT = "HGMMA.64x128x16.F32.BF16 R24, R4, gdesc[UR8], R24"  # 64 clocks of the tensor core
 WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x0"
@@ -173,7 +175,30 @@ def test_figures_say_where_they_come_from_or_between_what_they_lie():
 
 
 def test_the_page_shows_the_predictions():
-    assert to_markdown(read_json(PREDICTIONS)) in PAGE.read_text(encoding="utf-8")
+    made, page = read_json(PREDICTIONS), PAGE.read_text(encoding="utf-8")
+    assert to_markdown(made) in page and calls.table(made) in page
+
+
+def test_time_of_a_whole_call():
+    """132 frames of 192 rows: forward a tile for each SM, backward two of each kind."""
+    assert calls.makespan(np.array([1.0] * 131 + [2.0] * 2)) == 2 and calls.makespan(np.ones(133)) == 2
+    made = {
+        "kernels": [
+            {"work": work, "head_dim": 64, "keys": keys, "clocks": clocks, "shipped": True, "consumers": consumers}
+            for work, keys, clocks, consumers in (
+                ("forward", 128, 1000, 3),
+                ("dq", 128, 2000, 2),
+                ("dkdv", 64, 3000, 2),
+            )
+        ]
+    }
+    layout = SifLayout.uniform(132, 0, 1, 192)
+    steps = (2 + calls.OUTSIDE) * 1000 / calls.CLOCKS
+    assert calls.seconds(made, "forward", layout, 1, 64) == pytest.approx(steps + calls.LAUNCH)
+    # Two steps of 128 keys and three of 64 queries; the statistics read out and dout.
+    steps = 2 * ((2 + calls.OUTSIDE) * 2000 + (3 + calls.OUTSIDE) * 3000) / calls.CLOCKS
+    memory = 132 * 192 * 64 * 2 * 2 / calls.BYTES
+    assert calls.seconds(made, "backward", layout, 1, 64) == pytest.approx(steps + memory + 3 * calls.LAUNCH)
 
 
 def test_comparison_with_a_measurement():

@@ -32,6 +32,7 @@ class Run:
             bfloat16, and the seed of the scheduler.
         block, step: query rows and keys of its tiles.
         workers: more of them cut long tiles into more pieces.
+        fill: cut the tiles of a last round, too.
         fused: q, k and v as slices of one tensor, as a projection makes them.
     """
 
@@ -39,6 +40,7 @@ class Run:
     block: int
     step: int
     workers: int = 1
+    fill: bool = False
     fused: bool = False
     scale: float | None = None
 
@@ -51,7 +53,7 @@ def forward(kernels: Kernels, run: Run, case: Case, seed: int = 0) -> tuple[Tens
     inputs = device_inputs(kernels, case, run.fused)
     q, k, v = (inputs[name] for name in "qkv")
     rows, heads, head_dim = q.shape
-    work = query_work(case.layout, case.scope, run.block, run.step, heads, run.workers, CPU)
+    work = query_work(case.layout, case.scope, run.block, run.step, heads, run.workers, CPU, run.fill)
     out = kernels.empty((rows, heads, head_dim), q.dtype, "out")
     lse = kernels.empty((rows, heads), torch.float32, "lse")
     part_out = kernels.empty((work.num_slots, heads, run.block, head_dim), torch.float32, "part_out")

@@ -132,6 +132,14 @@ def test_grouped_queries(kernels, scope):
     check(kernels, run_of(case), case, torch.bfloat16)
 
 
+def test_pieces_of_a_last_round(kernels):
+    """Three tiles for two blocks, the third in pieces."""
+    case = make_case(SifLayout.from_lengths([410], [[70] * 3]), "broadcast", heads=1, kv_heads=1, head_dim=64)
+    run = run_of(case, blocks=2, workers=2, fill=True)
+    assert query_work(case.layout, case.scope, run.block, run.step, 1, 2, torch.device("cpu"), run.fill).num_merges == 1
+    check(kernels, run, case, torch.bfloat16)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_clips(kernels, seed):
     draw = random.Random(seed)

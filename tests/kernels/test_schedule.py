@@ -20,15 +20,15 @@ LAYOUTS = st.builds(
 )
 
 
-@given(layout=LAYOUTS, scope=st.sampled_from(SCOPES), workers=st.sampled_from([1, 50, 10**6]))
+@given(layout=LAYOUTS, scope=st.sampled_from(SCOPES), workers=st.sampled_from([1, 7, 50, 10**6]), fill=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_tiles_cover_the_mask_exactly_once(layout, scope, workers):
+def test_tiles_cover_the_mask_exactly_once(layout, scope, workers, fill):
     visible = layout.visibility(scope).long()
     apart = layout.tiv_tokens if scope == "broadcast" else 0
     call = (layout, scope, 8, 4, 2, workers, CPU)
 
     seen = torch.zeros_like(visible)
-    for row, row_end, a, a_end, b, b_end, _, _ in schedule.query_work(*call).tiles.tolist():
+    for row, row_end, a, a_end, b, b_end, _, _ in schedule.query_work(*call, fill=fill).tiles.tolist():
         seen[row:row_end, a:a_end] += 1  # where TIV keys are apart, A counts their rows: the first columns
         seen[row:row_end, apart + b : apart + b_end] += 1
     assert torch.equal(seen, visible)
@@ -72,6 +72,21 @@ def test_long_global_rows_are_split_by_the_share_of_a_worker():
     assert steps(split, 128) == [16, 17, 16, 17] + [9] * 68
     assert max(steps(split, 128)) <= share
     assert (split.num_slots, split.num_merges) == (4, 2)
+
+
+def test_a_last_round_is_filled_with_pieces():
+    """One T128 clip, frames alone: 24 tiles of nine steps for 12 heads, 288 items on 132 workers."""
+    layout = SifLayout.uniform(batch=1, num_tiv=96, num_frames=4, frame_tokens=1032)
+    call = (layout, "broadcast", 192, 128, 12, 132, CPU)
+    assert steps(schedule.query_work(*call), 128) == [9] * 24
+    filled = schedule.query_work(*call, fill=True)
+    assert steps(filled, 128) == [9] * 22 + [3] * 6 and (filled.num_slots, filled.num_merges) == (6, 2)
+
+
+@pytest.mark.parametrize("heads", [11, 8, 64], ids=["full", "half full", "one of many"])
+def test_a_last_round_that_would_not_pay_for_pieces(heads):
+    layout = SifLayout.uniform(batch=1, num_tiv=96, num_frames=4, frame_tokens=1032)
+    assert schedule.query_work(layout, "broadcast", 192, 128, heads, 132, CPU, fill=True).num_slots == 0
 
 
 def test_short_tiles_are_never_split():

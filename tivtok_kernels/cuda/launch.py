@@ -103,7 +103,7 @@ def _hopper_forward(
 ) -> ForwardPlan:
     tile = extension.hopper_forward_tile(heads.head_dim)
     workers = configs.multiprocessors(device) * tile.blocks_per_sm
-    work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device)
+    work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device, fill=True)
     blocks = min(workers, work.num_tiles * heads.heads)
     items = shares.by_length(work, heads.heads, blocks, tile.block_k)
     ranges = layout.ranges(scope)

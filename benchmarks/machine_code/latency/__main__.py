@@ -1,4 +1,4 @@
-"""``python -m benchmarks.machine_code.latency``: predicts the Hopper kernels' main loops; ``compare`` asks a GPU."""
+"""``python -m benchmarks.machine_code.latency``: predicts main loops and calls of the Hopper kernels, or asks a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.dumps import read_json, write_json
-from benchmarks.machine_code.latency import measure
+from benchmarks.machine_code.latency import calls, measure
 from benchmarks.machine_code.latency.figures import FIGURES, machine
 from benchmarks.machine_code.latency.kernels import VARIANTS, Variant, build, simulate, toolkit
 from benchmarks.machine_code.report import write_section
@@ -23,7 +23,8 @@ from tivtok_kernels.measured import slug
 
 PREDICTIONS = ROOT / "docs" / "results" / "latency.json.gz"
 PAGE = ROOT / "docs" / "kernels" / "latency.md"
-BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
+LOOPS = ("<!-- predictions: begin -->", "<!-- predictions: end -->")
+WHOLE = ("<!-- calls: begin -->", "<!-- calls: end -->")
 
 app = typer.Typer(add_completion=False)
 
@@ -45,8 +46,17 @@ def predict(
     made = {"commit": where["commit"], "dirty": where["dirty"], "toolkit": toolkit(nvcc), "kernels": rows}
     if not only:
         write_json(PREDICTIONS, made)
-        write_section(PAGE, to_markdown(made), (BEGIN, END))
+        write_section(PAGE, to_markdown(made), LOOPS)
+        write_section(PAGE, calls.table(made), WHOLE)
     print(to_markdown(made))
+
+
+@app.command("calls")
+def estimate() -> None:
+    """Estimate whole calls from the predictions in docs, beside FlashAttention-3's rates, and write the table."""
+    table = calls.table(read_json(PREDICTIONS))
+    write_section(PAGE, table, WHOLE)
+    print(table)
 
 
 @app.command()
