@@ -21,7 +21,6 @@ SPECIAL = {
     # Launched without clusters, every block is one of its own.
     "%cluster_ctarank": "0",
     **{f"%cluster_ctaid.{axis}": "0" for axis in "xyz"},
-    **{f"%cluster_nctaid.{axis}": "1" for axis in "xyz"},
 }
 SHARED_SYMBOLS = ("dynamic_shared_bytes", "global_smem")  # of ours, of triton's kernels: all of shared memory
 
