@@ -2,7 +2,7 @@
 
 The Triton templates that torch's compiler ships are translated for sm_90 and held against float64: matrix products
 whose operands come by cp.async or TMA (by tensor maps that the kernel writes), in every swizzle, major order and 16-bit
-type, the same by specialised warps, and FlexAttention under the arrowhead mask.
+type, the same by specialised warps, and FlexAttention under the arrowhead mask. test_cute_kernels.py has those of CuTe.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch_templates
 from oracle import check_results, make_case
+from products import check_product
 from torch.nn.attention.flex_attention import create_block_mask
 from torch_templates import FLEX, MATMUL, MATMUL_BY_SPECIALISED_WARPS, MATMUL_BY_TMA, Filled, Operand
 
@@ -135,23 +136,13 @@ def operands(filled: Filled, seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def check_product(filled: Filled, inputs: dict[str, torch.Tensor], out: torch.Tensor) -> None:
-    """K products and sums in float32, then one rounding to the dtype of OUT, in which small numbers are not exact."""
-    a, b = (inputs[name].double() for name in "AB")
-    info = torch.finfo(out.dtype)
-    sums = a.shape[1] * torch.finfo(torch.float32).eps / 2 * (a.abs() @ b.abs())
-    budget = sums + info.eps / 2 * ((a @ b).abs() + sums) + info.smallest_normal * info.eps
-    worst = ((out.double() - a @ b).abs() / budget).nan_to_num(nan=math.inf).max()
-    assert worst <= 1, f"{worst:.3g} of the budget"
-
-
 def run_matmul(filled: Filled, foreign: torch_templates.Foreign, seed: int) -> cuda_emulator.Counters:
     inputs = operands(filled, seed)
     (m, n), tiles = filled.operands["OUT"].shape, filled.constants
     each = -(-m // tiles["BLOCK_M"]) * -(-n // tiles["BLOCK_N"])
     blocks = each if filled.template == MATMUL else BLOCKS
     results, machine = torch_templates.run(foreign, filled, inputs, (blocks, 1, 1), seed)
-    check_product(filled, inputs, results["OUT"])
+    check_product(inputs["A"], inputs["B"], results["OUT"])
     return machine.counters
 
 

@@ -69,7 +69,7 @@ def translate(ptx: str) -> str:
     """C++ for every kernel of a PTX module. Raises UnsupportedPtx."""
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE))
     for foreign in re.findall(r"^\s*(?:\.\w+\s+)?\.(?:func|global|const|shared)\b.*", ptx, re.MULTILINE):
-        text = re.search(r"\.b8 ([\w$]+)\[\d+\] = ", foreign)  # triton leaves names of compiler options there
+        text = re.search(r"\.b8 ([\w$]+)\[\d+\](?: = |;)", foreign)  # of headers and compiler options, used by nobody
         if not any(symbol in foreign for symbol in SHARED_SYMBOLS) and not (text and ptx.count(text[1]) == 1):
             raise UnsupportedPtx(foreign.strip())
     out = ['#include "emulator/translated.h"']

@@ -18,6 +18,9 @@ SPECIAL = {
         for axis in "xyz"
     },
     "%laneid": "(emu::thread_idx().x & 31)",
+    # Launched without clusters, every block is one of its own.
+    "%cluster_ctarank": "0",
+    **{f"%cluster_ctaid.{axis}": "0" for axis in "xyz"},
 }
 SHARED_SYMBOLS = ("dynamic_shared_bytes", "global_smem")  # of ours, of triton's kernels: all of shared memory
 
@@ -320,12 +323,14 @@ def elect(k: Kernel, m: re.Match, a: list[str]) -> str:
     return f"{{ {chosen} {k.assign(leader.strip(), 'b32', 't')} {is_it} }}"
 
 
+@instruction(r"ldmatrix\.sync\.aligned\.x(?P<n>[124])(?P<trans>\.trans)?\.m8n8\.shared\.b16")  # as CuTe writes it
 @instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?\.shared\.b16")
 def ldmatrix(k: Kernel, m: re.Match, a: list[str]) -> str:
     load = f"emu::matrix_load(t, {m['n']}, {cpp_bool(m['trans'])}, {k.address(a[1])});"
     return f"{{ uint32_t t[{m['n']}]; {load} {k.scatter(a[0], 'b32', 't')} }}"
 
 
+@instruction(r"stmatrix\.sync\.aligned\.x(?P<n>[124])(?P<trans>\.trans)?\.m8n8\.shared\.b16")
 @instruction(r"stmatrix\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?\.shared\.b16")
 def stmatrix(k: Kernel, m: re.Match, a: list[str]) -> str:
     store = f"emu::matrix_store(t, {m['n']}, {cpp_bool(m['trans'])}, {k.address(a[0])});"
@@ -372,8 +377,10 @@ def tensor_operand(k: Kernel, operand: str, rank: str) -> tuple[str, str]:
     return f"(const CUtensorMap*){k.value(pointer.strip(), 'u64')}", k.array("int", "c", "s32", coordinates)
 
 
+# A hint to caches, which are not modelled, is a last operand.
 @instruction(
     r"cp\.async\.bulk\.tensor\.(?P<rank>[1-5])d\.shared::(?:cluster|cta)\.global(?:\.tile)?\.mbarrier::complete_tx::bytes"
+    r"(?:\.L2::cache_hint)?"
 )
 def tma_load(k: Kernel, m: re.Match, a: list[str]) -> str:
     tensor_map, coordinates = tensor_operand(k, a[1], m["rank"])
@@ -415,7 +422,13 @@ def acquire_map(k: Kernel, m: re.Match, a: list[str]) -> str:
     return f"emu::acquire_map({k.pointer(a[0], 'global')});"
 
 
-@instruction(r"mbarrier\.arrive\.shared(?:::cta)?\.b64")
+@instruction(r"mapa\.shared::cluster\.u32")
+def mapa(k: Kernel, m: re.Match, a: list[str]) -> str:
+    """Of other blocks an address outside shared memory: to use it is a finding."""
+    return k.assign(a[0], "u32", f"{k.value(a[2], 'u32')} ? 0 : {k.value(a[1], 'u32')}")
+
+
+@instruction(r"mbarrier\.arrive\.shared(?:::cta|::cluster)?\.b64")
 def arrive(k: Kernel, m: re.Match, a: list[str]) -> str:
     if a[0] != "_":
         raise UnsupportedPtx(f"{m[0]} {a}")
