@@ -55,17 +55,17 @@ const Field<GradientTile> kGradientTileFields[] = {
     FIELD(GradientTile, blocks_per_sm),
 };
 
+const Field<Shares> kSharesFields[] = {
+    FIELD(Shares, order),
+    FIELD(Shares, bounds),
+    FIELD(Shares, blocks),
+};
+
 #if TIVTOK_HAS_HOPPER
 const Field<hopper::RowCounts> kRowCountsFields[] = {
     FIELD(hopper::RowCounts, q),
     FIELD(hopper::RowCounts, k),
     FIELD(hopper::RowCounts, tiv),
-};
-
-const Field<hopper::Shares> kSharesFields[] = {
-    FIELD(hopper::Shares, order),
-    FIELD(hopper::Shares, bounds),
-    FIELD(hopper::Shares, blocks),
 };
 #endif
 
@@ -151,7 +151,7 @@ class AmpereForward : public ForwardPlan {
 #if TIVTOK_HAS_HOPPER
 class HopperForward : public ForwardPlan {
   public:
-    HopperForward(const Shape& shape, const Work& work, const hopper::RowCounts& rows, const hopper::Shares& shares)
+    HopperForward(const Shape& shape, const Work& work, const hopper::RowCounts& rows, const Shares& shares)
         : ForwardPlan(shape, work), rows_(rows), shares_(shares) {
         hopper::prepare_forward(shape.head_dim, shape.dtype);
     }
@@ -162,7 +162,7 @@ class HopperForward : public ForwardPlan {
     }
 
     const hopper::RowCounts rows_;
-    const hopper::Shares shares_;
+    const Shares shares_;
 };
 #endif
 
@@ -178,10 +178,19 @@ const GradientLauncher& gradient_launcher(const std::string& engine) {
 // The backward over one layout: everything but the tensors.
 class BackwardPlan {
   public:
-    BackwardPlan(const std::string& engine, const Shape& shape, const Work& queries, const Work& keys)
+    BackwardPlan(const std::string& engine, const Shape& shape, const Work& queries, const Work& keys,
+                 const Shares* shares)
         : kernels_(gradient_launcher(engine)), shape_(shape), queries_(queries), keys_(keys) {
+        if (kernels_.is_persistent != (shares != nullptr))
+            throw py::value_error("shares: the kernels of engine " + engine +
+                                  (kernels_.is_persistent ? " need them, got None" : " have none, got some"));
         check_current(shape.device);
         kernels_.prepare(shape.head_dim, shape.dtype);
+        if (shares) call_.shares = *shares;
+        call_.query_tiles = queries.tiles;
+        call_.num_query_tiles = queries.num_tiles;
+        call_.key_tiles = keys.tiles;
+        call_.num_key_tiles = keys.num_tiles;
         call_.heads = shape.heads;
         call_.group = shape.group;
         call_.head_dim = shape.head_dim;
@@ -201,22 +210,14 @@ class BackwardPlan {
                                .heads = call.heads,
                                .head_dim = call.head_dim},
                               shape_.dtype, stream);
-        launch_kernel(Owner::queries, queries_, call, stream);
+        kernels_.launch(call, shape_.dtype, stream);
         sum_pieces(queries_, call.heads, {.part = call.part_dq, .grad = call.dq, .grad_tiv = call.dq}, stream);
-        launch_kernel(Owner::keys, keys_, call, stream);
         const int key_heads = call.heads / call.group;
         sum_pieces(keys_, key_heads, {.part = call.part_dk, .grad = call.dk, .grad_tiv = call.dk_tiv}, stream);
         sum_pieces(keys_, key_heads, {.part = call.part_dv, .grad = call.dv, .grad_tiv = call.dv_tiv}, stream);
     }
 
   private:
-    void launch_kernel(Owner owner, const Work& work, GradientParams& params, cudaStream_t stream) const {
-        if (work.num_tiles == 0) return;  // no rows on this side
-        params.tiles = work.tiles;
-        params.num_tiles = work.num_tiles;
-        kernels_.launch(owner, params, shape_.dtype, stream);
-    }
-
     void sum_pieces(const Work& work, int heads, SumGradientsParams sum, cudaStream_t stream) const {
         if (work.num_merges == 0) return;
         sum.merges = work.merges;
@@ -251,6 +252,7 @@ PYBIND11_MODULE(extension, m) {
     def_structure(m, "Work", kWorkFields);
     def_structure(m, "ForwardTile", kForwardTileFields);
     def_structure(m, "GradientTile", kGradientTileFields);
+    def_structure(m, "Shares", kSharesFields);
     py::enum_<Owner>(m, "Owner").value("queries", Owner::queries).value("keys", Owner::keys);
 
     py::class_<ForwardPlan>(m, "ForwardPlan")
@@ -260,16 +262,15 @@ PYBIND11_MODULE(extension, m) {
     m.def("ampere_forward_tile", ampere::forward_tile, py::arg("head_dim"));
 #if TIVTOK_HAS_HOPPER
     def_structure(m, "RowCounts", kRowCountsFields);
-    def_structure(m, "Shares", kSharesFields);
     py::class_<HopperForward, ForwardPlan>(m, "HopperForward")
-        .def(py::init<const Shape&, const Work&, const hopper::RowCounts&, const hopper::Shares&>(), py::arg("shape"),
+        .def(py::init<const Shape&, const Work&, const hopper::RowCounts&, const Shares&>(), py::arg("shape"),
              py::arg("work"), py::arg("rows"), py::arg("shares"));
     m.def("hopper_forward_tile", hopper::forward_tile, py::arg("head_dim"));
 #endif
 
     py::class_<BackwardPlan>(m, "BackwardPlan")
-        .def(py::init<const std::string&, const Shape&, const Work&, const Work&>(), py::arg("engine"),
-             py::arg("shape"), py::kw_only(), py::arg("queries"), py::arg("keys"))
+        .def(py::init<const std::string&, const Shape&, const Work&, const Work&, const Shares*>(), py::arg("engine"),
+             py::arg("shape"), py::kw_only(), py::arg("queries"), py::arg("keys"), py::arg("shares"))
         .def("launch", &BackwardPlan::launch, py::arg("stream"), py::arg("arguments"));
     m.def(
         "gradient_tile",

@@ -14,10 +14,12 @@ struct GradientTile {
 
 // The gradient kernels of one architecture.
 struct GradientLauncher {
+    bool is_persistent;  // items are shared out among its blocks: GradientParams::shares
     GradientTile (*tile)(Owner owner, int head_dim);
     // Once per device before the first launch: lets the kernels have their shared memory on the current device.
     void (*prepare)(int head_dim, ElementType type);
-    void (*launch)(Owner owner, const GradientParams& params, ElementType type, cudaStream_t stream);
+    // All gradients.
+    void (*launch)(const GradientParams& params, ElementType type, cudaStream_t stream);
 };
 
 namespace ampere {

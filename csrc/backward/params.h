@@ -5,6 +5,7 @@
 //
 // Shapes as in forward/params.h.
 #pragma once
+#include "common/shares.h"
 #include "common/tensor.h"
 
 struct RowStatisticsParams {
@@ -23,29 +24,30 @@ struct RowStatisticsParams {
 enum class Owner { queries, keys };
 
 struct GradientParams {
-    Tensor q, dout;            // (N, H, D)
-    Tensor k, v;               // (M, Hk, D): range B of query tiles; key tiles
-    Tensor k_tiv, v_tiv;       // (M', Hk, D): range A of query tiles; key tiles marked in_tiv
-    const float* stats;        // (H, N, 2), as the row statistics leave it
-    void* dq;                  // (N, H, D) contiguous
-    void *dk, *dv;             // (M, Hk, D) contiguous
-    void *dk_tiv, *dv_tiv;     // (M', Hk, D) contiguous; dk and dv again unless scope is "broadcast"
-    float* part_dq;            // (slots, H, block, D) contiguous: pieces of split query tiles
-    float *part_dk, *part_dv;  // (slots, Hk, block, D) contiguous: pieces of split key tiles
-    const int* tiles;          // (num_tiles, 8) of query_work or key_work, longest first
-    int num_tiles;
-    int rows;      // N
-    int heads;     // H
-    int group;     // query heads per key head
-    int head_dim;  // D
-    float scale;   // of scores, any sign
+    Tensor q, dout;                      // (N, H, D)
+    Tensor k, v;                         // (M, Hk, D): range B of query tiles; key tiles
+    Tensor k_tiv, v_tiv;                 // (M', Hk, D): range A of query tiles; key tiles marked in_tiv
+    const float* stats;                  // (H, N, 2), as the row statistics leave it
+    void* dq;                            // (N, H, D) contiguous
+    void *dk, *dv;                       // (M, Hk, D) contiguous
+    void *dk_tiv, *dv_tiv;               // (M', Hk, D) contiguous; dk and dv again unless scope is "broadcast"
+    float* part_dq;                      // (slots, H, block, D) contiguous: pieces of split query tiles
+    float *part_dk, *part_dv;            // (slots, Hk, block, D) contiguous: pieces of split key tiles
+    const int *query_tiles, *key_tiles;  // (tiles, 8) of query_work and key_work, longest first
+    int num_query_tiles, num_key_tiles;
+    Shares shares;  // of a persistent kernel: the items of queries, then those of keys
+    int rows;       // N
+    int heads;      // H
+    int group;      // query heads per key head
+    int head_dim;   // D
+    float scale;    // of scores, any sign
 };
 
 namespace backward {
 
-// Blocks of a launch: one per tile and head of the side owned.
-inline int blocks(Owner owner, const GradientParams& p) {
-    return p.num_tiles * (owner == Owner::keys ? p.heads / p.group : p.heads);
+// Items of an owner: one per tile and head of its side.
+inline int items(Owner owner, const GradientParams& p) {
+    return owner == Owner::keys ? p.num_key_tiles * (p.heads / p.group) : p.num_query_tiles * p.heads;
 }
 
 }  // namespace backward

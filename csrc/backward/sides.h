@@ -19,9 +19,10 @@
 
 namespace backward {
 
-// One row of both matrices of a side; zeros are copied in the place of an invalid one.
-struct RowPair {
-    const uint16_t *first, *second;
+// One row of each of so many matrices; zeros are copied in the place of an invalid one.
+template <int kMatrices>
+struct Rows {
+    const uint16_t* of[kMatrices];
     bool valid;
 };
 
@@ -29,41 +30,55 @@ DEVICE const uint16_t* row_of(const Tensor& x, int row, int head) {
     return static_cast<const uint16_t*>(x.data) + row * x.row + head * x.head;
 }
 
-// Copies kRows rows of a side, the second matrix behind the first; columns from `columns` on become zeros.
-template <class C, int kRows, class Source>
-DEVICE void copy_side(uint32_t to, int columns, const Source& source) {
+// Starts the copies of kRows rows of one matrix or two, the second behind the first; columns from `columns` on become
+// zeros.
+template <class C, int kRows, int kMatrices, class Source>
+DEVICE void copy_rows(uint32_t to, int columns, const Source& source) {
     constexpr int kChunks = C::kHeadDim / 8, kRowsAtOnce = C::kCopyThreads / kChunks;
     static_assert(C::kCopyThreads % kChunks == 0 && kRows % kRowsAtOnce == 0, "a thread keeps to its columns");
     const int column = threadIdx.x % kChunks * 8;
 #pragma unroll
     for (int j = 0; j < kRows / kRowsAtOnce; ++j) {
         const int row = threadIdx.x / kChunks + j * kRowsAtOnce;
-        const RowPair from = source(row);
+        const Rows<kMatrices> from = source(row);
         const bool valid = from.valid && column < columns;
         const uint32_t at = to + C::template at<kRows>(row, column);
-        dev::cp_async_16(at, from.first + column, valid);
-        dev::cp_async_16(at + C::template kBytes<kRows>, from.second + column, valid);
+#pragma unroll
+        for (int m = 0; m < kMatrices; ++m)
+            dev::cp_async_16(at + m * C::template kBytes<kRows>, from.of[m] + column, valid);
     }
 }
 
-// What a block owns: rows of a tile, of one head. Heads run fastest: blocks that walk the same rows run together.
+DEVICE int heads_of(Owner owner, const GradientParams& p) { return owner == Owner::keys ? p.heads / p.group : p.heads; }
+
+// What a block owns: rows of a tile, of one head.
 template <class C>
 struct Place {
     int heads;  // of the side owned
     int head;
     Tile tile;
 
-    DEVICE explicit Place(const GradientParams& p)
-        : heads(C::kOwner == Owner::keys ? p.heads / p.group : p.heads),
-          head(blockIdx.x % heads),
-          tile(load_tile(p.tiles, blockIdx.x / heads)) {}
+    DEVICE Place(const GradientParams& p, int head, const Tile& tile)
+        : heads(heads_of(C::kOwner, p)), head(head), tile(tile) {}
 
+    // Item i of this side. Heads run fastest: blocks that walk the same rows run together.
+    DEVICE Place(const GradientParams& p, int i)
+        : heads(heads_of(C::kOwner, p)),
+          head(i % heads),
+          tile(load_tile(C::kOwner == Owner::keys ? p.key_tiles : p.query_tiles, i / heads)) {}
+
+    // Starts the copies of one matrix of the rows owned.
+    template <bool kIsSecond>
     DEVICE void copy(const GradientParams& p, uint32_t to) const {
-        const bool tiv = tile.in_tiv;
-        const Tensor& first = C::kOwner == Owner::queries ? p.q : tiv ? p.k_tiv : p.k;
-        const Tensor& second = C::kOwner == Owner::queries ? p.dout : tiv ? p.v_tiv : p.v;
-        copy_side<C, C::kOwned>(to, p.head_dim, [&](int i) -> RowPair {
-            return {row_of(first, tile.row + i, head), row_of(second, tile.row + i, head), tile.row + i < tile.row_end};
+        constexpr bool kQueries = C::kOwner == Owner::queries;
+        const Tensor& x = kIsSecond     ? kQueries      ? p.dout
+                                          : tile.in_tiv ? p.v_tiv
+                                                        : p.v
+                          : kQueries    ? p.q
+                          : tile.in_tiv ? p.k_tiv
+                                        : p.k;
+        copy_rows<C, C::kOwned, 1>(to, p.head_dim, [&](int i) -> Rows<1> {
+            return {{row_of(x, tile.row + i, head)}, tile.row + i < tile.row_end};
         });
     }
 
@@ -94,20 +109,20 @@ struct Walk {
 
     DEVICE int steps() const { return (length + C::kWalked - 1) / C::kWalked * heads; }
 
-    // Starts the copies of the next step: both matrices and, of queries, their statistics.
-    DEVICE void copy_next(uint32_t stage) {
+    // Starts the copies of the next step: both matrices to `stage` and, of queries, their statistics to `stats`.
+    DEVICE void copy_next(uint32_t stage, uint32_t stats) {
         static_assert(C::kOwner == Owner::queries || C::kWalked <= C::kCopyThreads,
                       "a thread for each row's statistics");
-        copy_side<C, C::kWalked>(stage, p.head_dim, [&](int i) -> RowPair {
+        copy_rows<C, C::kWalked, 2>(stage, p.head_dim, [&](int i) -> Rows<2> {
             const bool in_a = start + i < length_a, valid = i < length - start;
             const int row = row_number(start + i);
-            if (C::kOwner == Owner::keys) return {row_of(p.q, row, head), row_of(p.dout, row, head), valid};
-            return {row_of(in_a ? p.k_tiv : p.k, row, head), row_of(in_a ? p.v_tiv : p.v, row, head), valid};
+            if (C::kOwner == Owner::keys) return {{row_of(p.q, row, head), row_of(p.dout, row, head)}, valid};
+            return {{row_of(in_a ? p.k_tiv : p.k, row, head), row_of(in_a ? p.v_tiv : p.v, row, head)}, valid};
         });
         if (C::kOwner == Owner::keys && threadIdx.x < C::kWalked) {
             const int i = start + threadIdx.x;
             const float* p_stats = p.stats + (static_cast<int64_t>(head) * p.rows + row_number(i)) * 2;
-            dev::cp_async_8(stage + 2 * C::template kBytes<C::kWalked> + threadIdx.x * 8, p_stats, i < length);
+            dev::cp_async_8(stats + threadIdx.x * 8, p_stats, i < length);
         }
         start += C::kWalked;
         if (start >= length) {
@@ -120,8 +135,8 @@ struct Walk {
     DEVICE int row_number(int i) const { return i + (i < length_a ? a : b); }
 };
 
-// LSE and delta of the columns walked, where those are queries, as a step's statistics lie behind its matrices: LSE,
-// delta, LSE, delta of the two columns of block n of eight that a lane has elements of.
+// LSE and delta of the columns walked, where those are queries, from the statistics of a step: LSE, delta, LSE, delta
+// of the two columns of block n of eight that a lane has elements of.
 template <class C>
 DEVICE float4 column_stats(const uint8_t* stats, int n) {
     if (C::kOwner == Owner::queries) return {};

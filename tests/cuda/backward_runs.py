@@ -6,26 +6,38 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_emulator import Kernels
-from forward_runs import CPU, SumGradientsParams, TensorParams, addresses, device_inputs, tensor_params
+from forward_runs import (
+    CPU,
+    SharesParams,
+    SumGradientsParams,
+    TensorParams,
+    addresses,
+    device_inputs,
+    shares_params,
+    tensor_params,
+)
 from oracle import Case, check_results
 from structures import structures
 from torch import Tensor
 
 from tivtok_kernels import reference
+from tivtok_kernels.cuda.shares import by_length, gradient_items
 from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.problem import Call
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 
-RowStatisticsParams = structures("backward/params.h", TensorParams)["RowStatisticsParams"]
-GradientParams = structures("backward/params.h", TensorParams)["GradientParams"]
+_PARAMS = structures("backward/params.h", TensorParams, SharesParams)
+RowStatisticsParams, GradientParams = _PARAMS["RowStatisticsParams"], _PARAMS["GradientParams"]
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows that a block owns and rows per step, of the kernel that owns queries and of the one that owns keys."""
+    """Rows that a block owns and rows per step, of what owns queries and of what owns keys; ``blocks``: of a persistent
+    kernel."""
 
     queries: tuple[int, int]
     keys: tuple[int, int]
+    blocks: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,30 +89,34 @@ def gradients(kernels: Kernels, tiles: Tiles, p: Problem, seed: int = 0) -> dict
 
     grads = {f"d{name}": kernels.empty(x.shape, x.dtype, f"d{name}") for name, x in inputs.items()}
     own = {"k_tiv": k, "v_tiv": v}  # where the TIV keys have no tensors of their own
-    of_all = {
+    queries = query_work(case.layout, case.scope, *tiles.queries, heads, p.workers, CPU)
+    keys = key_work(case.layout, case.scope, *tiles.keys, kv_heads, p.workers, CPU)
+    parts = {"dq": (queries, heads, tiles.queries[0]), "dk": (keys, kv_heads, tiles.keys[0])}
+    parts["dv"] = parts["dk"]
+    pieces = {
+        name: kernels.empty((work.num_slots, owners, block, head_dim), torch.float32, f"part_{name}")
+        for name, (work, owners, block) in parts.items()
+    }
+    items = gradient_items(queries, keys, heads, heads // kv_heads, (tiles.queries[1], tiles.keys[1]))
+    params = GradientParams(
         **{name: tensor_params(x) for name, x in (own | inputs | {"dout": dout}).items()},
         **addresses(stats=stats, **{"dk_tiv": grads["dk"], "dv_tiv": grads["dv"]} | grads),
-        "rows": rows,
-        "heads": heads,
-        "group": heads // kv_heads,
-        "head_dim": head_dim,
-        "scale": p.scale,
-    }
-    works = {
-        "query_gradients": (query_work, tiles.queries, heads, ("dq",)),
-        "key_gradients": (key_work, tiles.keys, kv_heads, ("dk", "dv")),
-    }
-    for kernel, (make_work, (block, step), owners, names) in works.items():
-        work = make_work(case.layout, case.scope, block, step, owners, p.workers, CPU)
-        parts = {n: kernels.empty((work.num_slots, owners, block, head_dim), torch.float32, f"part_{n}") for n in names}
-        params = GradientParams(
-            **of_all,
-            **addresses(**{f"part_{n}": parts.get(n) for n in ("dq", "dk", "dv")}),
-            **addresses(tiles=kernels.tensor(work.tiles, "tiles")),
-            num_tiles=work.num_tiles,
-        )
-        kernels.call(kernel, params, is_bf16, seed=seed)
-        _sum_pieces(kernels, work, parts, grads, is_bf16, seed)
+        **addresses(**{f"part_{name}": part for name, part in pieces.items()}),
+        **addresses(
+            query_tiles=kernels.tensor(queries.tiles, "query tiles"), key_tiles=kernels.tensor(keys.tiles, "key tiles")
+        ),
+        num_query_tiles=queries.num_tiles,
+        num_key_tiles=keys.num_tiles,
+        shares=shares_params(kernels, by_length(items, tiles.blocks, CPU)),
+        rows=rows,
+        heads=heads,
+        group=heads // kv_heads,
+        head_dim=head_dim,
+        scale=p.scale,
+    )
+    kernels.call("gradients", params, is_bf16, seed=seed)
+    for name, (work, _, _) in parts.items():
+        _sum_pieces(kernels, work, name, pieces[name], grads, is_bf16, seed)
     assert all(kernels.written(x).all() for x in grads.values())
     return {name: x.clone() for name, x in grads.items()}
 
@@ -118,19 +134,17 @@ def _call(case: Case, scale: float) -> Call:
 
 
 def _sum_pieces(
-    kernels: Kernels, work: WorkList, parts: dict[str, Tensor], grads: dict[str, Tensor], is_bf16: bool, seed: int
+    kernels: Kernels, work: WorkList, name: str, part: Tensor, grads: dict[str, Tensor], is_bf16: bool, seed: int
 ) -> None:
     if not work.num_merges:
         return
-    merges = kernels.tensor(work.merges, "merges")
-    for name, part in parts.items():
-        grad = grads[name]
-        heads, block, head_dim = part.shape[1:]
-        params = SumGradientsParams(
-            **addresses(part=part, grad=grad, grad_tiv=grads.get(f"{name}_tiv", grad), merges=merges),
-            num_merges=work.num_merges,
-            heads=heads,
-            block=block,
-            head_dim=head_dim,
-        )
-        kernels.call("sum_gradients", params, is_bf16, seed=seed)
+    grad, merges = grads[name], kernels.tensor(work.merges, "merges")
+    heads, block, head_dim = part.shape[1:]
+    params = SumGradientsParams(
+        **addresses(part=part, grad=grad, grad_tiv=grads.get(f"{name}_tiv", grad), merges=merges),
+        num_merges=work.num_merges,
+        heads=heads,
+        block=block,
+        head_dim=head_dim,
+    )
+    kernels.call("sum_gradients", params, is_bf16, seed=seed)

@@ -11,6 +11,7 @@ from oracle import Case, check_results
 from structures import Structure, structures
 from torch import Tensor
 
+from tivtok_kernels.cuda.shares import Shares
 from tivtok_kernels.error_budgets import Arithmetic
 from tivtok_kernels.schedule import WorkList, query_work
 
@@ -19,6 +20,7 @@ CPU = torch.device("cpu")
 
 TensorParams = structures("common/tensor.h")["Tensor"]
 ForwardParams = structures("forward/params.h", TensorParams)["ForwardParams"]
+SharesParams = structures("common/shares.h")["Shares"]
 MergeOutputsParams = structures("merge/params.h")["MergeOutputsParams"]
 SumGradientsParams = structures("merge/params.h")["SumGradientsParams"]
 
@@ -105,6 +107,12 @@ def device_inputs(kernels: Kernels, case: Case, fused: bool) -> dict[str, Tensor
 def tensor_params(x: Tensor) -> Structure:
     row, head, _ = x.stride()
     return TensorParams(data=x.data_ptr(), row=row, head=head)
+
+
+def shares_params(kernels: Kernels, shares: Shares) -> Structure:
+    """Shares in device memory."""
+    order, bounds = kernels.tensor(shares.order, "order"), kernels.tensor(shares.bounds, "bounds")
+    return SharesParams(**addresses(order=order, bounds=bounds), blocks=shares.blocks)
 
 
 def addresses(**tensors: Tensor | None) -> dict[str, int | None]:

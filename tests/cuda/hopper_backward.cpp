@@ -1,12 +1,10 @@
-// The wgmma gradient kernels in small steps and few stages, so that small cases have several steps, full ones and
-// tails.
-#include "backward/hopper/kernel.h"
-#include "backward_driver.h"
+// The wgmma gradient kernel in small steps and few stages, so that small cases have several steps, full ones and tails.
+#include "hopper_backward_driver.h"
 
-template <class Element, int, Owner kOwner>
-using Small = hopper::GradientConfig<Element, 64, kOwner, 32, 2, 40>;
+template <class Element, int>
+using Small = hopper::GradientPair<hopper::GradientConfig<Element, 64, Owner::queries, 32>,
+                                   hopper::GradientConfig<Element, 64, Owner::keys, 32>, 2, 3, 40>;
 
-void gradients(Owner owner, const GradientParams& params, ElementType type) {
-    backward::with_config<Small, PaddedWidths<64>>(owner, params.head_dim, type,
-                                                   [&]<class C>(C) { run<C>(hopper::gradients<C>, params); });
+extern "C" void gradients(const GradientParams* params, int64_t is_bf16) {
+    run_gradients<Small, PaddedWidths<64>>(*params, is_bf16);
 }

@@ -1,8 +1,6 @@
-// The wgmma gradient kernels in the tiles that ship.
-#include "backward/hopper/kernel.h"
-#include "backward_driver.h"
+// The wgmma gradient kernel in the tiles that ship.
+#include "hopper_backward_driver.h"
 
-void gradients(Owner owner, const GradientParams& params, ElementType type) {
-    backward::with_config<hopper::GradientConfigOf, hopper::GradientWidths>(
-        owner, params.head_dim, type, [&]<class C>(C) { run<C>(hopper::gradients<C>, params); });
+extern "C" void gradients(const GradientParams* params, int64_t is_bf16) {
+    run_gradients<hopper::GradientPairOf, hopper::GradientWidths>(*params, is_bf16);
 }

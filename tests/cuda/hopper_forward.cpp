@@ -5,13 +5,13 @@
 
 using Short = hopper::ForwardConfig<dev::bf16, 64, 32, 2, 5, 2, 16>;
 
-extern "C" void forward(const ForwardParams* params, const hopper::RowCounts* rows, const hopper::Shares* shares,
+extern "C" void forward(const ForwardParams* params, const hopper::RowCounts* rows, const Shares* shares,
                         int64_t) {
     run<Short>(*params, *rows, *shares);
 }
 
 // What is wrong with the arguments; message has room for 200 characters.
-extern "C" void complaint(const ForwardParams* params, const hopper::RowCounts* rows, const hopper::Shares* shares,
+extern "C" void complaint(const ForwardParams* params, const hopper::RowCounts* rows, const Shares* shares,
                           char* message) {
     try {
         hopper::arguments<Short>(cuTensorMapEncodeTiled, *params, *rows, *shares);

@@ -5,7 +5,7 @@
 #include "forward/hopper/kernel.h"
 
 template <class C>
-void run(const ForwardParams& params, const hopper::RowCounts& rows, const hopper::Shares& shares) {
+void run(const ForwardParams& params, const hopper::RowCounts& rows, const Shares& shares) {
     emu::launch(shares.blocks, C::kThreads, hopper::Shared<C>::kBytes, hopper::forward<C>,
                 hopper::arguments<C>(cuTensorMapEncodeTiled, params, rows, shares));
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forward_runs import Run, addresses
+from forward_runs import CPU, Run, shares_params
 from oracle import Case
 from structures import structures
 
@@ -11,8 +11,7 @@ from tivtok_kernels.cuda import shares
 BLOCK_Q = 128
 STEP = 32  # keys
 
-Shares = structures("forward/hopper/shares.h")["Shares"]
-RowCounts = structures("forward/hopper/shares.h")["RowCounts"]
+RowCounts = structures("forward/hopper/row_counts.h")["RowCounts"]
 
 
 def run_of(case: Case, blocks: int = 2, block: int = BLOCK_Q, step: int = STEP, **options) -> Run:
@@ -22,9 +21,7 @@ def run_of(case: Case, blocks: int = 2, block: int = BLOCK_Q, step: int = STEP, 
     counts = RowCounts(q=rows, k=key_rows, tiv=tiv_rows)
 
     def launch(kernels, params, work, is_bf16, seed):
-        share = shares.by_length(work, params.heads, blocks, step)
-        order, bounds = kernels.tensor(share.order, "order"), kernels.tensor(share.bounds, "bounds")
-        pointers = Shares(**addresses(order=order, bounds=bounds), blocks=blocks)
-        kernels.call("forward", params, counts, pointers, is_bf16, seed=seed)
+        share = shares.by_length([shares.Items(work, params.heads, step)], blocks, CPU)
+        kernels.call("forward", params, counts, shares_params(kernels, share), is_bf16, seed=seed)
 
     return Run(launch, block, step, **options)

@@ -2,7 +2,7 @@
 #include "backward/hopper/kernel.h"
 #include "forward/hopper/consumer.h"
 
-using C = hopper::GradientConfigOf<dev::bf16, 128, Owner::queries>;
+using C = hopper::GradientPairOf<dev::bf16, 128>::Queries;
 constexpr int kRows = 64;
 
 extern "C" {

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 SCOPES = ("clip", "tiv", "broadcast")
 RAGGED = SifLayout.from_lengths([3, 0, 37, 2, 0], [[4, 40, 0], [7, 0, 33], [65], [], []])
 LONG = SifLayout.from_lengths([5], [[96, 130, 23]])  # 8 steps of 32 under the TIV rows: two pieces
+SHORT = SifLayout.from_lengths([3, 4, 5], [[9], [7], [8]])  # one step each
 PAIR = SifLayout.from_lengths([5, 3], [[40, 33], [9]])
 
 
@@ -40,13 +41,13 @@ class Engine:
         return gradients(Kernels(self.library), self.tiles, p, seed)
 
 
-ENGINES = {"ampere": (Tiles((32, 32), (32, 32)), 32), "hopper": (Tiles((128, 32), (128, 32)), 64)}
+ENGINES = {"ampere": (Tiles((32, 32), (32, 32)), 32), "hopper": (Tiles((128, 32), (128, 32), blocks=2), 64)}
 SHIPPED = {
     ("ampere", 32): Tiles(queries=(128, 32), keys=(128, 32)),
     ("ampere", 64): Tiles(queries=(128, 32), keys=(128, 32)),
     ("ampere", 128): Tiles(queries=(64, 32), keys=(64, 32)),
-    ("hopper", 64): Tiles(queries=(128, 128), keys=(128, 64)),
-    ("hopper", 128): Tiles(queries=(128, 64), keys=(128, 64)),
+    ("hopper", 64): Tiles(queries=(128, 128), keys=(128, 64), blocks=3),
+    ("hopper", 128): Tiles(queries=(128, 64), keys=(128, 64), blocks=3),
 }
 
 
@@ -144,8 +145,10 @@ def test_tiles_that_ship(name, head_dim):
 def test_ptx(engine, arch):
     """What nvcc makes of the kernels rather than their source."""
     name = engine.library.name.split("_")[0]
-    tile = {"ampere": "32, Owner::{}, 1, 32, 1, 2", "hopper": "64, Owner::{}, 32, 2, 40"}[name]
-    configs = (f"{name}::GradientConfig<dev::bf16, {tile.format(owner)}>" for owner in ("queries", "keys"))
+    tile = {"ampere": "32, Owner::{}, 1, 32, 1, 2", "hopper": "64, Owner::{}, 32"}[name]
+    configs = [f"{name}::GradientConfig<dev::bf16, {tile.format(owner)}>" for owner in ("queries", "keys")]
+    if name == "hopper":
+        configs = [f"hopper::GradientPair<{', '.join(configs)}, 2, 3, 40>"]
     kernels = [f"{name}::gradients<{c}>(const __grid_constant__ GradientParams)" for c in configs]
     kernels += ["statistics::rows<dev::bf16, 8>(const __grid_constant__ RowStatisticsParams)"]
     source = f'#include "backward/{name}/kernel.h"\n#include "backward/statistics/kernel.h"\n'
@@ -159,6 +162,7 @@ def test_ptx(engine, arch):
 AMPERE, HOPPER, SIDES, STATISTICS = (
     f"backward/{file}" for file in ("ampere/kernel.h", "hopper/kernel.h", "sides.h", "statistics/kernel.h")
 )
+OWN_FREE = "dev::mbar_wait(shared.own_empty(places.slot), places.phase ^ 1);"
 ELEMENTWISE = [
     Mutation("LSE of the next column", SIDES, "j % 2 ? columns.z : columns.x", "j % 2 ? columns.x : columns.z"),
     Mutation("delta forgotten", SIDES, "(element(m, n, j) - delta)", "element(m, n, j)"),
@@ -193,9 +197,46 @@ FAULTS = {
     ],
     "hopper": [
         Mutation("barriers used before they are made", HOPPER, "__syncthreads();", ""),
-        Mutation("stage freed too early", HOPPER, "4 * C::kConsumers", "4 * C::kConsumers - 1"),
-        Mutation("wrong phase of an empty stage", HOPPER, "i / C::kStages % 2 ^ 1", "i / C::kStages % 2"),
-        Mutation("full stage not waited for", HOPPER, "dev::mbar_wait(stages.full(stage), i / C::kStages % 2);", ""),
+        Mutation("stage freed too early", HOPPER, "4 * P::kConsumers", "4 * P::kConsumers - 1"),
+        Mutation("wrong phase of an empty stage", HOPPER, "stages.phase ^ 1", "stages.phase"),
+        Mutation(
+            "full stage not waited for",
+            HOPPER,
+            "dev::mbar_wait(shared.full(stages.slot), stages.phase);\n            dev::wgmma_fence();",
+            "dev::wgmma_fence();",
+        ),
+        Mutation(
+            "rows owned copied over those of the item before",
+            HOPPER,
+            f"{OWN_FREE}\n        if (threadIdx.x == 0) shared.item(i) = {{place.tile, place.head, C::kOwner}};",
+            "if (threadIdx.x == 0) shared.item(i) = {place.tile, place.head, C::kOwner};",
+        ),
+        Mutation(
+            "the second matrix owned copied over another",
+            HOPPER,
+            f"{OWN_FREE}\n        copy_owned<C, true>(place, steps > 0);",
+            "copy_owned<C, true>(place, steps > 0);",
+        ),
+        Mutation(
+            "item read before it is there",
+            HOPPER,
+            "dev::mbar_wait(shared.own_full(places.slot), places.phase);",
+            "",
+        ),
+        Mutation(
+            "second matrix owned not waited for",
+            HOPPER,
+            "dev::mbar_wait(shared.own_full(second_place), places.phase);",
+            "",
+        ),
+        Mutation(
+            "first matrix owned freed too early",
+            HOPPER,
+            "if (!C::kOwnInRegisters && is_last) sign_off(shared.own_empty(first_place));",
+            "if (!C::kOwnInRegisters && i == 0) sign_off(shared.own_empty(first_place));",
+        ),
+        Mutation("items in two places", "backward/hopper/config.h", "i % kItems", "i % 2"),
+        Mutation("keys behind tiles and not items", HOPPER, "p.num_query_tiles * p.heads", "p.num_query_tiles"),
         Mutation("published before it landed", HOPPER, "dev::cp_async_wait<1>();", "dev::cp_async_wait<2>();"),
         Mutation("copies not shown to wgmma", HOPPER, "dev::fence_proxy_async();", ""),
         Mutation("S read in flight", HOPPER, "wait<1>(weights);", "wait<2>(weights);"),
@@ -217,6 +258,7 @@ def gauntlet(engine):
     engine.check(problem(case, torch.bfloat16), seed=1)
     engine.check(low_scores())
     engine.check(problem(make_case(LONG, head_dim=16), torch.bfloat16, workers=10**6))
+    engine.check(one_head(SHORT, head_dim=16))
 
 
 @pytest.fixture(scope="session")

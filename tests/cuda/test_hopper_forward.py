@@ -14,9 +14,9 @@ import cuda_emulator
 import pytest
 import torch
 from cuda_emulator import Kernels
-from forward_runs import ForwardParams, TensorParams, addresses, check, forward, tensor_params
+from forward_runs import CPU, ForwardParams, SharesParams, TensorParams, addresses, check, forward, tensor_params
 from hopper_forward_faults import FAULTS
-from hopper_forward_runs import BLOCK_Q, RowCounts, Shares, run_of
+from hopper_forward_runs import BLOCK_Q, RowCounts, run_of
 from oracle import make_case
 from planted_faults import build_with_faults, switch_on
 
@@ -24,7 +24,7 @@ from benchmarks.machine_code import sass
 from benchmarks.machine_code.cuda import cuobjdump
 from tivtok_kernels import SifLayout
 from tivtok_kernels.cuda import shares
-from tivtok_kernels.schedule import WorkList, query_work
+from tivtok_kernels.schedule import WorkList, key_work, query_work
 
 pytestmark = [
     pytest.mark.emulator,
@@ -136,7 +136,7 @@ def test_pieces_of_a_last_round(kernels):
     """Three tiles for two blocks, the third in pieces."""
     case = make_case(SifLayout.from_lengths([410], [[70] * 3]), "broadcast", heads=1, kv_heads=1, head_dim=64)
     run = run_of(case, blocks=2, workers=2, fill=True)
-    assert query_work(case.layout, case.scope, run.block, run.step, 1, 2, torch.device("cpu"), run.fill).num_merges == 1
+    assert query_work(case.layout, case.scope, run.block, run.step, 1, 2, CPU, run.fill).num_merges == 1
     check(kernels, run, case, torch.bfloat16)
 
 
@@ -230,7 +230,7 @@ def test_rows_without_keys(kernels):
     )
     for last, empty in ((1, True), (2, False)):
         bounds[1] = last
-        share = Shares(**addresses(order=order, bounds=bounds), blocks=1)
+        share = SharesParams(**addresses(order=order, bounds=bounds), blocks=1)
         kernels.call("forward", params, RowCounts(q=70, k=70, tiv=70), share, True)
         assert bool((out == 0).all() and (lse == -torch.inf).all()) == empty
     assert lse.isfinite().all()
@@ -306,14 +306,14 @@ def test_what_tma_cannot_read(kernels, changes, message):
         scale=1,
     )
     counts = RowCounts(q=9, k=changes.get("rows", 9), tiv=9)
-    share = Shares(**addresses(order=None, bounds=None), blocks=0)
+    share = SharesParams(**addresses(order=None, bounds=None), blocks=0)
     text = ctypes.create_string_buffer(200)
     kernels.call("complaint", params, counts, share, text)
     assert text.value.decode() == message
 
 
 def work_of(layout: SifLayout, scope: str) -> WorkList:
-    return query_work(layout, scope, BLOCK_Q, LIST_STEP, 2, 1, torch.device("cpu"))
+    return query_work(layout, scope, BLOCK_Q, LIST_STEP, 2, 1, CPU)
 
 
 def items_of(share: shares.Shares) -> list[list[int]]:
@@ -324,14 +324,32 @@ def items_of(share: shares.Shares) -> list[list[int]]:
 @pytest.mark.parametrize("blocks", [1, 3, 100])
 def test_every_item_has_one_block(blocks):
     work = work_of(SifLayout.uniform(2, 96, 3, 500), "broadcast")
-    items = items_of(shares.by_length(work, 4, blocks, LIST_STEP))
-    assert len(items) == blocks
+    items = items_of(shares.by_length([shares.Items(work, 4, LIST_STEP)], blocks, CPU))
+    assert len(items) == min(blocks, work.num_tiles * 4)
     assert sorted(chain.from_iterable(items)) == list(range(work.num_tiles * 4))
+
+
+def test_items_of_a_backward_are_shared_out_together():
+    """No block has more than an item above another, in products; both kinds are on most."""
+    layout, heads, walked = SifLayout.uniform(2, 96, 3, 500), 4, (LIST_STEP, 64)
+    queries, keys = (
+        make(layout, "clip", BLOCK_Q, step, heads, 13, CPU)
+        for make, step in zip((query_work, key_work), walked, strict=True)
+    )
+    both = shares.gradient_items(queries, keys, heads, 2, walked)
+    costs = [cost for part in both for cost in part.costs().tolist()]
+    assert len(costs) == queries.num_tiles * heads + keys.num_tiles * heads // 2
+    items = items_of(shares.by_length(both, 13, CPU))
+    assert sorted(chain.from_iterable(items)) == list(range(len(costs)))
+    loads = [sum(costs[i] for i in own) for own in items]
+    assert max(loads) - min(loads) <= max(costs)
+    assert all([costs[i] for i in own] == sorted((costs[i] for i in own), reverse=True) for own in items)
+    assert sum({i < queries.num_tiles * heads for i in own} == {False, True} for own in items) > 6
 
 
 def test_long_items_leave_their_blocks_little_else():
     """12 items of 33 steps (the TIV rows) and 432 of 9, on 132 blocks: 32.5 each on average."""
-    work = query_work(SifLayout.uniform(1, 96, 4, 1032), "clip", BLOCK_Q, LIST_STEP, 12, 132, torch.device("cpu"))
-    items = items_of(shares.by_length(work, 12, 132, LIST_STEP))
+    work = query_work(SifLayout.uniform(1, 96, 4, 1032), "clip", BLOCK_Q, LIST_STEP, 12, 132, CPU)
+    items = items_of(shares.by_length([shares.Items(work, 12, LIST_STEP)], 132, CPU))
     loads = [sum(33 if item < 12 else 9 for item in own) for own in items]
     assert sum(loads) == 12 * 33 + 432 * 9 and max(loads) == 36

@@ -35,7 +35,7 @@ def launch_backward(request, monkeypatch):
     """The module, on an extension that records."""
     monkeypatch.setattr(Recorder, "made", [])
     fake = SimpleNamespace(HAS_HOPPER=request.param == "hopper", Owner=SimpleNamespace(queries="queries", keys="keys"))
-    fake.Shape = fake.Work = lambda **fields: SimpleNamespace(**fields)
+    fake.Shape = fake.Work = fake.Shares = lambda **fields: SimpleNamespace(**fields)
     fake.gradient_tile = lambda engine, owner, head_dim: SimpleNamespace(
         owned=64 if owner == "keys" else 128, walked=32, blocks_per_sm=1
     )
@@ -54,6 +54,14 @@ def launch_backward(request, monkeypatch):
     return module
 
 
+def check_shares(shares, engine, lists):
+    """The persistent kernel's alone, of all items on 64 processors."""
+    assert (shares is not None) == (engine == "hopper")
+    if shares is not None:
+        assert shares.blocks == min(64, lists["queries"].num_tiles * 4 + lists["keys"].num_tiles * 2)
+        assert shares.order and shares.bounds
+
+
 @pytest.mark.parametrize("scope", ["clip", "broadcast"])
 @pytest.mark.parametrize("with_dlse", [False, True])
 def test_every_argument_by_its_name(launch_backward, scope, with_dlse):
@@ -69,7 +77,9 @@ def test_every_argument_by_its_name(launch_backward, scope, with_dlse):
     engine, shape = plan.args
     assert engine == ("hopper" if launch_backward.extension.HAS_HOPPER else "ampere")
     assert [getattr(shape, n) for n in ("dtype", "heads", "group", "head_dim")] == ["bfloat16", 4, 2, 64]
-    assert {name: work.block for name, work in plan.kwargs.items()} == {"queries": 128, "keys": 64}  # rows per tile
+    lists = {name: plan.kwargs[name] for name in ("queries", "keys")}
+    assert {name: work.block for name, work in lists.items()} == {"queries": 128, "keys": 64}  # rows per tile
+    check_shares(plan.kwargs["shares"], engine, lists)
     stream, arguments = plan.launched
     assert (stream, arguments["scale"], arguments["rows"]) == (77, -0.5, len(out))
     k_tiv, v_tiv = tiv or inputs[1:3]

@@ -111,28 +111,35 @@ def backward_library():
     return cuda_emulator.build(HERE / "hopper_backward.cpp")
 
 
-def backward_run(library: Path, kernel: str, layout: SifLayout) -> Run:
-    """Of the block that does most."""
+def backward_runs_of(library: Path, layout: SifLayout, blocks: int) -> list[Run]:
+    """Of each block; one head."""
     kernels = Recorder(library)
     case = make_case(layout, heads=1, kv_heads=1, head_dim=64)
-    tiles = backward_runs.Tiles((128, 32), (128, 32))
+    tiles = backward_runs.Tiles((128, 32), (128, 32), blocks)
     backward_runs.gradients(kernels, tiles, backward_runs.problem(case, torch.bfloat16))
-    events = kernels.recorded[kernel]
-    blocks, counts = np.unique(events["block"], return_counts=True)
-    events = events[events["block"] == blocks[counts.argmax()]]
-    return orders.read(events, BACKWARD)
+    events = kernels.recorded["gradients"]
+    return [orders.read(events[events["block"] == block], BACKWARD) for block in np.unique(events["block"])]
 
 
-@pytest.mark.parametrize("kernel", ["query_gradients", "key_gradients"])
-def test_no_order_of_the_backward_is_wrong(backward_library, kernel):
-    """5 steps in two stages; both groups have rows."""
-    run = backward_run(backward_library, kernel, SifLayout.from_lengths([20], [[130]]))
-    assert Explorer(run).explore() > 500
+# What the gradient kernel's blocks do, in two stages and three places for matrices owned: steps have 32 rows.
+BACKWARD_CASES = {
+    "an item each": (SifLayout.from_lengths([20], [[130]]), 5),  # of 5 steps; of one group or both
+    "long items": (SifLayout.from_lengths([20], [[80]]), 2),  # two of 4 steps
+    "short items": (SifLayout.from_lengths([3], [[20]]), 1),  # four of one step, of queries and keys
+    "a pair": (SifLayout.from_lengths([0], [[20]]), 1),  # two of one step
+    "both groups": (SifLayout.from_lengths([0], [[70]]), 1),  # two of 3 steps
+}
 
 
-@pytest.mark.parametrize("kernel", ["query_gradients", "key_gradients"])
-def test_steps_left_out_of_the_backward_are_found(backward_library, kernel):
-    run = backward_run(backward_library, kernel, SifLayout.from_lengths([20], [[80]]))
+@pytest.mark.parametrize("case", BACKWARD_CASES)
+def test_no_order_of_the_backward_is_wrong(backward_library, case):
+    for run in backward_runs_of(backward_library, *BACKWARD_CASES[case]):
+        assert Explorer(run).explore() > 500
+
+
+@pytest.mark.parametrize("case", ["a pair", "both groups"])
+def test_steps_left_out_of_the_backward_are_found(backward_library, case):
+    (run,) = backward_runs_of(backward_library, *BACKWARD_CASES[case])
     check_that_steps_are_needed(run, set(BACKWARD) - {"others"})
 
 

@@ -33,7 +33,7 @@ class RowCounts:
     def __init__(self, *, q: int, k: int, tiv: int) -> None: ...
 
 class Shares:
-    """`shares.Shares` on the device, and the blocks that they are for. Where HAS_HOPPER."""
+    """`shares.Shares` on the device, and the blocks that they are for."""
 
     def __init__(self, *, order: int, bounds: int, blocks: int) -> None: ...
 
@@ -117,9 +117,17 @@ class BackwardArguments(TypedDict):
     part_dv: int
 
 class BackwardPlan:
-    def __init__(self, engine: Engine, shape: Shape, *, queries: Work, keys: Work) -> None: ...
+    def __init__(self, engine: Engine, shape: Shape, *, queries: Work, keys: Work, shares: Shares | None) -> None:
+        """
+        Args:
+            shares: of the items of ``queries`` and then of ``keys``, of the engine "hopper" alone.
+
+        Raises:
+            ValueError: no such engine or head_dim, or shares are missing or there for nothing.
+        """
+
     def launch(self, stream: int, arguments: BackwardArguments) -> None:
-        """Row statistics, both gradient kernels and, if tiles are split, the sums of their pieces.
+        """Row statistics, all gradients and, if tiles are split, the sums of their pieces.
 
         Raises:
             TypeError: an argument is missing, or there are others.

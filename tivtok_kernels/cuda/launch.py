@@ -104,8 +104,7 @@ def _hopper_forward(
     tile = extension.hopper_forward_tile(heads.head_dim)
     workers = configs.multiprocessors(device) * tile.blocks_per_sm
     work = query_work(layout, scope, tile.block_q, tile.block_k, heads.heads, workers, device, fill=True)
-    blocks = min(workers, work.num_tiles * heads.heads)
-    items = shares.by_length(work, heads.heads, blocks, tile.block_k)
+    items = shares.by_length([shares.Items(work, heads.heads, tile.block_k)], workers, device)
     ranges = layout.ranges(scope)
     native = extension.HopperForward(
         native_shape(heads, dtype, device),
@@ -115,7 +114,7 @@ def _hopper_forward(
             k=ranges.k_rows,
             tiv=ranges.k_rows if ranges.a_rows is None else ranges.a_rows,
         ),
-        extension.Shares(order=items.order.data_ptr(), bounds=items.bounds.data_ptr(), blocks=blocks),
+        native_shares(items),
     )
     return ForwardPlan(native, work, items, (work.num_slots, heads.heads, tile.block_q))
 
@@ -132,6 +131,10 @@ def native_work(work: WorkList, block: int) -> extension.Work:
         num_merges=work.num_merges,
         block=block,
     )
+
+
+def native_shares(items: shares.Shares) -> extension.Shares:
+    return extension.Shares(order=items.order.data_ptr(), bounds=items.bounds.data_ptr(), blocks=items.blocks)
 
 
 def strided(x: Tensor) -> extension.Strided:

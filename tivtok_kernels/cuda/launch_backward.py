@@ -8,8 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tivtok_kernels.cuda import configs, extension
-from tivtok_kernels.cuda.launch import Heads, address, addressable, current_stream, native_shape, native_work, strided
+from tivtok_kernels.cuda import configs, extension, shares
+from tivtok_kernels.cuda.launch import (
+    Heads,
+    address,
+    addressable,
+    current_stream,
+    native_shape,
+    native_shares,
+    native_work,
+    strided,
+)
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
@@ -20,13 +29,15 @@ class BackwardPlan(NamedTuple):
     """A backward over one layout.
 
     Attributes:
-        native: the extension's half, which knows the addresses of both lists.
+        native: the extension's half, which knows the addresses of all lists.
+        shares: of the persistent kernel (Hopper).
         query_parts, key_parts: (slots, heads, rows per tile), of the pieces of split tiles.
     """
 
     native: extension.BackwardPlan
     queries: WorkList
     keys: WorkList
+    shares: shares.Shares | None
     query_parts: tuple[int, int, int]
     key_parts: tuple[int, int, int]
 
@@ -39,7 +50,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     """dq, dk, dv and, with the TIV keys apart, dk_tiv, dv_tiv."""
     rows, heads, head_dim = call.q.shape
     plan = plan_call(call)
-    hold(plan, call.q.device, plan.queries, plan.keys)
+    hold(plan, call.q.device, plan.queries, plan.keys, plan.shares)
     q, dout, k, v, k_tiv, v_tiv = map(addressable, (call.q, dout, call.k, call.v, *call.tiv_or_own))
     dlse = None if dlse is None else dlse.contiguous()
     stats = torch.empty((heads, rows, 2), dtype=torch.float32, device=q.device)
@@ -89,11 +100,17 @@ def _backward_plan(
     keys = key_work(
         layout, scope, key_tile.owned, key_tile.walked, kv_heads, processors * key_tile.blocks_per_sm, device
     )
+    items = None
+    if engine == "hopper":
+        walked = tile.walked, key_tile.walked
+        both = shares.gradient_items(queries, keys, heads.heads, heads.group, walked)
+        items = shares.by_length(both, processors, device)
     native = extension.BackwardPlan(
         engine,
         native_shape(heads, dtype, device),
         queries=native_work(queries, tile.owned),
         keys=native_work(keys, key_tile.owned),
+        shares=items and native_shares(items),
     )
     query_parts = (queries.num_slots, heads.heads, tile.owned)
-    return BackwardPlan(native, queries, keys, query_parts, (keys.num_slots, kv_heads, key_tile.owned))
+    return BackwardPlan(native, queries, keys, items, query_parts, (keys.num_slots, kv_heads, key_tile.owned))

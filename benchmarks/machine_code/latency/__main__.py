@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.dumps import read_json, write_json
-from benchmarks.machine_code.latency import calls, measure
+from benchmarks.machine_code.latency import backward, calls, measure
 from benchmarks.machine_code.latency.figures import FIGURES, machine
 from benchmarks.machine_code.latency.kernels import VARIANTS, Variant, build, simulate, toolkit
 from benchmarks.machine_code.report import write_section
@@ -44,6 +44,7 @@ def predict(
     where = provenance(torch.device("cpu"))
     rows = [row_of(variant, nvcc) for variant in track(wanted, "Simulating", console=console)]
     made = {"commit": where["commit"], "dirty": where["dirty"], "toolkit": toolkit(nvcc), "kernels": rows}
+    made["backward"] = [] if only else [row._asdict() for row in backward.rows(rows)]
     if not only:
         write_json(PREDICTIONS, made)
         write_section(PAGE, to_markdown(made), LOOPS)
@@ -106,6 +107,13 @@ def to_markdown(made: dict[str, Any]) -> str:
         changed = {"none": [row["clocks"] for row in shipped]}
         changed |= {change: [row["varied"][change] for row in shipped] for change in shipped[0]["varied"]}
         lines += [f"| {change} | {' | '.join(f'{x:.0f}' for x in clocks)} |" for change, clocks in changed.items()]
+    if made["backward"]:
+        lines += ["", "Whole calls of the backward, as shares of two launches with a block per item (backward.py):", ""]
+        lines += ["| head_dim | clips | one launch, a block per item | one launch, persistent blocks |"]
+        lines += ["|---:|---:|---|---|"]
+    for row in made["backward"]:
+        ranges = (f"{low:.2f} to {high:.2f}" for low, high in (row["grid"], row["persistent"]))
+        lines.append(f"| {row['head_dim']} | {row['clips']} | {' | '.join(ranges)} |")
     return "\n".join(lines)
 
 

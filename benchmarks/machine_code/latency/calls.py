@@ -27,7 +27,7 @@ LAUNCH = 2e-6  # seconds, assumed: of each kernel
 Call = Literal["forward", "backward"]
 
 # The kernels of a call that walk over tiles; those of one launch share its blocks.
-LAUNCHES: dict[Call, tuple[tuple[str, ...], ...]] = {"forward": (("forward",),), "backward": (("dq",), ("dkdv",))}
+LAUNCHES: dict[Call, tuple[tuple[str, ...], ...]] = {"forward": (("forward",),), "backward": (("dq", "dkdv"),)}
 PRODUCTS: dict[Call, int] = {"forward": 2, "backward": 5}  # that FLOPs are counted of, ours and theirs
 
 # TFLOP/s of FlashAttention-3 on an H100 SXM5 in 16 bits with 1k and 4k keys, without a mask, of 16k tokens and width

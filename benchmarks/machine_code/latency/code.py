@@ -54,28 +54,36 @@ def control(word: int) -> Control:
     return Control(word >> 41 & 15, None if write == _NONE else write, None if read == _NONE else read, waits)
 
 
-def consumer_step(code: Sequence[Timed]) -> list[Timed]:
-    """The way through the main loop in a full step: with the most products and waits, without masks."""
-    loop = sass.main_loop([timed.instruction for timed in code])
+def consumer_step(code: Sequence[Timed], flops: float) -> list[Timed]:
+    """The way through the main loop in a full step: with the most products and waits, without masks.
+
+    Args:
+        flops: of a warp's products in that loop; a kernel may have several.
+
+    Raises:
+        ValueError: no loop with exponentials has as many.
+    """
+    loops = sass.loops([timed.instruction for timed in code])
+    loop = min((body for body in loops if sass.matrix_flops(body) == flops), key=len, default=None)
     if loop is None:
-        raise ValueError("expected a loop with exponentials, found none")
+        raise ValueError(f"expected a loop with exponentials and {flops:.0f} FLOPs per warp, found none")
     ways = _ways(code, loop[0].address, loop[-1].address)
     return min(ways, key=lambda way: (-_count(way, "HGMMA"), -_count(way, "SYNCS.PHASECHK"), len(way)))
 
 
-def copier_step(code: Sequence[Timed], copies: int) -> list[Timed]:
-    """The way through the loop of a warp that copies, with so many copies of 16 bytes per thread and step.
+def copier_step(code: Sequence[Timed], copies: int, smaller: int = 0) -> list[Timed]:
+    """The way through the loop of a warp that copies, with so many copies of 16 bytes, and smaller ones, per thread and
+    step.
 
     Raises:
-        ValueError: no way has as many.
+        ValueError: no way through any loop has as many.
     """
     loops = sass.loops([timed.instruction for timed in code], lambda body: any(i.name == "LDGDEPBAR" for i in body))
-    if len(loops) != 1:
-        raise ValueError(f"expected one loop that copies, found {len(loops)}")
-    ways = _ways(code, loops[0][0].address, loops[0][-1].address)
-    fitting = [way for way in ways if sum(t.instruction.opcode.startswith(_COPY) for t in way) == copies]
+    ways = [way for loop in loops for way in _ways(code, loop[0].address, loop[-1].address)]
+    wanted = copies, copies + smaller
+    fitting = [way for way in ways if (_count(way, _COPY), _count(way, "LDGSTS")) == wanted]
     if not fitting:
-        raise ValueError(f"expected a way through the loop with {copies} copies, found none")
+        raise ValueError(f"expected a way through a loop with {copies} copies and {smaller} smaller, found none")
     return min(fitting, key=lambda way: (-_count(way, "SYNCS"), -_count(way, "LDGSTS"), len(way)))
 
 

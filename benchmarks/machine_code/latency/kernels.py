@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from benchmarks.machine_code.compile import PRODUCTS
 from benchmarks.machine_code.cuda import cuobjdump
 from benchmarks.machine_code.latency.code import Timed, consumer_step, copier_step, parse
 from benchmarks.machine_code.latency.figures import Machine
-from benchmarks.machine_code.latency.simulate import Load, Result, Role, Sm, Warp, op
+from benchmarks.machine_code.latency.simulate import Load, Op, Result, Role, Sm, Warp, op
 from benchmarks.provenance import ROOT
 
 CSRC = ROOT / "csrc"
@@ -26,7 +28,7 @@ class Variant(NamedTuple):
     Attributes:
         keys: rows of keys, or of what a gradient kernel walks, per step.
         stages: steps in shared memory.
-        more: query buffers of the forward, registers of the copying warps of a gradient kernel.
+        more: query buffers of the forward, registers of the copying warps of the gradient kernel.
         consumers: warpgroups that multiply, of the forward.
         shipped: it is the one of its pass and head_dim, which compiling it checks.
     """
@@ -63,17 +65,24 @@ VARIANTS = (
     Variant("forward", 128, 96, 3, 1, consumers=3),
     Variant("forward", 128, 128, 3, 1),
     Variant("forward", 128, 160, 2, 1),
-    Variant("dq", 64, 128, 3, 40, shipped=True),
-    Variant("dq", 64, 128, 4, 40),
+    Variant("dq", 64, 128, 4, 40, shipped=True),
+    Variant("dq", 64, 128, 3, 40),
     Variant("dq", 64, 64, 4, 40),
     Variant("dkdv", 64, 64, 4, 40, shipped=True),
     Variant("dkdv", 64, 64, 2, 40),
     Variant("dkdv", 64, 96, 4, 40),
-    Variant("dq", 128, 64, 4, 40, shipped=True),
-    Variant("dq", 128, 64, 2, 40),
+    Variant("dq", 128, 64, 4, 24, shipped=True),
+    Variant("dq", 128, 64, 3, 24),
+    Variant("dq", 128, 64, 2, 24),
     Variant("dkdv", 128, 64, 4, 24, shipped=True),
+    Variant("dkdv", 128, 64, 3, 24),
     Variant("dkdv", 128, 64, 2, 24),
 )
+
+# Of the gradient kernel as it ships, by head_dim: rows of keys and of queries per step, places for matrices owned.
+_WALKED: dict[int, dict[Pass, int]] = {64: {"dq": 128, "dkdv": 64}, 128: {"dq": 64, "dkdv": 64}}
+_PLACES = {64: 4, 128: 3}
+_OWNERS: dict[Pass, str] = {"dq": "queries", "dkdv": "keys"}
 
 
 class Compiled(NamedTuple):
@@ -92,18 +101,21 @@ def toolkit(nvcc: str) -> str:
 def source(variant: Variant) -> str:
     """A translation unit with the one kernel; that a configuration is the shipped one is asserted."""
     if variant.work == "forward":
-        folder, kernel, parameters, kind = "forward", "forward", "hopper::KernelParams", "Forward"
+        folder, kernel, parameters, shipped = "forward", "forward", "hopper::KernelParams", "ForwardConfigOf"
         numbers = f"{variant.head_dim}, {variant.keys}, {variant.more}, {variant.stages}, {variant.consumers}"
-        key = f"{variant.head_dim}"
+        config = f"hopper::ForwardConfig<dev::bf16, {numbers}>"
     else:
-        owner = "Owner::queries" if variant.work == "dq" else "Owner::keys"
-        folder, kernel, parameters, kind = "backward", "gradients", "GradientParams", "Gradient"
-        key = f"{variant.head_dim}, {owner}"
-        numbers = f"{key}, {variant.keys}, {variant.stages}, {variant.more}"
-    config = f"hopper::{kind}Config<dev::bf16, {numbers}>"
+        folder, kernel, parameters, shipped = "backward", "gradients", "GradientParams", "GradientPairOf"
+        rows = _WALKED[variant.head_dim] | {variant.work: variant.keys}
+        halves = [
+            f"hopper::GradientConfig<dev::bf16, {variant.head_dim}, Owner::{owner}, {rows[work]}>"
+            for work, owner in _OWNERS.items()
+        ]
+        numbers = f"{variant.stages}, {_PLACES[variant.head_dim]}, {variant.more}"
+        config = f"hopper::GradientPair<{', '.join(halves)}, {numbers}>"
     lines = [f'#include "{folder}/hopper/kernel.h"', "#include <type_traits>"]
     if variant.shipped:
-        lines.append(f"static_assert(std::is_base_of_v<{config}, hopper::{kind}ConfigOf<dev::bf16, {key}>>);")
+        lines.append(f"static_assert(std::is_base_of_v<{config}, hopper::{shipped}<dev::bf16, {variant.head_dim}>>);")
     lines.append(f"template __global__ void hopper::{kernel}<{config}>(const __grid_constant__ {parameters});")
     return "\n".join([*lines, ""])
 
@@ -112,13 +124,18 @@ def build(variant: Variant, nvcc: str) -> Compiled:
     """Raises:
     RuntimeError: nvcc refuses the variant.
     """
+    return _compiled(source(variant), variant.name, nvcc)
+
+
+@lru_cache(maxsize=1)  # both passes of the gradient kernel, one after the other
+def _compiled(text: str, name: str, nvcc: str) -> Compiled:
     with tempfile.TemporaryDirectory() as folder:
         unit, cubin = Path(folder, "unit.cu"), Path(folder, "unit.cubin")
-        unit.write_text(source(variant))
+        unit.write_text(text)
         command: list[str | Path] = [nvcc, "-std=c++20", "-O3", "-arch=sm_90a", "-Xptxas=-v", f"-I{CSRC}", "-cubin"]
         done = subprocess.run([*command, "-o", cubin, unit], capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{variant.name}: {done.stderr or done.stdout}")
+            raise RuntimeError(f"{name}: {done.stderr or done.stdout}")
         said = re.findall(r"[1-9]\d* bytes spill stores|C75\d\d", done.stderr + done.stdout)
         listing = subprocess.run([cuobjdump(), "-sass", str(cubin)], check=True, capture_output=True, text=True).stdout
     return Compiled(parse(listing), ", ".join(dict.fromkeys(said)))
@@ -131,7 +148,7 @@ def simulate(variant: Variant, code: list[Timed], machine: Machine) -> Result:
 
 def _forward(variant: Variant, code: list[Timed], machine: Machine) -> Sm:
     """Consumers that take turns in issuing products; a thread that loads by TMA (csrc/forward/hopper)."""
-    step = [op(timed) for timed in consumer_step(code)]
+    step = _consumer(variant, code)
     groups = variant.consumers
     # Of a step: its keys are done with, the queries in an item's last step, the values of the step before.
     arrivals = (("keys free", 0), None, ("values free", -1))
@@ -149,11 +166,18 @@ def _forward(variant: Variant, code: list[Timed], machine: Machine) -> Sm:
     return sm
 
 
+def _consumer(variant: Variant, code: list[Timed]) -> list[Op]:
+    """A full step of a warp that multiplies."""
+    flops = PRODUCTS[variant.work] * 2 * 64 * variant.keys * variant.head_dim / 4
+    return [op(timed) for timed in consumer_step(code, flops)]
+
+
 def _gradients(variant: Variant, code: list[Timed], machine: Machine) -> Sm:
     """Two consumers, and a warpgroup that copies row by row and says so a step later
     (csrc/backward/hopper/kernel.h)."""
-    step = [op(timed) for timed in consumer_step(code)]
-    copies = [op(timed) for timed in copier_step(code, 2 * variant.keys * variant.head_dim // 8 // 128)]
+    step = _consumer(variant, code)
+    statistics = int(variant.work == "dkdv")
+    copies = [op(timed) for timed in copier_step(code, 2 * variant.keys * variant.head_dim // 8 // 128, statistics)]
     warps = [Warp(f"group {g}", step, Role((("rows", 0),), (("rows free", 0),))) for g in range(2)]
     warps.append(Warp("copies", copies, Role((("rows free", -variant.stages),), (("rows", -1),))))
     return Sm(machine, warps, {"rows free": 2})

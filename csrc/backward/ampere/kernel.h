@@ -66,7 +66,7 @@ DEVICE void accumulate(Fragments<C, C::kHeadDim>& gradient, const Fragments<C, C
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) gradients(const __grid_constant__ GradientParams p) {
     constexpr bool kKeys = C::kOwner == Owner::keys;
-    const backward::Place<C> place(p);
+    const backward::Place<C> place(p, blockIdx.x);
     backward::Walk<C> walk(p, place);
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * C::kWarpRows;
     uint8_t* own_bytes = dev::dynamic_shared();
@@ -74,8 +74,9 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) gradients(const 
 
     const int steps = walk.steps();
     if (steps > 0) {
-        place.copy(p, own);
-        walk.copy_next(stages);
+        place.template copy<false>(p, own);
+        place.template copy<true>(p, own + C::template kBytes<C::kOwned>);
+        walk.copy_next(stages, stages + 2 * C::template kBytes<C::kWalked>);
         dev::cp_async_commit();
     }
     // Of queries owned: LSE and delta of the rows that a lane has elements of.
@@ -104,7 +105,10 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) gradients(const 
                        second = first + C::template kBytes<C::kWalked>;
         dev::cp_async_wait<0>();
         __syncthreads();  // step i is there, and nobody reads the stage of step i - 1 any more
-        if (i + 1 < steps) walk.copy_next(stages + (i + 1) % C::kStages * C::kStageBytes);
+        if (i + 1 < steps) {
+            const uint32_t next = stages + (i + 1) % C::kStages * C::kStageBytes;
+            walk.copy_next(next, next + 2 * C::template kBytes<C::kWalked>);
+        }
         dev::cp_async_commit();
         if (!has_rows) continue;
 
@@ -121,8 +125,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocksPerSm) gradients(const 
         accumulate<C>(d_first, d_weights, first + left);
     }
 
-    const backward::Place<C> end(
-        p);  // read again: through the loop it would cost registers, of which there are none left
+    // Read again: through the loop it would cost registers, of which there are none left.
+    const backward::Place<C> end(p, blockIdx.x);
 #pragma unroll
     for (int m = 0; m < C::kRowTiles; ++m) {
         backward::store_gradients(

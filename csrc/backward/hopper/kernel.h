@@ -1,72 +1,113 @@
-// The gradients by wgmma: sm_90a (docs/kernels/cuda-backward.md). One kernel for dq and for dk and dv, see
-// backward/sides.h.
+// The gradients by wgmma: sm_90a (docs/kernels/cuda-backward.md). One kernel makes dq, dk and dv, see
+// backward/sides.h: a persistent block works through its share of the items of both owners.
 //
-// One warpgroup copies the rows walked, through a ring of stages; copies row by row rather than by TMA, so that [A | B]
-// needs no tail steps of its own and no tensor maps: eight copies of a thread feed what keeps the tensor cores busy for
-// 1024 clocks. The others own 64 rows each. Their products overlap with the exponentials of one another, and in a
-// warpgroup with its own:
+// One warpgroup copies the rows walked, through a ring of stages, and the rows owned, through another; copies row by
+// row rather than by TMA, so that [A | B] needs no tail steps of its own and no tensor maps: eight copies of a thread
+// feed what keeps the tensor cores busy for 1024 clocks. It runs ahead over the ends of items. The others own 64 rows
+// each. Their products overlap with the exponentials of one another, and in a warpgroup with its own:
 //
 //     issue S, dP    wait S    P    issue d_second += P Y    wait dP    dS    issue d_first += dS Y    wait
 #pragma once
 #include "backward/hopper/config.h"
 #include "backward/sides.h"
+#include "common/ring.h"
 
 namespace hopper {
 
-// mbarriers of a ring of stages, at the start of shared memory. "full": copied. "empty": no longer read.
-template <class C>
-struct Stages {
-    uint32_t base;
+// Each warp signs for itself, after the reads of all its lanes.
+DEVICE void sign_off(uint32_t empty) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) dev::mbar_arrive(empty);
+}
 
-    DEVICE uint32_t full(int stage) const { return base + 16 * stage; }
-    DEVICE uint32_t empty(int stage) const { return full(stage) + 8; }
-    DEVICE uint32_t stage(int stage) const { return base + C::kStagesBytes + stage * C::kStageBytes; }
+template <class P>
+DEVICE void init_barriers(const GradientShared<P>& shared) {
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < P::kPlaces + P::kStages; ++i) {
+            dev::mbar_init(shared.own_full(i), P::kCopyThreads);
+            dev::mbar_init(shared.own_empty(i), 4 * P::kConsumers);  // warps
+        }
+        dev::fence_mbar_init();
+    }
+    __syncthreads();
+}
 
-    // Each warp signs for itself, after the reads of all its lanes.
-    DEVICE void release(int stage) const {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) dev::mbar_arrive(empty(stage));
+// A thread's copies, in groups; each has a barrier that is told when it has landed. So it is once the copies of the
+// next one have begun.
+struct Landing {
+    uint32_t full = 0;  // of the group before; no barrier lies at 0
+
+    DEVICE void begun(uint32_t next_full) {
+        dev::cp_async_commit();
+        if (full != 0) {
+            dev::cp_async_wait<1>();
+            publish();
+        }
+        full = next_full;
+    }
+    DEVICE void finish() const {
+        dev::cp_async_wait<0>();
+        if (full != 0) publish();
     }
 
-    DEVICE void init() const {
-        if (threadIdx.x == 0) {
-            for (int stage = 0; stage < C::kStages; ++stage) {
-                dev::mbar_init(full(stage), C::kCopyThreads);
-                dev::mbar_init(empty(stage), 4 * C::kConsumers);  // warps
-            }
-            dev::fence_mbar_init();
-        }
-        __syncthreads();
+  private:
+    DEVICE void publish() const {
+        dev::fence_proxy_async();  // wgmma reads through another proxy
+        dev::mbar_arrive(full);
     }
 };
 
-// Says that this thread's copies of a step have landed; wgmma reads them through another proxy.
-template <class C>
-DEVICE void publish(const Stages<C>& stages, int step) {
-    dev::fence_proxy_async();
-    dev::mbar_arrive(stages.full(step % C::kStages));
-}
+// The copying warpgroup.
+template <class P>
+struct Copier {
+    const GradientParams& p;
+    const GradientShared<P> shared;
+    Ring places{P::kPlaces}, stages{P::kStages};
+    Landing landing;
 
-template <class C>
-DEVICE void copy_all(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
-    backward::Walk<C> walk(p, place);
-    const int steps = walk.steps();
-    if (steps > 0) place.copy(p, stages.base + C::kOwnBytes);  // arrives with step 0
-    for (int i = 0; i < steps; ++i) {
-        const int stage = i % C::kStages;
-        dev::mbar_wait(stages.empty(stage), i / C::kStages % 2 ^ 1);
-        walk.copy_next(stages.stage(stage));
-        dev::cp_async_commit();
-        if (i > 0) {
-            dev::cp_async_wait<1>();
-            publish(stages, i - 1);
+    template <class C, bool kIsSecond>
+    DEVICE void copy_owned(const backward::Place<C>& place, bool wanted) {
+        if (wanted) place.template copy<kIsSecond>(p, shared.own(places.slot));
+        landing.begun(shared.own_full(places.slot));
+        places.advance();
+    }
+
+    template <class C>
+    DEVICE void copy_step(backward::Walk<C>& walk) {
+        dev::mbar_wait(shared.empty(stages.slot), stages.phase ^ 1);
+        walk.copy_next(shared.stage(stages.slot), shared.base + shared.stats_offset(stages.slot));
+        landing.begun(shared.full(stages.slot));
+        stages.advance();
+    }
+
+    // Item i of the order, which is item `of_owner` of its side.
+    template <class C>
+    DEVICE void copy_item(int i, int of_owner) {
+        const backward::Place<C> place(p, of_owner);
+        backward::Walk<C> walk(p, place);
+        const int steps = walk.steps();
+        dev::mbar_wait(shared.own_empty(places.slot), places.phase ^ 1);
+        if (threadIdx.x == 0) shared.item(i) = {place.tile, place.head, C::kOwner};
+        copy_owned<C, false>(place, steps > 0);
+        if (steps > 0) copy_step(walk);
+        // The first step is on its way already: this place may be one that the item before still reads.
+        dev::mbar_wait(shared.own_empty(places.slot), places.phase ^ 1);
+        copy_owned<C, true>(place, steps > 0);
+        for (int step = 1; step < steps; ++step) copy_step(walk);
+    }
+
+    DEVICE void copy_all() {
+        for (int i = p.shares.bounds[blockIdx.x]; i < p.shares.bounds[blockIdx.x + 1]; ++i) {
+            const int item = p.shares.order[i], of_keys = item - p.num_query_tiles * p.heads;
+            if (of_keys < 0) {
+                copy_item<typename P::Queries>(i, item);
+            } else {
+                copy_item<typename P::Keys>(i, of_keys);
+            }
         }
+        landing.finish();
     }
-    if (steps > 0) {
-        dev::cp_async_wait<0>();
-        publish(stages, steps - 1);
-    }
-}
+};
 
 // A matrix of kRows rows in shared memory as wgmma's operand, summed over its columns (K-major) or rows (MN-major).
 // Made once per step: the parts lie at fixed distances, and only the low word of a descriptor changes.
@@ -138,86 +179,136 @@ DEVICE void wait(float (&x)[kRegisters]) {
 }
 
 // A consumer warpgroup: 64 rows of the gradients.
-template <class C>
-DEVICE void make_gradients(const GradientParams& p, const Stages<C>& stages, const backward::Place<C>& place) {
-    constexpr bool kKeys = C::kOwner == Owner::keys;
-    const int lane = threadIdx.x % 32;
-    // Of the warpgroup, in the tile. By a shuffle, so that descriptors are computed once per warp and not per thread.
-    const int first_row = static_cast<int>(dev::shfl_idx(threadIdx.x / 128 - 1, 0)) * 64;
-    const int warp_row = first_row + threadIdx.x % 128 / 32 * 16;  // of the warp
-    const uint32_t own_first = stages.base + C::kOwnBytes + first_row * 128,
-                   own_second = own_first + C::template kBytes<C::kOwned>;
-    const backward::Walk<C> walk(p, place);
-    const int steps = walk.steps();
-    const float scale = p.scale * dev::kLog2E;
+template <class P>
+struct Consumer {
+    const GradientParams& p;
+    const GradientShared<P> shared;
+    const int first_row;  // in a tile
+    Ring places{P::kPlaces}, stages{P::kStages};
 
-    const bool has_rows = place.tile.row + first_row < place.tile.row_end;  // or this warpgroup only keeps step
-    float2 row_stats[1][2];  // of queries owned: LSE and delta of the rows that a lane has elements of
-    if (!kKeys) {
+    // Of an item without steps, or of one without rows for this warpgroup: everything is signed off.
+    DEVICE void pass_over(int steps, uint32_t first_empty, uint32_t second_empty) {
+        sign_off(first_empty);
+        for (int i = 0; i < steps; ++i) {
+            dev::mbar_wait(shared.full(stages.slot), stages.phase);
+            sign_off(shared.empty(stages.slot));
+            stages.advance();
+        }
+        sign_off(second_empty);
+    }
+
+    template <class C>
+    DEVICE void accumulate(const backward::Place<C>& place, float (&d_first)[C::kHeadDim / 2],
+                           float (&d_second)[C::kHeadDim / 2], int first_place, int second_place) {
+        constexpr bool kKeys = C::kOwner == Owner::keys;
+        const int lane = threadIdx.x % 32;
+        const int warp_row = first_row + threadIdx.x % 128 / 32 * 16;  // of the warp
+        const uint32_t own_first = shared.own(first_place) + first_row * 128,
+                       own_second = shared.own(second_place) + first_row * 128;
+        const backward::Walk<C> walk(p, place);
+        const int steps = walk.steps();
+        const float scale = p.scale * dev::kLog2E;
+
+        float2 row_stats[1][2];  // of queries owned: LSE and delta of the rows that a lane has elements of
+        if (!kKeys) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) row_stats[0][half] = place.stats(p, warp_row + half * 8 + lane / 4);
+            for (int half = 0; half < 2; ++half) row_stats[0][half] = place.stats(p, warp_row + half * 8 + lane / 4);
+        }
+        uint32_t held_first[C::kHeadDim / 16][4], held_second[C::kHeadDim / 16][4];
+        if (C::kOwnInRegisters) {
+            load_operand<C>(held_first, shared.own(first_place), warp_row);
+            load_operand<C>(held_second, shared.own(second_place), warp_row);
+            sign_off(shared.own_empty(first_place));
+            sign_off(shared.own_empty(second_place));
+        }
+
+        for (int i = 0; i < steps; ++i) {
+            const uint32_t first = shared.stage(stages.slot), second = first + C::template kBytes<C::kWalked>;
+            const uint8_t* stats = dev::dynamic_shared() + shared.stats_offset(stages.slot);
+            const bool is_last = i == steps - 1;
+            float weights[C::kWalked / 2], d_weights[C::kWalked / 2];
+            const auto weight = [&](int, int n, int j) -> float& { return weights[n * 4 + j]; };
+            const auto d_weight = [&](int, int n, int j) -> float& { return d_weights[n * 4 + j]; };
+            dev::mbar_wait(shared.full(stages.slot), stages.phase);
+            dev::wgmma_fence();
+            if constexpr (C::kOwnInRegisters) {
+                issue_product<C>(weights, held_first, first);
+                issue_product<C>(d_weights, held_second, second);
+            } else {
+                issue_product<C>(weights, own_first, first);
+                issue_product<C>(d_weights, own_second, second);
+            }
+            wait<1>(weights);
+            if (!C::kOwnInRegisters && is_last) sign_off(shared.own_empty(first_place));
+            backward::make_weights<C>(weight, scale, row_stats, stats, walk.length - i * C::kWalked);
+
+            uint32_t packed[C::kWalked / 16][4], d_packed[C::kWalked / 16][4];
+            if constexpr (kKeys) {
+                dev::pack_operand<typename C::Element>(packed, weights);
+                issue_accumulation<C>(d_second, packed, second);
+            }
+            wait<kKeys ? 1 : 0>(d_weights);
+            if (!C::kOwnInRegisters && is_last) sign_off(shared.own_empty(second_place));
+            backward::make_score_gradients<C>(d_weight, weight, row_stats, stats);
+            dev::pack_operand<typename C::Element>(d_packed, d_weights);
+            issue_accumulation<C>(d_first, d_packed, first);
+            wait<0>(d_first);
+            if constexpr (kKeys) dev::wgmma_hold(d_second);
+
+            sign_off(shared.empty(stages.slot));
+            stages.advance();
+        }
     }
 
-    uint32_t held_first[C::kHeadDim / 16][4], held_second[C::kHeadDim / 16][4];
-    if (C::kOwnInRegisters && steps > 0) {
-        dev::mbar_wait(stages.full(0), 0);  // they arrive with step 0
-        load_operand<C>(held_first, stages.base + C::kOwnBytes, warp_row);
-        load_operand<C>(held_second, stages.base + C::kOwnBytes + C::template kBytes<C::kOwned>, warp_row);
+    template <class C>
+    DEVICE void make_item(const GradientItem& item) {
+        const int first_place = places.slot;
+        places.advance();
+        const int second_place = places.slot;
+        dev::mbar_wait(shared.own_full(second_place), places.phase);
+        places.advance();
+        float d_first[C::kHeadDim / 2] = {}, d_second[C::kHeadDim / 2] = {};
+        {
+            const backward::Place<C> place(p, item.head, item.tile);
+            const int steps = backward::Walk<C>(p, place).steps();
+            if (steps == 0 || place.tile.row + first_row >= place.tile.row_end) {
+                pass_over(steps, shared.own_empty(first_place), shared.own_empty(second_place));
+            } else {
+                accumulate(place, d_first, d_second, first_place, second_place);
+            }
+        }
+        // Read again, for the sake of registers.
+        const backward::Place<C> place(p, item.head, item.tile);
+        backward::store_gradients(
+            p, place, first_row + threadIdx.x % 128 / 32 * 16, [&](int n, int j) { return d_first[n * 4 + j]; },
+            [&](int n, int j) { return d_second[n * 4 + j]; });
     }
-    float d_first[C::kHeadDim / 2] = {}, d_second[C::kHeadDim / 2] = {};
-    for (int i = 0; i < steps; ++i) {
-        const int stage = i % C::kStages;
-        const uint32_t first = stages.stage(stage), second = first + C::template kBytes<C::kWalked>;
-        const uint8_t* stats = dev::dynamic_shared() + (second - stages.base) + C::template kBytes<C::kWalked>;
-        float weights[C::kWalked / 2], d_weights[C::kWalked / 2];
-        const auto weight = [&](int, int n, int j) -> float& { return weights[n * 4 + j]; };
-        const auto d_weight = [&](int, int n, int j) -> float& { return d_weights[n * 4 + j]; };
-        dev::mbar_wait(stages.full(stage), i / C::kStages % 2);
-        if (!has_rows) {
-            stages.release(stage);
-            continue;
-        }
-        dev::wgmma_fence();
-        if constexpr (C::kOwnInRegisters) {
-            issue_product<C>(weights, held_first, first);
-            issue_product<C>(d_weights, held_second, second);
-        } else {
-            issue_product<C>(weights, own_first, first);
-            issue_product<C>(d_weights, own_second, second);
-        }
-        wait<1>(weights);
-        backward::make_weights<C>(weight, scale, row_stats, stats, walk.length - i * C::kWalked);
 
-        uint32_t packed[C::kWalked / 16][4], d_packed[C::kWalked / 16][4];
-        if constexpr (kKeys) {
-            dev::pack_operand<typename C::Element>(packed, weights);
-            issue_accumulation<C>(d_second, packed, second);
+    DEVICE void make_all() {
+        for (int i = p.shares.bounds[blockIdx.x]; i < p.shares.bounds[blockIdx.x + 1]; ++i) {
+            dev::mbar_wait(shared.own_full(places.slot), places.phase);
+            const GradientItem& item = shared.item(i);
+            if (item.owner == Owner::queries) {
+                make_item<typename P::Queries>(item);
+            } else {
+                make_item<typename P::Keys>(item);
+            }
         }
-        wait<kKeys ? 1 : 0>(d_weights);
-        backward::make_score_gradients<C>(d_weight, weight, row_stats, stats);
-        dev::pack_operand<typename C::Element>(d_packed, d_weights);
-        issue_accumulation<C>(d_first, d_packed, first);
-        wait<0>(d_first);
-        if constexpr (kKeys) dev::wgmma_hold(d_second);
-
-        stages.release(stage);
     }
-    backward::store_gradients(
-        p, place, warp_row, [&](int n, int j) { return d_first[n * 4 + j]; },
-        [&](int n, int j) { return d_second[n * 4 + j]; });
-}
+};
 
-template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1) gradients(const __grid_constant__ GradientParams p) {
-    const Stages<C> stages{dev::shared_address(dev::dynamic_shared())};
-    stages.init();
-    const backward::Place<C> place(p);
-    if (threadIdx.x < C::kCopyThreads) {
-        dev::setmaxnreg_dec<C::kCopyRegisters>();
-        copy_all(p, stages, place);
+template <class P>
+__global__ void __launch_bounds__(P::kThreads, 1) gradients(const __grid_constant__ GradientParams p) {
+    const GradientShared<P> shared{dev::shared_address(dev::dynamic_shared())};
+    init_barriers(shared);
+    if (threadIdx.x < P::kCopyThreads) {
+        dev::setmaxnreg_dec<P::kCopyRegisters>();
+        Copier<P>{p, shared}.copy_all();
     } else {
-        dev::setmaxnreg_inc<C::kConsumerRegisters>();
-        make_gradients(p, stages, place);
+        dev::setmaxnreg_inc<P::kConsumerRegisters>();
+        // By a shuffle, so that descriptors are computed once per warp and not per thread.
+        const int first_row = static_cast<int>(dev::shfl_idx(threadIdx.x / 128 - 1, 0)) * 64;
+        Consumer<P>{p, shared, first_row}.make_all();
     }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include "common/host.h"
-#include "forward/hopper/shares.h"
+#include "common/shares.h"
+#include "forward/hopper/row_counts.h"
 #include "forward/params.h"
 
 namespace hopper {

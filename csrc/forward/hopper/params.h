@@ -1,7 +1,8 @@
 // Arguments of the Hopper forward kernel.
 #pragma once
 #include "common/device.h"
-#include "forward/hopper/shares.h"
+#include "common/shares.h"
+#include "forward/hopper/row_counts.h"
 #include "forward/params.h"
 
 namespace hopper {
@@ -15,7 +16,7 @@ struct KernelParams {
     KeyMaps k, v;
     KeyMaps k_tiv, v_tiv;  // maps of k and v again where range A lies in them
     ForwardParams forward;
-    Shares shares;
+    Shares shares;  // of the items, tile * heads + head
 };
 
 }  // namespace hopper

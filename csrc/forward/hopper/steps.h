@@ -9,6 +9,7 @@
 // and, where that has room for one box only and neither range ends with a whole one, in the first box of step 1; the
 // main loop needs no mask.
 #pragma once
+#include "common/ring.h"
 #include "common/tile.h"
 #include "forward/hopper/config.h"
 #include "forward/hopper/params.h"
@@ -73,19 +74,5 @@ DEVICE Item item_of(const Plan<C>& plan) {
             .first_boxes = first,
             .rows = {rows(0), rows(1)}};
 }
-
-// Position in a ring of buffers. A consumer waits for `phase` of "full", a producer for the other one of "empty".
-struct Ring {
-    int slots;
-    int slot = 0;
-    uint32_t phase = 0;
-
-    DEVICE void advance() {
-        if (++slot == slots) {
-            slot = 0;
-            phase ^= 1;
-        }
-    }
-};
 
 }  // namespace hopper
