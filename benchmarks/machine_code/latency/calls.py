@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from benchmarks.attention.cases import preset_layout
+from benchmarks.machine_code.pipes import SMS
 from tivtok_kernels import SifLayout
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 
-SMS = 132  # of an H100 SXM5
-CLOCKS = 798e12 / (
-    4096 * SMS
-)  # per second, under load: so that tensor cores have what a large matmul was seen to reach
+# Per second of an SM, so that tensor cores have the 798 TFLOP/s that a large matmul was seen to reach on an H100 SXM.
+CLOCKS = 798e12 / (4096 * SMS)
 BYTES = 3.35e12  # per second of its memory, by its data sheet
 OUTSIDE = 0.6  # steps, assumed: the start and the end of an item
 LAUNCH = 2e-6  # seconds, assumed: of each kernel
