@@ -30,7 +30,7 @@ from tivtok.tokenizer import TivTok
 from tivtok.tokens import Tokens
 from tivtok.video import VideoReader, find_videos, fit, frames_to_video
 
-LENGTHS = (32, 64, 128)  # frames over which chunks share a set
+LENGTHS = (32, 64, 128, 256)  # frames over which chunks share a set
 BUCKETS = ("still", "slow", "fast")
 STILL_DB, FAST_DB = 30.0, 22.0  # a lossless still picture's PSNR, from which on a clip is still, below which it is fast
 

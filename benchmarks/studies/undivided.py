@@ -28,15 +28,22 @@ from tivtok.training.config import TrainConfig
 from tivtok.training.loop import train
 
 UNDIVIDED = "undivided"
-# Of each row measured: its title, how many TIV sets' tokens it takes (None: one per chunk), how it is drawn.
-ROWS: dict[str, tuple[str, int | None, str]] = {
-    "one set": ("TivTok, one TIV set", 1, "o-"),
-    "own sets": ("TivTok, a TIV set per chunk", None, "s-"),
-    UNDIVIDED: ("undivided", None, "^-"),
-    "resampling, numbers of one set": ("resampling, numbers of one set", 1, "x:"),
-    "resampling, numbers of own sets": ("resampling, numbers of a set per chunk", None, "x:"),
-    "DCT, numbers of one set": ("DCT, numbers of one set", 1, "+:"),
-    "DCT, numbers of own sets": ("DCT, numbers of a set per chunk", None, "+:"),
+# Of each row measured: its title, and how many TIV sets' tokens it takes (None: one per chunk).
+ROWS: dict[str, tuple[str, int | None]] = {
+    "one set": ("TivTok, one TIV set", 1),
+    "own sets": ("TivTok, a TIV set per chunk", None),
+    UNDIVIDED: ("undivided", None),
+    "resampling, numbers of one set": ("resampling, numbers of one set", 1),
+    "resampling, numbers of own sets": ("resampling, numbers of a set per chunk", None),
+    "DCT, numbers of one set": ("DCT, numbers of one set", 1),
+    "DCT, numbers of own sets": ("DCT, numbers of a set per chunk", None),
+}
+# What is drawn: the rows that a line joins for each length.
+LINES = {
+    "TivTok, from one TIV set to one per chunk": ("one set", "own sets"),
+    "undivided": (UNDIVIDED,),
+    "resampling to as many numbers": ("resampling, numbers of one set", "resampling, numbers of own sets"),
+    "as many DCT coefficients": ("DCT, numbers of one set", "DCT, numbers of own sets"),
 }
 
 out = Console(highlight=False, markup=False)
@@ -149,7 +156,7 @@ def write_report(path: Path) -> None:
     for frames in _lengths(summary):
         of = [f"{name} ({summary[name][frames]['clips']} clips)" for name in buckets if frames in summary[name]]
         lines += ["", f"| {frames} frames | tokens per frame | {' | '.join(of)} |", f"|---|---|{'---|' * len(of)}"]
-        for row, (title, sets, _) in ROWS.items():
+        for row, (title, sets) in ROWS.items():
             values = [f"{summary[name][frames][row]:.2f}" for name in buckets if frames in summary[name]]
             lines.append(f"| {title} | {_tokens(config, int(frames), sets):.2f} | {' | '.join(values)} |")
         values = [f"{summary[name][frames]['still picture']:.2f}" for name in buckets if frames in summary[name]]
@@ -161,24 +168,27 @@ def write_report(path: Path) -> None:
 
 
 def plot(summary: dict[str, dict[str, Any]], config: TivTokConfig, path: Path) -> None:
-    """PSNR against tokens per frame, a point for each length."""
+    """PSNR against the tokens of a video, for each length."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     shown = [name for name in ("all", "moving") if name in summary]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 4), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 4.4), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
-        for row, (title, sets, style) in ROWS.items():
-            points = [(_tokens(config, int(n), sets), summary[name][n][row], n) for n in _lengths(summary)]
-            tokens, decibels, lengths = zip(*points, strict=True)
-            axis.plot(tokens, decibels, style, label=title)
-            for x, y, length in zip(tokens, decibels, lengths, strict=True) if row == "one set" else ():
-                axis.annotate(length, (x, y), (4, -10), textcoords="offset points", fontsize=7)
-        axis.set(title=f"{name} clips", xlabel="tokens per frame", ylabel="PSNR, dB")
+        for number, (title, rows) in enumerate(LINES.items()):
+            for length in _lengths(summary):
+                tokens = [int(length) * _tokens(config, int(length), ROWS[row][1]) for row in rows]
+                decibels = [summary[name][length][row] for row in rows]
+                axis.plot(tokens, decibels, f"C{number}{'o^xs'[number]}-", label=title if length == "16" else None)
+        axis.set(title=f"{name} clips", xlabel="tokens of the video", ylabel="PSNR, dB", xscale="log")
+        own = {int(length): round(int(length) * _tokens(config, int(length), None)) for length in _lengths(summary)}
+        axis.set_xticks([*own.values()], [f"{tokens}\n{length} frames" for length, tokens in own.items()], fontsize=8)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=7)
+    handles, titles = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="outside lower center", ncols=2, fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     pyplot.close(figure)
