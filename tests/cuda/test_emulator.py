@@ -233,6 +233,12 @@ def test_ptx_becomes_cpp():
     assert "if (v__p1) { goto v__L__1; }" in cpp
 
 
+def test_symbols_that_nobody_uses_are_passed_over():
+    """Those of headers."""
+    kernel = ENTRY % ".reg .b32 %r<2>;\nmov.u32 %r1, 7;"
+    assert ptx2cpp.translate(".global .align 1 .b8 unused[1];\n" + kernel) == ptx2cpp.translate(kernel)
+
+
 @pytest.mark.parametrize(
     "ptx",
     [
@@ -242,8 +248,8 @@ def test_ptx_becomes_cpp():
         ENTRY % ".reg .f32 %f<2>;\n.reg .pred %p<2>;\nsetp.nan.f32 %p1, %f1, %f1;",
         ENTRY % "mov.b32 %r1, %r1;",
         ENTRY % ".reg .b32 %r<2>;\nmov.u32 %r1, %clock;",
-        ".shared .align 4 .b8 tile[128];\n" + ENTRY % "",
-        ".global .align 4 .b8 table[128];\n" + ENTRY % "",
+        ".shared .align 4 .b8 tile[128];\n" + ENTRY % ".reg .b32 %r<2>;\nmov.u32 %r1, tile;",
+        ".global .align 4 .b8 table[128];\n" + ENTRY % ".reg .b64 %rd<2>;\nmov.u64 %rd1, table;",
     ],
 )
 def test_unknown_ptx_is_an_error(ptx):

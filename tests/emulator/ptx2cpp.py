@@ -69,8 +69,9 @@ def translate(ptx: str) -> str:
     """C++ for every kernel of a PTX module. Raises UnsupportedPtx."""
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE))
     for foreign in re.findall(r"^\s*(?:\.\w+\s+)?\.(?:func|global|const|shared)\b.*", ptx, re.MULTILINE):
-        text = re.search(r"\.b8 ([\w$]+)\[\d+\](?: = |;)", foreign)  # of headers and compiler options, used by nobody
-        if not any(symbol in foreign for symbol in SHARED_SYMBOLS) and not (text and ptx.count(text[1]) == 1):
+        # Headers and compiler options leave names behind that nobody uses.
+        name = re.search(r"\.b8 ([\w$]+)\[\d+\](?: = |;)", foreign)
+        if not any(symbol in foreign for symbol in SHARED_SYMBOLS) and not (name and ptx.count(name[1]) == 1):
             raise UnsupportedPtx(foreign.strip())
     out = ['#include "emulator/translated.h"']
     for entry in re.finditer(r"\.entry\s+(\w+)\s*\((.*?)\)[^{]*\{", ptx, re.DOTALL):
