@@ -18,7 +18,8 @@ def step_of_sharded(self, video, number):
 
 
 Trainer.step = step_of_sharded
-state = Accelerator(cpu=True, mixed_precision="no").state
+accelerator = Accelerator(cpu=True, mixed_precision="no")
+state = accelerator.state
 PartialState().distributed_type = DistributedType.FSDP
 state.fsdp_plugin = FullyShardedDataParallelPlugin(
     fsdp_version=2,
@@ -28,3 +29,4 @@ state.fsdp_plugin = FullyShardedDataParallelPlugin(
 )
 for config in sys.argv[1:]:
     train(TrainConfig.load(config))
+accelerator.end_training()

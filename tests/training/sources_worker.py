@@ -20,3 +20,4 @@ for setting in ("held_out=['test*']", "held_out=['none']"):
         said.append(str(error))
 rank = accelerator.process_index
 Path(sys.argv[2], f"{rank}.json").write_text(json.dumps({"looked": len(looked), "said": said}))
+accelerator.end_training()

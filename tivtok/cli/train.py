@@ -23,16 +23,22 @@ def train(
     Example: tivtok train configs/tiny.toml --set steps=100 --set output=runs/short
     """
     try:
+        from torch import distributed
+
         from tivtok.training import TrainConfig, TrainingError, TrainingStopped
         from tivtok.training import train as run
     except ModuleNotFoundError as error:
         raise CommandError(f"training needs {error.name}: pip install 'tivtok[train]'") from None
 
+    code = 0
     try:
-        checkpoint = run(TrainConfig.load(config, settings or ()))
+        said = f"wrote {run(TrainConfig.load(config, settings or ()))}"
     except TrainingError as error:
         raise CommandError(str(error)) from None
     except TrainingStopped as stopped:
-        say(str(stopped))
-        raise typer.Exit(128 + signal.SIGTERM) from None
-    say(f"wrote {checkpoint}")
+        said, code = str(stopped), 128 + signal.SIGTERM
+    if distributed.is_available() and distributed.is_initialized():
+        # All processes get here. Threads of a group that is still there may abort a program at its end.
+        distributed.destroy_process_group()
+    say(said)
+    raise typer.Exit(code)
