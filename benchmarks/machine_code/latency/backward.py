@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.attention.cases import preset_layout
 from benchmarks.machine_code.latency.figures import machine
+from benchmarks.machine_code.latency.kernels import PLACES, VARIANTS, WALKED
 from benchmarks.machine_code.pipes import SMS
 from tivtok_kernels.cuda.shares import Items, by_length, gradient_items
 from tivtok_kernels.layout import Scope, SifLayout
@@ -28,8 +29,7 @@ SCOPES: tuple[Scope, ...] = ("clip", "tiv", "broadcast")
 WIDTH = 768  # heads times head_dim
 
 OWNED = 128  # rows of an item
-WALKED = {64: (128, 64), 128: (64, 64)}  # per step, of dQ and of dK and dV, by head_dim
-STAGES, PLACES = 4, {64: 4, 128: 3}
+STAGES = next(variant.stages for variant in VARIANTS if variant.shipped and variant.work == "dkdv")
 # When in an item's last step the matrices owned are no longer read: assumed, from the order of its products.
 FREED = (0.5, 0.75)
 
@@ -90,7 +90,7 @@ def backward(layout: SifLayout, scope: Scope, heads: int, head_dim: int, clocks:
     Args:
         clocks: per step, of dQ and of dK and dV.
     """
-    walked, cpu = WALKED[head_dim], torch.device("cpu")
+    walked, cpu = (WALKED[head_dim]["dq"], WALKED[head_dim]["dkdv"]), torch.device("cpu")
     queries = query_work(layout, scope, OWNED, walked[0], heads, SMS, cpu)
     keys = key_work(layout, scope, OWNED, walked[1], heads, SMS, cpu)
     both = gradient_items(queries, keys, heads, 1, walked)

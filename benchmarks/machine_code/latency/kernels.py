@@ -80,8 +80,8 @@ VARIANTS = (
 )
 
 # Of the gradient kernel as it ships, by head_dim: rows of keys and of queries per step, places for matrices owned.
-_WALKED: dict[int, dict[Pass, int]] = {64: {"dq": 128, "dkdv": 64}, 128: {"dq": 64, "dkdv": 64}}
-_PLACES = {64: 4, 128: 3}
+WALKED: dict[int, dict[Pass, int]] = {64: {"dq": 128, "dkdv": 64}, 128: {"dq": 64, "dkdv": 64}}
+PLACES = {64: 4, 128: 3}
 _OWNERS: dict[Pass, str] = {"dq": "queries", "dkdv": "keys"}
 
 
@@ -106,12 +106,12 @@ def source(variant: Variant) -> str:
         config = f"hopper::ForwardConfig<dev::bf16, {numbers}>"
     else:
         folder, kernel, parameters, shipped = "backward", "gradients", "GradientParams", "GradientPairOf"
-        rows = _WALKED[variant.head_dim] | {variant.work: variant.keys}
+        rows = WALKED[variant.head_dim] | {variant.work: variant.keys}
         halves = [
             f"hopper::GradientConfig<dev::bf16, {variant.head_dim}, Owner::{owner}, {rows[work]}>"
             for work, owner in _OWNERS.items()
         ]
-        numbers = f"{variant.stages}, {_PLACES[variant.head_dim]}, {variant.more}"
+        numbers = f"{variant.stages}, {PLACES[variant.head_dim]}, {variant.more}"
         config = f"hopper::GradientPair<{', '.join(halves)}, {numbers}>"
     lines = [f'#include "{folder}/hopper/kernel.h"', "#include <type_traits>"]
     if variant.shipped:
