@@ -70,13 +70,9 @@ struct Place {
     // Starts the copies of one matrix of the rows owned.
     template <bool kIsSecond>
     DEVICE void copy(const GradientParams& p, uint32_t to) const {
-        constexpr bool kQueries = C::kOwner == Owner::queries;
-        const Tensor& x = kIsSecond     ? kQueries      ? p.dout
-                                          : tile.in_tiv ? p.v_tiv
-                                                        : p.v
-                          : kQueries    ? p.q
-                          : tile.in_tiv ? p.k_tiv
-                                        : p.k;
+        const Tensor& x = C::kOwner == Owner::queries ? (kIsSecond ? p.dout : p.q)
+                          : tile.in_tiv               ? (kIsSecond ? p.v_tiv : p.k_tiv)
+                                                      : (kIsSecond ? p.v : p.k);
         copy_rows<C, C::kOwned, 1>(to, p.head_dim, [&](int i) -> Rows<1> {
             return {{row_of(x, tile.row + i, head)}, tile.row + i < tile.row_end};
         });

@@ -47,7 +47,7 @@ Todo = tuple[tuple[int, Pass], ...]  # steps of each item of a block
 
 
 class Times(NamedTuple):
-    """Of a call, in clocks: two launches with a block per item, one such launch, one with persistent blocks."""
+    """Clocks of a call: two launches with a block per item, one such launch, one with persistent blocks."""
 
     launches: float
     grid: float
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 
 def rows(kernels: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Of clips of 16 video frames.
+    """Compare calls on clips of 16 video frames.
 
     Args:
         kernels: predictions, of which those of the shipped gradient kernel count.
@@ -85,7 +85,7 @@ def rows(kernels: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def backward(layout: SifLayout, scope: Scope, heads: int, head_dim: int, clocks: tuple[float, float]) -> Times:
-    """The three ways to run a backward with as many key heads as query heads.
+    """Time three ways to run a backward with as many key heads as query heads.
 
     Args:
         clocks: per step, of dQ and of dK and dV.
@@ -107,8 +107,8 @@ def backward(layout: SifLayout, scope: Scope, heads: int, head_dim: int, clocks:
     order, bounds = shares.order.tolist(), shares.bounds.tolist()
     blocks = [tuple(numbered[i] for i in order[a:b]) for a, b in pairwise(bounds)]
     return Times(
-        sum(map(_makespan, alone)),
-        _makespan(times[i] for i in longest_first),
+        sum(map(makespan, alone)),
+        makespan(times[i] for i in longest_first),
         max(block_clocks(block, places) for block in blocks),
     )
 
@@ -117,8 +117,8 @@ def _steps(part: Items) -> Iterator[int]:
     yield from (part.costs() // part.cost).tolist()
 
 
-def _makespan(times: Iterable[float]) -> float:
-    """Blocks in the order of a list, each to the SM that is free first."""
+def makespan(times: Iterable[float]) -> float:
+    """Time at which the last SM is free: blocks in the order of a list, each to the SM that is free first."""
     free = [0.0] * SMS
     for clocks in times:
         heapq.heapreplace(free, free[0] + clocks)
@@ -127,7 +127,7 @@ def _makespan(times: Iterable[float]) -> float:
 
 @lru_cache(maxsize=100_000)
 def block_clocks(items: Todo, places: int) -> float:
-    """Of a block that works on some items: csrc/backward/hopper/kernel.h, with ``places`` for matrices owned."""
+    """Clocks of a block that works on some items: csrc/backward/hopper/kernel.h, with ``places`` for matrices owned."""
     figures = machine()
     loader, now = 0.0, 0.0
     matrix_free, stage_free = [0.0] * places, [0.0] * STAGES  # of those last used, in order

@@ -5,7 +5,6 @@ A prediction upon predictions: what a main loop does not have is a guess here, a
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,12 +12,15 @@ import numpy as np
 import torch
 
 from benchmarks.attention.cases import preset_layout
+from benchmarks.machine_code.latency import backward
+from benchmarks.machine_code.latency.figures import FIGURES
 from benchmarks.machine_code.pipes import SMS
 from tivtok_kernels import SifLayout
+from tivtok_kernels.cuda.shares import Items
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 
-# Per second of an SM, so that tensor cores have the 798 TFLOP/s that a large matmul was seen to reach on an H100 SXM.
-CLOCKS = 798e12 / (4096 * SMS)
+# Per second of an SM, so that tensor cores have the 798 TFLOP/s of a large matmul on an H100 SXM (no kernel of ours).
+CLOCKS = 798e12 / (FIGURES["tensor"].value * SMS)
 BYTES = 3.35e12  # per second of its memory, by its data sheet
 OUTSIDE = 0.6  # steps, assumed: the start and the end of an item
 LAUNCH = 2e-6  # seconds, assumed: of each kernel
@@ -37,7 +39,7 @@ PUBLISHED: dict[tuple[Call, int], tuple[int, int]] = {
     ("backward", 64): (363, 453),
     ("backward", 128): (424, 542),
 }
-PRESETS, BATCHES, WIDTH = ("t128", "t512", "t1024"), (1, 8, 64), 768
+PRESETS, BATCHES = ("t128", "t512", "t1024"), (1, 8, 64)
 
 
 def seconds(made: dict[str, Any], call: Call, layout: SifLayout, heads: int, head_dim: int) -> float:
@@ -53,9 +55,7 @@ def seconds(made: dict[str, Any], call: Call, layout: SifLayout, heads: int, hea
         for row in map(kernels.__getitem__, names):
             block, step = 64 * row["consumers"], row["keys"]
             work = _work(row["work"], layout, block, step, heads)
-            rows = work.tiles.numpy()
-            steps = -(-(rows[:, 3] - rows[:, 2] + rows[:, 5] - rows[:, 4]) // step)
-            costs.append(np.repeat((steps + OUTSIDE) * row["clocks"], heads))
+            costs.append((Items(work, heads, step).costs() + OUTSIDE) * row["clocks"])
             # Partial results are written and read, in float32: of dK and dV two.
             memory += work.num_slots * block * heads * head_dim * 4 * 2 * (1 + (row["work"] == "dkdv"))
             launches += bool(work.num_merges)
@@ -76,11 +76,8 @@ def _work(kernel: str, layout: SifLayout, block: int, step: int, heads: int) -> 
 
 
 def makespan(costs: np.ndarray) -> float:
-    """What the last of all SMs ends with: the longest first, each to the one with least to do."""
-    loads = [0.0] * SMS
-    for cost in np.sort(costs)[::-1].tolist():
-        heapq.heapreplace(loads, loads[0] + cost)
-    return max(loads)
+    """Time at which the last SM is free, the longest items first."""
+    return backward.makespan(np.sort(costs)[::-1].tolist())
 
 
 def table(made: dict[str, Any]) -> str:
@@ -96,9 +93,9 @@ def table(made: dict[str, Any]) -> str:
 
 
 def _cells(made: dict[str, Any], call: Call, head_dim: int, preset: str) -> Iterator[str]:
-    heads = WIDTH // head_dim
+    heads = backward.WIDTH // head_dim
     for clips in BATCHES:
         layout = preset_layout(preset, 16, clips)
-        flops = 2 * PRODUCTS[call] * layout.area() * WIDTH
+        flops = 2 * PRODUCTS[call] * layout.area() * backward.WIDTH
         rate = flops / seconds(made, call, layout, heads, head_dim) / 1e12
         yield f"{rate:.0f} ({' / '.join(f'{rate / theirs:.2f}' for theirs in PUBLISHED[call, head_dim])})"
