@@ -184,7 +184,7 @@ def _fill(steps: np.ndarray, pieces: np.ndarray, heads: int, workers: int) -> np
 
 
 def _steps_to_the_end(steps: np.ndarray, pieces: np.ndarray, heads: int, workers: int) -> float:
-    """Until the last worker is done and all is merged: in rounds, the longest item to whoever has least to do."""
+    """Steps until all is done and merged, by rounds: of each, the longest item goes to who has least to do."""
     costs = np.repeat(np.repeat(-(-steps // pieces) + ITEM_COST, pieces), heads)
     costs = -np.sort(-costs)
     loads = np.zeros(workers)

@@ -1,4 +1,4 @@
-"""Train a tokenizer and two generators on moving shapes, and compare what they draw and what it costs.
+"""Train a tokenizer and three generators on moving shapes, and compare what they draw and what it costs.
 
 python -m examples.generate runs/shapes              # half an hour of one core; run again, it goes on
 python -m examples.generate runs/toy --size toy      # seconds, to see that it runs

@@ -53,13 +53,15 @@ class Items(NamedTuple):
     cost: int = 1
 
     def costs(self) -> np.ndarray:
-        """Of item ``tile * heads + head``."""
+        """Costs by item, ``tile * heads + head``."""
         _, _, a, a_end, b, b_end, _, _ = self.work.tiles.cpu().numpy().T
         return np.repeat(-(-(a_end - a + b_end - b) // self.step) * self.cost, self.heads)
 
 
 def gradient_items(queries: WorkList, keys: WorkList, heads: int, group: int, walked: tuple[int, int]) -> list[Items]:
-    """All of a backward: dQ by tiles of queries, dK and dV by tiles of keys. A step takes as long as its products.
+    """List all of a backward: dQ by tiles of queries, dK and dV by tiles of keys.
+
+    A step takes as long as its products.
 
     Args:
         heads, group: query heads, and how many of them a key head has.
