@@ -90,6 +90,7 @@ def sif_attention(
         TypeError: an argument is of the wrong type, or q, k, v are not of one supported dtype.
         ValueError: shapes, strides, devices or options do not fit; the message names the argument.
         BackendUnavailable: the named backend cannot run here, with the reason.
+        RuntimeError: in its backward, when ``group`` has been destroyed meanwhile.
         NotImplementedError: now or in its backward, for a derivative that the backend cannot give. All give first
             derivatives in reverse mode (torch.autograd, torch.func.grad, vjp and jacrev); "reference" also forward
             mode and higher ones.

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,11 @@ from tivtok_kernels.layout import SifLayout
 from tivtok_kernels.ranges import Range, RangeLayout
 
 Group = dist.ProcessGroup | DeviceMesh
+
+MOST_MET = 256
+# The TIV tokens that the processes of a group have found to be the same. Nothing here keeps a group alive: threads of
+# one that outlives `destroy_process_group` can abort the interpreter as it ends.
+_MET: WeakKeyDictionary[dist.ProcessGroup, set[tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def attend(
@@ -105,15 +111,18 @@ class _Merge(torch.autograd.Function):
         merged = out.to(lse.dtype) * weight[..., None]
         dist.all_reduce(merged, group=group)
         ctx.save_for_backward(out, weight, merged)
-        ctx.group = group
+        ctx.group = ref(group)
         return merged.to(out.dtype), total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor, Tensor, None]:
         out, weight, merged = ctx.saved_tensors
+        group = ctx.group()
+        if group is None:
+            raise RuntimeError("the group of processes has ended between a call's forward and its backward")
         gradients = torch.cat([dout.to(dlse.dtype), dlse[..., None]], dim=-1)
-        dist.all_reduce(gradients, group=ctx.group)
+        dist.all_reduce(gradients, group=group)
         dout, dlse = gradients[..., :-1], gradients[..., -1]
         slope = (dout * (out.to(dlse.dtype) - merged)).sum(-1) + dlse
         return (weight[..., None] * dout).to(out.dtype), weight * slope, None
@@ -123,13 +132,15 @@ def _process_group(group: Group) -> dist.ProcessGroup:
     return group.get_group() if isinstance(group, DeviceMesh) else group
 
 
-@lru_cache(maxsize=256)
 def _check_clips(num_tiv: tuple[int, ...], group: dist.ProcessGroup) -> None:
-    """One exchange for each new ``num_tiv``; a process that has met its own before does not take part in another one.
+    """Compare ``num_tiv`` with that of the other processes, in one exchange, unless they have met it lately.
 
     Raises:
-        ValueError: it is new and not the same on all processes.
+        ValueError: it is not the same on all processes.
     """
+    met = _MET.setdefault(group, set())
+    if num_tiv in met:
+        return
     every: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, num_tiv, group=group)
     for rank, other in enumerate(every):
@@ -138,3 +149,6 @@ def _check_clips(num_tiv: tuple[int, ...], group: dist.ProcessGroup) -> None:
                 f"layout must have the same TIV tokens on every process, but it has {list(every[0])} on process 0 "
                 f"and {list(other)} on process {rank} of the group"
             )
+    if len(met) == MOST_MET:  # the same moment on every process, as all calls of a group are
+        met.clear()
+    met.add(num_tiv)

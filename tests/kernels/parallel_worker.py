@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -115,6 +116,22 @@ def check_refusal(rank: int) -> None:
         raise AssertionError("different clips were taken")
 
 
+def check_end() -> None:
+    """A group that is ended is gone, though a graph is left: the call's backward says so."""
+    layout = SifLayout.from_lengths([2], [[3]])
+    x = torch.randn(layout.total_tokens, 1, 8, requires_grad=True)
+    out = sif_attention(x, x, x, layout, group=dist.group.WORLD)
+    group = ref(dist.group.WORLD)
+    dist.destroy_process_group()
+    assert group() is None, "somebody keeps the group"
+    try:
+        out.sum().backward()
+    except RuntimeError as error:
+        assert "group" in str(error) and "ended" in str(error), error
+    else:
+        raise AssertionError("a backward without its group")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -135,7 +152,7 @@ def main() -> None:
                 ) from None
     check_refusal(rank)
     dist.barrier()
-    dist.destroy_process_group()
+    check_end()
 
 
 if __name__ == "__main__":

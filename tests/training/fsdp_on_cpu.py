@@ -6,7 +6,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
 
-from tivtok.training import TrainConfig, train
+from tivtok.training import TrainConfig, leave_processes, train
 from tivtok.training.trainer import Trainer
 
 step = Trainer.step
@@ -18,8 +18,7 @@ def step_of_sharded(self, video, number):
 
 
 Trainer.step = step_of_sharded
-accelerator = Accelerator(cpu=True, mixed_precision="no")
-state = accelerator.state
+state = Accelerator(cpu=True, mixed_precision="no").state
 PartialState().distributed_type = DistributedType.FSDP
 state.fsdp_plugin = FullyShardedDataParallelPlugin(
     fsdp_version=2,
@@ -29,4 +28,4 @@ state.fsdp_plugin = FullyShardedDataParallelPlugin(
 )
 for config in sys.argv[1:]:
     train(TrainConfig.load(config))
-accelerator.end_training()
+leave_processes()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tivtok.training import TrainConfig, split
+from tivtok.training import TrainConfig, leave_processes, split
 
 accelerator = Accelerator(cpu=True)
 looked, look = [], split.split_sources
@@ -20,4 +20,4 @@ for setting in ("held_out=['test*']", "held_out=['none']"):
         said.append(str(error))
 rank = accelerator.process_index
 Path(sys.argv[2], f"{rank}.json").write_text(json.dumps({"looked": len(looked), "said": said}))
-accelerator.end_training()
+leave_processes()

@@ -23,9 +23,7 @@ def train(
     Example: tivtok train configs/tiny.toml --set steps=100 --set output=runs/short
     """
     try:
-        from torch import distributed
-
-        from tivtok.training import TrainConfig, TrainingError, TrainingStopped
+        from tivtok.training import TrainConfig, TrainingError, TrainingStopped, leave_processes
         from tivtok.training import train as run
     except ModuleNotFoundError as error:
         raise CommandError(f"training needs {error.name}: pip install 'tivtok[train]'") from None
@@ -37,8 +35,6 @@ def train(
         raise CommandError(str(error)) from None
     except TrainingStopped as stopped:
         said, code = str(stopped), 128 + signal.SIGTERM
-    if distributed.is_available() and distributed.is_initialized():
-        # All processes get here. Threads of a group that is still there may abort a program at its end.
-        distributed.destroy_process_group()
+    leave_processes()
     say(said)
     raise typer.Exit(code)

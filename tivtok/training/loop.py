@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections import defaultdict
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from torch import Tensor
+from torch import Tensor, distributed
 
 from tivtok.checkpoints import (
     CheckpointError,
@@ -109,6 +110,16 @@ def train(config: TrainConfig, build: Callable[[TivTokConfig], TivTok] = TivTok)
     if config.push_to_hub is not None and main:
         push_checkpoint(config.output / CHECKPOINT_FOLDER, config.push_to_hub)
     return config.output / CHECKPOINT_FOLDER
+
+
+def leave_processes() -> None:
+    """End the group that the processes of a run make up, if there is one, before the interpreter ends.
+
+    Its threads would go on, and can abort a process whose interpreter has gone: a launcher calls that a failed run.
+    """
+    gc.collect()  # a spread model is in cycles of references, and holds the group
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
