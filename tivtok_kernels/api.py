@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels import backends, derivatives, operators, ops, parallel
+from tivtok_kernels.caching import constant_when_compiled
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
@@ -466,7 +467,13 @@ def _check_tensors(**tensors: Tensor) -> list[Tensor]:
 
 
 def _is_autocast_on(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@constant_when_compiled
+def _has_autocast(device: str) -> bool:
+    """Whether autocast knows this type of device. torch.compile of torch 2.11 cannot trace the question."""
+    return torch.amp.is_autocast_available(device)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, *, same_rows: bool = True) -> None:

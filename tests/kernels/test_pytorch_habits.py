@@ -58,6 +58,18 @@ def test_autocast_leaves_float64_and_ends_with_its_block():
             sif_attention(x, x.float(), x, LAYOUT)
 
 
+def test_a_compiler_that_cannot_trace_what_autocast_knows_need_not(monkeypatch):
+    """Torch 2.11 refuses to trace this question, others a function that is marked as this one."""
+    known = torch.compiler.disable(torch.amp.is_autocast_available)
+    monkeypatch.setattr(torch.amp, "is_autocast_available", known)
+    torch.compiler.reset()
+    call = torch.compile(lambda x: sif_attention(x, x, x, LAYOUT), backend="eager", fullgraph=True)
+    x = draw(ROWS, 2, 8)
+    assert call(x).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert call(x).dtype == torch.bfloat16
+
+
 def test_broadcast_without_a_layout_compiles_one_program_for_all_shapes():
     counter = CompileCounterWithBackend("aot_eager")
     call = torch.compile(broadcast_attention, backend=counter, fullgraph=True, dynamic=True)
