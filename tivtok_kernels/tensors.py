@@ -27,18 +27,20 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def aligned(x: Tensor, *, expanded: bool = True, max_row_stride: int = sys.maxsize) -> Tensor:
+def aligned(
+    x: Tensor, *, expanded: bool = True, max_row_stride: int = sys.maxsize, max_head_stride: int = sys.maxsize
+) -> Tensor:
     """x (rows, heads, head_dim) itself if every row of a head starts on a 16-byte boundary, else a contiguous copy.
 
     Args:
         expanded: strides of 0 are fine too.
-        max_row_stride: the largest row stride that the kernels can address, in elements.
+        max_row_stride, max_head_stride: strides, in elements, from which on kernels cannot address them.
     """
     rows, heads, _ = x.shape
     row, head, element = x.stride()
     fits = element == 1 and x.data_ptr() % 16 == 0
     fits &= rows == 1 or (row % STRIDE_UNIT == 0 and (row > 0 or expanded) and row < max_row_stride)
-    fits &= heads == 1 or (head % STRIDE_UNIT == 0 and (head > 0 or expanded))
+    fits &= heads == 1 or (head % STRIDE_UNIT == 0 and (head > 0 or expanded) and head < max_head_stride)
     return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 

@@ -95,3 +95,15 @@ def test_every_argument_by_its_name(launch_backward, scope, with_dlse):
     stub = Path(tivtok_kernels.cuda.__file__).with_name("extension.pyi").read_text()
     stated = re.search(r"class BackwardArguments(.*?)class", stub, re.DOTALL)[1]
     assert sorted(arguments) == sorted(re.findall(r"^    (\w+):", stated, re.MULTILINE))
+
+
+def test_an_output_that_hooks_put_elsewhere_is_aligned(launch_backward):
+    """As offloading of activations does that packs several into one buffer: rows are read 16 bytes at a time."""
+    layout = SifLayout.uniform(1, 8, 2, 8)
+    case = make_case(layout, heads=4, kv_heads=2, head_dim=64).to(torch.bfloat16)
+    inputs = list(case.inputs.values())
+    out = torch.randn(case.dout.numel() + 1).to(torch.bfloat16)[1:].view(case.dout.shape)
+    assert out.is_contiguous() and out.data_ptr() % 16
+    launch_backward.backward(Call(*inputs, None, layout, "clip", 1.0), out, case.dlse, case.dout, None)
+    (plan,) = Recorder.made
+    assert plan.launched[1]["out"] % 16 == 0

@@ -19,5 +19,6 @@ def test_others_are_copied():
 def test_strides_that_some_kernels_cannot_address():
     x = torch.zeros(6, 2, 64)
     assert aligned(x, max_row_stride=129) is x and aligned(x, max_row_stride=128) is not x
+    assert aligned(x, max_head_stride=65) is x and aligned(x, max_head_stride=64) is not x
     for expanded in (x[:, :1].expand(-1, 4, -1), x[:1].expand(4, -1, -1)):
         assert aligned(expanded, expanded=False) is not expanded

@@ -57,3 +57,18 @@ def test_without_interpreter_or_without_triton(setup, reason):
 def test_importing_the_package_leaves_triton_alone():
     code = "import sys, tivtok_kernels, tivtok_kernels.triton.backend; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("strides", "copied"),
+    [((2**23 - 8, 64, 1), False), ((2**23, 64, 1), True), ((64, 2**31 - 8, 1), False), ((64, 2**31, 1), True)],
+)
+def test_strides_that_32_bits_cannot_count_are_copied_away(strides, copied):
+    """Within a block of 256 rows an offset is a 32-bit number, and so is a stride of heads."""
+    from tivtok_kernels.triton.launch import addressable
+
+    x = torch.empty_strided((256, 2, 64), strides, dtype=torch.float16, device="meta")
+    read = addressable(x)
+    assert (read is not x) == copied
+    assert 255 * read.stride(0) + 256 < 2**31 and read.stride(1) < 2**31

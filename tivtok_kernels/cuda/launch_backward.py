@@ -52,6 +52,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     plan = plan_call(call)
     hold(plan, call.q.device, plan.queries, plan.keys, plan.shares)
     q, dout, k, v, k_tiv, v_tiv = map(addressable, (call.q, dout, call.k, call.v, *call.tiv_or_own))
+    out = addressable(out)  # hooks on saved tensors may have put it anywhere
     dlse = None if dlse is None else dlse.contiguous()
     stats = torch.empty((heads, rows, 2), dtype=torch.float32, device=q.device)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, *(call.tiv or ()))]

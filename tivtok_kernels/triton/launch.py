@@ -24,6 +24,9 @@ from tivtok_kernels.triton.configs import Config, Math, Pass
 from tivtok_kernels.triton.forward import forward_kernel
 from tivtok_kernels.triton.primitives import LOG2_E
 
+# In elements: kernels take strides as 32-bit numbers, and count the offsets within a block, of up to 256 rows, in such.
+MAX_ROW_STRIDE, MAX_HEAD_STRIDE = 1 << 23, 1 << 31
+
 _LAUNCH = {"enable_fp_fusion": True}  # scale and maximum enter exponents as one multiply-add
 
 
@@ -78,7 +81,7 @@ def plan_call(call: Call, direction: Direction) -> None:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     heads, padded = call.q.shape[1], configs.padded(call.q.shape[2])
     plan = _plan("forward", call, heads)
-    q, k, v, k_tiv, v_tiv = map(aligned, (call.q, call.k, call.v, *call.tiv_or_own))
+    q, k, v, k_tiv, v_tiv = map(addressable, (call.q, call.k, call.v, *call.tiv_or_own))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     part_out, part_lse = _partials(plan, heads, padded), _partials(plan, heads)
@@ -95,7 +98,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> list[Tensor]:
-    dout, q, k, v, k_tiv, v_tiv = map(aligned, (dout, call.q, call.k, call.v, *call.tiv_or_own))
+    dout, q, k, v, k_tiv, v_tiv = map(addressable, (dout, call.q, call.k, call.v, *call.tiv_or_own))
     stats = _row_statistics(out, dout, lse, dlse)
     inputs = (q, k, v, k_tiv, v_tiv, dout, *stats)
     strides = (stats.shape[2] // STRIDE_UNIT, *_strides(q, k, v, k_tiv, v_tiv, dout))
@@ -181,6 +184,11 @@ def _cached_plan(
         {**merge_constants(shape, block), **_LAUNCH},
         torch.empty(0, dtype=torch.float32, device=device),
     )
+
+
+def addressable(x: Tensor) -> Tensor:
+    """x (rows, heads, head_dim) itself if the kernels can read it where it lies, else a copy."""
+    return aligned(x, max_row_stride=MAX_ROW_STRIDE, max_head_stride=MAX_HEAD_STRIDE)
 
 
 def _strides(*tensors: Tensor) -> list[int]:

@@ -23,6 +23,7 @@ from tivtok_kernels.triton.primitives import STRIDE_UNIT
 
 # A rotated element is a product and a multiply-add. Left to itself, ptxas spills registers to fit one program more.
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 128}
+MAX_ROW_STRIDE = 1 << 31  # in elements: the kernels take it as a 32-bit number
 ELEMENTS = 1024  # of half a head, per block of rows: in 16 bits, a 16-byte access for each thread of 4 warps
 BACKWARD_BYTES = 2048  # the same for the backward, which holds twice as much and would spill float32 blocks of 1024
 
@@ -221,4 +222,4 @@ def _sizes(qk: Tensor, cos: Tensor | None) -> tuple[int, int, int, int]:
 
 def _aligned(qk: Tensor) -> Tensor:
     """qk itself if its heads lie side by side and its rows start on 16-byte boundaries, else a copy."""
-    return aligned(qk.flatten(1)[:, None]).view(qk.shape)
+    return aligned(qk.flatten(1)[:, None], max_row_stride=MAX_ROW_STRIDE).view(qk.shape)
