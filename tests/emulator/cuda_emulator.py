@@ -36,7 +36,8 @@ KERNEL_FLAGS = ["-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-
 TRANSLATED_FLAGS = ["-O1", "-w"]
 
 unsupported = None if platform.machine() == "x86_64" and shutil.which(CXX) else f"the emulator needs x86-64 and {CXX}"
-nvcc = shutil.which("nvcc")
+cuda_home = os.environ.get("CUDA_HOME")
+nvcc = shutil.which("nvcc", path=f"{cuda_home}/bin" if cuda_home else None)  # as setup.py finds it
 
 
 class Findings(AssertionError):

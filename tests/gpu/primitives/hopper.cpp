@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(128) product(const __grid_constant__ ProductPa
     for (int i = 0; i < N / 2; ++i) p.out[row_of(t, i) * N + column_of(t, i)] = d[i];
 }
 
-// A consumer warpgroup takes registers that a producer gave up.
-__global__ void __launch_bounds__(256, 1) registers(int* out) {
+// Two consumer warpgroups take registers that a producer gave up: 168 per thread at the start.
+__global__ void __launch_bounds__(384, 1) registers(int* out) {
     if (threadIdx.x < 128) {
         dev::setmaxnreg_dec<24>();
     } else {
@@ -241,7 +241,7 @@ int run_matrix_store(const uint32_t* in, const int* rows, uint4* out) {
     return launch(32, 1024, matrix_store, in, rows, out);
 }
 
-int run_registers(int* out) { return launch(256, 0, registers, out); }
+int run_registers(int* out) { return launch(384, 0, registers, out); }
 
 // layout: a_offset, b_offset, a_lead, a_stride, b_lead, b_stride, a_is_mn, b_is_mn, in host memory. -1: no such kernel.
 int run_wgmma(const void* shared, const uint32_t* a, const float* c, float* out, int64_t shared_bytes, int64_t n,

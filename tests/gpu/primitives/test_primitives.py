@@ -327,6 +327,6 @@ def test_wgmma(target, n, in_registers, dtype, a_is_mn, b_is_mn, width):
 @on("hopper")
 def test_setmaxnreg(target):
     k = target()
-    out = k.empty((256,), torch.int32, "out")
+    out = k.empty((384,), torch.int32, "out")
     k.call("run_registers", out)
-    assert torch.equal(out.cpu(), torch.arange(256, dtype=torch.int32))
+    assert torch.equal(out.cpu(), torch.arange(384, dtype=torch.int32))
