@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from tivtok_kernels.measured import slug
 
 FOLDER = ROOT / "docs" / "results"
 STATE = ROOT / "build" / "gpu"
+SILENCE = 150  # seconds; the longest that a test may take, its kernels compiled by Triton and its oracle on the CPU
 LAST_LINES = 12  # of a stage's output, kept in the report where it did not pass
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -41,6 +43,7 @@ class Stage:
     Attributes:
         arguments: of Python, or of another program if ``program`` is named.
         seconds: after which it is stopped.
+        silence: seconds without a word after which it is stopped, too: a kernel that hangs says nothing any more.
         probe: a stage whose failure means that this one cannot run on this machine.
     """
 
@@ -50,11 +53,12 @@ class Stage:
     program: str = sys.executable
     probe: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    silence: float = float("inf")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage: "passed", "failed", "stopped" (at its limit) or "refused" (its probe did not pass)."""
+    """What became of a stage: "passed", "failed", "stopped" (at a limit) or "refused" (its probe did not pass)."""
 
     what: str
     seconds: float
@@ -64,14 +68,16 @@ class Outcome:
 
 def stages() -> list[Stage]:
     """All of them, in order."""
-    pytest = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
+    pytest = ("-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider")  # names a test before it runs
     found = [
         Stage("build", ("setup.py", "build_ext", "--inplace"), 590, environment=(("TIVTOK_BUILD_CUDA", "1"),)),
         Stage("doctor", ("-m", "tivtok", "doctor"), 120),
-        Stage("primitives", (*pytest, "tests/gpu/primitives"), 300),
-        Stage("triton tests", (*pytest, "tests/gpu/test_triton_gpu.py"), 590),
-        Stage("cuda tests", (*pytest, "tests/gpu/test_cuda_gpu.py"), 590),
-        Stage("large tests", (*pytest, "tests/gpu/test_cuda_gpu_large.py"), 590),
+        Stage("primitives", (*pytest, "tests/gpu/primitives"), 300, silence=SILENCE),
+        Stage("triton tests", (*pytest, "tests/gpu/test_triton_gpu.py"), 590, silence=SILENCE),
+        # Apart, since after an illegal access nothing else in a process can use the GPU.
+        Stage("ampere tests", (*pytest, "-k", "not hopper", "tests/gpu/test_cuda_gpu.py"), 590, silence=SILENCE),
+        Stage("hopper tests", (*pytest, "-k", "hopper", "tests/gpu/test_cuda_gpu.py"), 590, silence=SILENCE),
+        Stage("large tests", (*pytest, "tests/gpu/test_cuda_gpu_large.py"), 590, silence=SILENCE),
         Stage("timings", ("-m", "benchmarks.report", "--device", "cuda", "--minutes", "8"), 590),
     ]
     found.append(Stage("latency", ("-m", "benchmarks.machine_code.latency", "compare"), 300))
@@ -172,14 +178,23 @@ def _run(stage: Stage, outcomes: dict[str, Outcome], state: Path, commit: str | 
             )
         except OSError as error:
             return Outcome("failed", 0.0, commit, str(error))
-        try:
-            what = "failed" if process.wait(stage.seconds) else "passed"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            what = "stopped"
+        what = _wait(process, stage, log)
     said = "" if what == "passed" else "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
     return Outcome(what, time.monotonic() - start, commit, said)
+
+
+def _wait(process: subprocess.Popen[bytes], stage: Stage, log: Path) -> str:
+    """What became of it, at its limits at the latest."""
+    began = heard = time.monotonic()
+    size = 0
+    while (now := time.monotonic()) < min(began + stage.seconds, heard + stage.silence):
+        with suppress(subprocess.TimeoutExpired):
+            return "failed" if process.wait(0.5) else "passed"
+        if (grown := log.stat().st_size) != size:
+            size, heard = grown, now
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return "stopped"
 
 
 if __name__ == "__main__":

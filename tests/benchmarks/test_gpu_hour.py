@@ -22,6 +22,7 @@ def test_nothing_stops_the_rest(tmp_path: Path) -> None:
         stand_in("passes", "print('fine')"),
         stand_in("fails", "print('first'); raise SystemExit('what went wrong')"),
         stand_in("hangs", "import time; print('begun', flush=True); time.sleep(600)", seconds=1),
+        stand_in("falls silent", "import time; print('begun', flush=True); time.sleep(600)", silence=1),
         Stage("is missing", (), 5, program="no-such-program"),
         stand_in("probe", "raise SystemExit(1)"),
         stand_in("is refused", "print('never')", probe="probe"),
@@ -34,6 +35,7 @@ def test_nothing_stops_the_rest(tmp_path: Path) -> None:
         "passes": "passed",
         "fails": "failed",
         "hangs": "stopped",
+        "falls silent": "stopped",
         "is missing": "failed",
         "probe": "failed",
         "is refused": "refused",
@@ -77,11 +79,16 @@ def test_the_real_stages_name_what_is_there() -> None:
 
 
 def test_the_tests_of_the_stages_collect_here() -> None:
-    """In one run, since most of its time is imports: these stages differ only in their last argument, the tests."""
+    """In one run, since most of its time is imports: stages differ only in their tests, and in words of their names."""
     todo = [s.arguments for s in stages() if s.program == sys.executable and "pytest" in s.arguments]
-    options, tests = todo[0][:-1], [arguments[-1] for arguments in todo]
-    assert len(tests) == 4 and all(arguments[:-1] == options for arguments in todo)
-    collect = [sys.executable, *options, "--collect-only", *tests]
+    tests = list(dict.fromkeys(arguments[-1] for arguments in todo))
+    words = [arguments[-2] for arguments in todo if arguments[-3] == "-k"]
+    options = todo[0][:-1]
+    assert len(tests) == 4 and words == ["not hopper", "hopper"]
+    assert all(arguments[: len(options)] == options for arguments in todo)
+    collect = [sys.executable, *options, "-qq", "--collect-only", *tests]
     done = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert all(f"\n{name}" in "\n" + done.stdout for name in tests), done.stdout[-2000:]
+    names = [line for line in done.stdout.splitlines() if line.startswith("tests/gpu/test_cuda_gpu.py")]
+    assert {"hopper" in name for name in names} == {False, True}
