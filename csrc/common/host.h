@@ -8,7 +8,9 @@
 #include "common/tensor.h"
 
 inline void check(cudaError_t error, const char* what) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // or the next launch would be told of it
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 // Lets a kernel have so much dynamic shared memory on the current device.

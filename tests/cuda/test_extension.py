@@ -1,6 +1,7 @@
 """The CUDA extension as setup.py builds it: it loads without a GPU, its code is clean, launches are packed right."""
 
 import ast
+import ctypes
 import fcntl
 import importlib.util
 import json
@@ -221,6 +222,38 @@ def test_cuda_errors_become_exceptions(extension):
     driver, toolkit = extension.versions()
     assert driver == 0 and toolkit >= 12050  # no driver here
     assert extension.ARCHITECTURES == "80,90a"
+
+
+ONE_ERROR = """
+#include "common/host.h"
+static cudaError_t last = cudaErrorInvalidValue;
+extern "C" cudaError_t cudaGetLastError() {
+    const cudaError_t error = last;
+    last = cudaSuccess;
+    return error;
+}
+extern "C" const char* cudaGetErrorString(cudaError_t) { return "refused"; }
+extern "C" int left() {
+    try {
+        check(last, "asking");
+        return -1;
+    } catch (const std::runtime_error&) {
+        return cudaGetLastError();
+    }
+}
+"""
+
+
+@pytest.mark.emulator
+def test_an_error_is_not_left_for_the_next_launch_to_find(tmp_path):
+    nvcc = load("setup", ROOT / "setup.py").find_nvcc()
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    source, path = tmp_path / "error.cpp", tmp_path / "error.so"
+    source.write_text(ONE_ERROR)
+    flags = ["-std=c++20", "-cudart=none", "-shared", "-Xcompiler=-fPIC", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([nvcc, *flags, "-o", path, source], check=True)
+    assert ctypes.CDLL(str(path)).left() == 0
 
 
 @pytest.mark.emulator
