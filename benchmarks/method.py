@@ -75,13 +75,24 @@ def host_seconds(call: Call, device: torch.device, repeats: int = 30) -> float:
 
 
 def cuda_graph(call: Call) -> Call:
-    """The replay of a captured call: the same kernels without their host overhead."""
+    """The replay of a captured call: the same kernels without their host overhead.
+
+    Where the end of a capture fails, torch goes on with the stream of the capture and with a generator of random
+    numbers that takes itself to be in one: both are put back.
+    """
     warm = torch.cuda.Stream()
     warm.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm):
         call()
     torch.cuda.current_stream().wait_stream(warm)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except Exception:
+        torch.cuda.set_stream(stream)
+        generator.graphsafe_set_state(before)
+        raise
     return graph.replay

@@ -6,8 +6,10 @@ import copy
 import datetime
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -202,3 +204,39 @@ def test_the_share_of_attention_is_what_its_forward_takes() -> None:
     backend.forward = lambda call: time.sleep(0.01)
     share = models._share_of_forward(backend, lambda: (backend.forward(None), time.sleep(0.03)))
     assert 0.1 < share < 0.4 and backend.forward.__name__ == "<lambda>"
+
+
+def test_a_capture_that_fails_leaves_stream_and_generator_as_they_were(monkeypatch) -> None:
+    """With stand-ins for torch.cuda: torch 2.11 puts neither back where the end of a capture raises."""
+    now = {"stream": "default", "random": "usable"}
+
+    class Generator:
+        def clone_state(self) -> str:
+            return now["random"]
+
+        def graphsafe_set_state(self, state: str) -> None:
+            now["random"] = state
+
+    @contextmanager
+    def failing_capture(graph: object) -> Iterator[None]:
+        now.update(stream="of the capture", random="in a capture")
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    warm = SimpleNamespace(wait_stream=lambda stream: None)
+    stand_ins = {
+        "Stream": lambda: warm,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": object,
+        "graph": failing_capture,
+        "current_device": lambda: 0,
+        "default_generators": (Generator(),),
+        "set_stream": lambda stream: now.update(stream=stream.name),
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    current = SimpleNamespace(name="default", wait_stream=lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    with pytest.raises(RuntimeError, match="previous error"):
+        method.cuda_graph(lambda: None)
+    assert now == {"stream": "default", "random": "usable"}
