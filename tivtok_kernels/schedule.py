@@ -131,11 +131,7 @@ def _work_list(
     runs: np.ndarray, block: int, step: int, heads: int, workers: int | None, device: torch.device, fill: bool = False
 ) -> WorkList:
     """The work on ``runs``, (runs, 7) as in `RangeLayout.key_runs`."""
-    if _is_capturing(device):
-        raise RuntimeError(
-            "the first call with a layout uploads its work list, which a CUDA graph cannot capture: "
-            "run it once before the capture"
-        )
+    check_plannable(device)
     tiles = cut(runs, block)
     steps = -(-(tiles[:, 3] + tiles[:, 5]) // step)
     longest_first = np.argsort(-steps, kind="stable")
@@ -204,6 +200,17 @@ def cut(runs: np.ndarray, block: int) -> np.ndarray:
     tiles[:, 0] += done
     tiles[:, 1] = np.minimum(tiles[:, 1] - done, block)
     return tiles
+
+
+def check_plannable(device: torch.device) -> None:
+    """Raises:
+    RuntimeError: the current stream is being captured.
+    """
+    if _is_capturing(device):
+        raise RuntimeError(
+            "the first call with a layout uploads its work list, which a CUDA graph cannot capture: "
+            "run it once before the capture"
+        )
 
 
 def _is_capturing(device: torch.device) -> bool:

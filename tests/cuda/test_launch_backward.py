@@ -107,3 +107,17 @@ def test_an_output_that_hooks_put_elsewhere_is_aligned(launch_backward):
     launch_backward.backward(Call(*inputs, None, layout, "clip", 1.0), out, case.dlse, case.dout, None)
     (plan,) = Recorder.made
     assert plan.launched[1]["out"] % 16 == 0
+
+
+def test_a_plan_is_not_made_during_a_capture_though_its_lists_are_there(launch_backward, monkeypatch):
+    """Another dtype has the same lists, but reads them back, uploads how they are shared out and loads its kernels."""
+    layout, device = SifLayout.uniform(1, 9, 2, 7), torch.device("cuda", 0)
+    plans = launch_backward._backward_plan, sys.modules["tivtok_kernels.cuda.launch"]._forward_plan
+    heads = launch_backward.Heads(4, 2, 64)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for module in (launch_backward, sys.modules["tivtok_kernels.cuda.launch"]):
+        for name in {"query_work", "key_work"} & set(vars(module)):
+            monkeypatch.setattr(module, name, lambda *given, **options: pytest.fail("went on to the lists"))
+    for plan in plans:
+        with pytest.raises(RuntimeError, match="run it once before the capture"):
+            plan(layout, "clip", heads, torch.float16, device)

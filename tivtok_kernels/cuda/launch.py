@@ -15,7 +15,7 @@ from tivtok_kernels.cuda import configs, extension, shares
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
-from tivtok_kernels.schedule import WorkList, hold, query_work
+from tivtok_kernels.schedule import WorkList, check_plannable, hold, query_work
 from tivtok_kernels.tensors import aligned
 
 MAX_ROW_STRIDE = 1 << 30  # elements: kernels count row strides in bytes, as 32-bit integers
@@ -83,6 +83,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 def _forward_plan(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> ForwardPlan:
+    check_plannable(device)  # its work list may be there already, for another dtype
     engine = configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER)
     build = _hopper_forward if engine == "hopper" else _ampere_forward
     return build(layout, scope, heads, dtype, device)

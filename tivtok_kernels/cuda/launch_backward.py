@@ -22,7 +22,7 @@ from tivtok_kernels.cuda.launch import (
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Call
 from tivtok_kernels.ranges import RangeLayout
-from tivtok_kernels.schedule import WorkList, hold, key_work, query_work
+from tivtok_kernels.schedule import WorkList, check_plannable, hold, key_work, query_work
 
 
 class BackwardPlan(NamedTuple):
@@ -93,6 +93,7 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
 def _backward_plan(
     layout: SifLayout | RangeLayout, scope: Scope, heads: Heads, dtype: torch.dtype, device: torch.device
 ) -> BackwardPlan:
+    check_plannable(device)
     engine = configs.engine(device, heads.head_dim, has_hopper=extension.HAS_HOPPER)
     kv_heads, processors = heads.heads // heads.group, configs.multiprocessors(device)
     tile = extension.gradient_tile(engine, extension.Owner.queries, heads.head_dim)
