@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels import backends, derivatives, operators, ops, parallel
-from tivtok_kernels.caching import constant_when_compiled
 from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.problem import Direction, Problem
 from tivtok_kernels.ranges import RangeLayout
-from tivtok_kernels.tensors import check_dtype
+from tivtok_kernels.tensors import check_dtype, is_autocast_on
 
 # Kinds of calls that a layout remembers.
 _MOST_CALLS = 64
@@ -448,7 +447,7 @@ def _check_tensors(**tensors: Tensor) -> list[Tensor]:
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    autocast = torch.get_autocast_dtype(first.device.type) if _is_autocast_on(first.device.type) else None
+    autocast = torch.get_autocast_dtype(first.device.type) if is_autocast_on(first.device.type) else None
     for name, x in tensors.items():
         if autocast is not None and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
             tensors[name] = x = x.to(autocast)
@@ -464,16 +463,6 @@ def _check_tensors(**tensors: Tensor) -> list[Tensor]:
         if x.stride(-1) != 1 and x.shape[-1] > 1:
             raise ValueError(f"{name} must have a contiguous last dimension, got strides {x.stride()}")
     return list(tensors.values())
-
-
-def _is_autocast_on(device: str) -> bool:
-    return _has_autocast(device) and torch.is_autocast_enabled(device)
-
-
-@constant_when_compiled
-def _has_autocast(device: str) -> bool:
-    """Whether autocast knows this type of device. torch.compile of torch 2.11 cannot trace the question."""
-    return torch.amp.is_autocast_available(device)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, *, same_rows: bool = True) -> None:

@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tivtok_kernels.caching import constant_when_compiled
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Elements that strides are multiples of: 16 bytes of a 16-bit dtype.
@@ -20,6 +22,17 @@ def check_dtype(name: str, x: Tensor) -> None:
     """
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+
+
+def is_autocast_on(device: str) -> bool:
+    """Whether autocast is on for tensors of this type of device."""
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+@constant_when_compiled
+def _has_autocast(device: str) -> bool:
+    """Whether autocast knows the type. torch.compile of torch 2.11 cannot trace the question."""
+    return torch.amp.is_autocast_available(device)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

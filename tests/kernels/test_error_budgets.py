@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import assert_within_budget, budgets, check_results, make_case, run
+from oracle import assert_within_budget, budgets, check_results, check_same_rows, make_case, run
 
 from tivtok_kernels import SifLayout
 from tivtok_kernels.error_budgets import Arithmetic
@@ -102,3 +102,28 @@ def test_one_element_over_its_budget_is_enough():
                 assert_within_budget(name, off, truth[name], budget[name])
     with pytest.raises(AssertionError, match="shape"):
         assert_within_budget("out", truth["out"][1:], truth["out"], budget["out"])
+
+
+def test_sums_that_are_cut_differently_pass_for_the_same_rows_and_others_do_not():
+    """As the GPU's tests for offsets beyond 32 bits compare a large batch with its last clip."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 64, generator=draw).bfloat16().float() for n in (192, 4096, 4096))
+
+    def pieces(count):
+        """Attention by so many pieces of the keys, weights rounded below the maximum of each."""
+        parts = []
+        for keys, values in zip(k.chunk(count), v.chunk(count), strict=True):
+            scores = q @ keys.T / 8
+            top = scores.amax(1, keepdim=True)
+            weights = (scores - top).exp()
+            parts.append((weights.bfloat16().float() @ values / weights.sum(1, keepdim=True), scores.logsumexp(1)))
+        outs, lses = (torch.stack(x) for x in zip(*parts, strict=True))
+        return (lses.softmax(0)[..., None] * outs).sum(0).bfloat16()
+
+    whole, cut = pieces(1), pieces(3)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(whole[:96], cut[:96])
+    check_same_rows(whole[:96], cut[:96], other=whole[96:])
+    for got, other in ((whole[96:], whole[96:]), (whole[:96], whole[:96])):
+        with pytest.raises(AssertionError):
+            check_same_rows(got, cut[:96], other)
