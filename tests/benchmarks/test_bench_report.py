@@ -7,7 +7,6 @@ import datetime
 import subprocess
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from benchmarks.compare import measure
 from benchmarks.dumps import write_json
 from benchmarks.model import models
 from tivtok import TivTokConfig
-from tivtok_kernels import SifLayout, measured, timing
+from tivtok_kernels import SifLayout, measured, ops, sif_attention, timing
 
 CPU = torch.device("cpu")
 
@@ -197,8 +196,14 @@ def test_instructions_say_why_they_are_missing(monkeypatch) -> None:
     assert instructions.measure_instructions() == {"left_out": "valgrind is not installed"}
 
 
-def test_the_share_of_attention_is_what_its_forward_takes() -> None:
-    backend = ModuleType("backend")
-    backend.forward = lambda call: time.sleep(0.01)
-    share = models._share_of_forward(backend, lambda: (backend.forward(None), time.sleep(0.03)))
-    assert 0.1 < share < 0.4 and backend.forward.__name__ == "<lambda>"
+def test_the_share_of_attention_is_what_its_forward_takes(monkeypatch) -> None:
+    """Of calls whose plan is kept and that go past torch's dispatcher, as those of a model do."""
+    layout, qkv = SifLayout.uniform(1, 2, 2, 3), torch.randn(3, 8, 1, 8).unbind()
+    forward = ops._run_forward
+    monkeypatch.setattr(ops, "_run_forward", lambda *inputs: (time.sleep(0.01), forward(*inputs))[1])
+    sif_attention(*qkv, layout)
+    slow = ops._run_forward
+    share = models._share_of_attention(lambda: (sif_attention(*qkv, layout), time.sleep(0.03)))
+    assert 0.05 < share < 0.6 and ops._run_forward is slow
+    with pytest.raises(RuntimeError, match="no attention was seen"):
+        models._share_of_attention(lambda: None)
