@@ -58,7 +58,6 @@ def precision(
 
 
 @torch.no_grad()
-@torch.no_grad()
 def measure(models: dict[str, TivTok], clip: Tensor) -> dict[str, dict[str, float]]:
     """Numbers of each precision for uint8 frames (F, H, W, 3), see `COLUMNS`; also of float32 as files store it."""
     exact, rows = models["float32"], {}

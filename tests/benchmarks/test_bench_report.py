@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import datetime
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from benchmarks.compare import measure
 from benchmarks.dumps import write_json
 from benchmarks.model import models
 from tivtok import TivTokConfig
-from tivtok_kernels import SifLayout, measured, timing
+from tivtok_kernels import SifLayout, measured, ops, sif_attention, timing
 
 CPU = torch.device("cpu")
 
@@ -199,11 +198,23 @@ def test_instructions_say_why_they_are_missing(monkeypatch) -> None:
     assert instructions.measure_instructions() == {"left_out": "valgrind is not installed"}
 
 
-def test_the_share_of_attention_is_what_its_forward_takes() -> None:
-    backend = ModuleType("backend")
-    backend.forward = lambda call: time.sleep(0.01)
-    share = models._share_of_forward(backend, lambda: (backend.forward(None), time.sleep(0.03)))
-    assert 0.1 < share < 0.4 and backend.forward.__name__ == "<lambda>"
+def test_the_share_of_attention_is_what_its_forward_takes(monkeypatch) -> None:
+    """Of calls whose plan is kept and that go past torch's dispatcher, as those of a model do."""
+    now = [0.0]
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    forward = ops._run_forward
+    monkeypatch.setattr(ops, "_run_forward", lambda *inputs: (spend(1.0), forward(*inputs))[1])
+    layout, qkv = SifLayout.uniform(1, 2, 2, 3), torch.randn(3, 8, 1, 8).unbind()
+    sif_attention(*qkv, layout)
+    slow = ops._run_forward
+    assert models._share_of_attention(lambda: (sif_attention(*qkv, layout), spend(3.0))) == 0.25
+    assert ops._run_forward is slow
+    with pytest.raises(RuntimeError, match="no attention was seen"):
+        models._share_of_attention(lambda: spend(1.0))
 
 
 def test_a_capture_that_fails_leaves_stream_and_generator_as_they_were(monkeypatch) -> None:

@@ -42,7 +42,7 @@ class TivTokConfig:
             embedding of each place in the frame, of `native_size`, in encoder and decoder; interpolated at other sizes.
         initialization: "vit": the usual small random weights. "local": random weights that keep the size of what passes
             through them, and queries and keys that begin alike, so that rotary positions alone decide at first who sees
-            whom: near rows see each other most. It learns several times faster where latent tokens have places.
+            whom: near rows see each other most. It learns faster where latent tokens have places.
     """
 
     name: str = "t128-base"

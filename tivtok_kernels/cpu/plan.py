@@ -26,7 +26,7 @@ from tivtok_kernels.layout import Scope, SifLayout
 from tivtok_kernels.ranges import RangeLayout
 from tivtok_kernels.schedule import cut
 
-# Frames go into one unit until it has this many (query, key) pairs of one query head: about 0.2 ms at head_dim 64.
+# Frames go into one unit until it has so many (query, key) pairs of one query head: 0.25 to 0.5 ms at head_dim 64.
 PAIRS_PER_UNIT = 1 << 17
 
 # Slots of TIV rows are rounded up to this many rows (SLOT_ROWS of csrc/cpu/params.h).

@@ -19,8 +19,11 @@ from tivtok_kernels import SifLayout
 from tivtok_kernels.cuda.shares import Items
 from tivtok_kernels.schedule import WorkList, key_work, query_work
 
-# Per second of an SM, so that tensor cores have the 798 TFLOP/s of a large matmul on an H100 SXM (no kernel of ours).
-CLOCKS = 798e12 / (FIGURES["tensor"].value * SMS)
+# Of a bfloat16 matmul on an H100 SXM, the largest of a search over shapes (2048 x 2048 x 13312, torch 2.7.0):
+# "Maximum Achievable Matmul FLOPS comparison table", compute/accelerator/README.md of github.com/stas00/ml-engineering
+# at 744d01e.
+MATMUL = 794.5e12
+CLOCKS = MATMUL / (FIGURES["tensor"].value * SMS)  # per second of an SM, so that tensor cores have that rate
 BYTES = 3.35e12  # per second of its memory, by its data sheet
 OUTSIDE = 0.6  # steps, assumed: the start and the end of an item
 LAUNCH = 2e-6  # seconds, assumed: of each kernel
