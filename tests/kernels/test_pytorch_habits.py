@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-import sys
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import calls_in
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -253,11 +253,10 @@ def test_a_small_call_takes_few_steps(grads, most):
     if available_backends("cpu", torch.float32, 8)["cpu"] != "ok":
         pytest.skip("the CPU engine is not built")
     x = draw(ROWS, 2, 8).requires_grad_(grads)
-    sif_attention(x, x, x, LAYOUT, backend="cpu")
-    steps = []
-    sys.setprofile(lambda frame, event, argument: steps.append(event) if event.endswith("call") else None)
-    try:
+
+    def call():
         sif_attention(x, x, x, LAYOUT, backend="cpu")
-    finally:
-        sys.setprofile(None)
-    assert 30 < len(steps) <= most, len(steps)
+
+    call()
+    steps = calls_in(call)
+    assert 30 < steps <= most, steps
