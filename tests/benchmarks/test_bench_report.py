@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import datetime
 import subprocess
-import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -197,8 +196,14 @@ def test_instructions_say_why_they_are_missing(monkeypatch) -> None:
     assert instructions.measure_instructions() == {"left_out": "valgrind is not installed"}
 
 
-def test_the_share_of_attention_is_what_its_forward_takes() -> None:
+def test_the_share_of_attention_is_what_its_forward_takes(monkeypatch) -> None:
+    now = [0.0]
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(models, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     backend = ModuleType("backend")
-    backend.forward = lambda call: time.sleep(0.01)
-    share = models._share_of_forward(backend, lambda: (backend.forward(None), time.sleep(0.03)))
-    assert 0.1 < share < 0.4 and backend.forward.__name__ == "<lambda>"
+    backend.forward = lambda call: spend(1.0)
+    share = models._share_of_forward(backend, lambda: (backend.forward(None), spend(3.0)))
+    assert share == 0.25 and backend.forward.__name__ == "<lambda>"
