@@ -81,6 +81,7 @@ def sif_attention(
         group: processes (a group, or a mesh of one dimension) over which the frames of clips that are larger than one
             device are spread. Each passes the same clips with all their TIV rows and with the frames that it has, and
             gets its rows of the result. Gradients are shares: the sum over the processes is that of one process.
+            torch.compile breaks its graph at such a call, so it cannot be within fullgraph=True.
 
     Returns:
         out with the shape and dtype of q, and with ``return_lse`` the natural-log LSE of shape q.shape[:-1], float32
@@ -113,6 +114,8 @@ def sif_attention(
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
     options = _options(tiv_scope, scale, q, backend, deterministic, batch_invariant)
+    if group is not None and torch.compiler.is_compiling():
+        raise NotImplementedError("group: processes cannot exchange anything in a compiled graph (fullgraph=True)")
     if group is not None and tiv_scope == "clip":  # with scope "tiv" each process has the keys that its rows see
         packed = _packed((q, k, v, None, None))[:3]
         return _shaped(q, *parallel.attend(*packed, layout, options, group), return_lse)
@@ -258,9 +261,10 @@ def broadcast_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
-    signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic, batch_invariant)
+    tensors = (q, k, v, k_tiv, v_tiv)
+    signature = _signature(tensors, "broadcast", scale, backend, deterministic, batch_invariant, layout is None)
     if layout is not None and (known := _known(layout, SifLayout, signature)) is not None:
-        return _attend_again((q, k, v, k_tiv, v_tiv), layout, known, return_lse)
+        return _attend_again(tensors, layout, known, return_lse)
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
