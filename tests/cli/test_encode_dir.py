@@ -54,17 +54,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Here and in other processes: sums are rounded otherwise in other numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
-
-
 def encode(videos: Path, result: Path, model: str, *options: str) -> int:
     return main(["encode-dir", str(videos), str(result), "--model", model, "--per-shard", "2", *options])
 
