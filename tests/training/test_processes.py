@@ -76,8 +76,9 @@ def write(config: TrainConfig, tmp_path: Path, dinov2: Path, lpips_weights: Path
 
 
 def torchrun(*arguments: str) -> None:
-    """Two processes on the CPU."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    """Two processes on the CPU, which need not find this machine by its name."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    command += ["--nproc-per-node", "2", *arguments]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
