@@ -114,8 +114,6 @@ def sif_attention(
     if not torch.compiler.is_compiling():  # reading the layout's numbers there would compile one program for each
         _check_batch(layout, q)
     options = _options(tiv_scope, scale, q, backend, deterministic, batch_invariant)
-    if group is not None and torch.compiler.is_compiling():
-        raise NotImplementedError("group: processes cannot exchange anything in a compiled graph (fullgraph=True)")
     if group is not None and tiv_scope == "clip":  # with scope "tiv" each process has the keys that its rows see
         packed = _packed((q, k, v, None, None))[:3]
         return _shaped(q, *parallel.attend(*packed, layout, options, group), return_lse)
@@ -261,10 +259,9 @@ def broadcast_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
-    tensors = (q, k, v, k_tiv, v_tiv)
-    signature = _signature(tensors, "broadcast", scale, backend, deterministic, batch_invariant, layout is None)
-    if layout is not None and (known := _known(layout, SifLayout, signature)) is not None:
-        return _attend_again(tensors, layout, known, return_lse)
+    signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic, batch_invariant)
+    if layout is not None and (known := _known(layout, SifLayout, signature)) is not None and q.ndim == 3:
+        return _attend_again((q, k, v, k_tiv, v_tiv), layout, known, return_lse)
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)
     _check_shapes(q, k, v)
