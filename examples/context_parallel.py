@@ -4,8 +4,7 @@ Every process has all TIV rows and its own frames, and calls `sif_attention` wit
 head_dim + 1) numbers per TIV row, whatever the clip's length. Gradients are shares: they add up over the processes.
 """
 
-import os
-import socket
+import tempfile
 
 import torch
 import torch.distributed as dist
@@ -13,11 +12,10 @@ import torch.distributed as dist
 from tivtok.attention import SifLayout, sif_attention
 
 
-def train(rank: int, world: int, port: int) -> None:
+def train(rank: int, world: int, meeting: str) -> None:
     """A step on this process's share, compared with the step of one process that has the whole clip."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     draw = torch.Generator().manual_seed(0)
     num_tiv, lengths = 6, [10, 7, 0, 13, 9, 4]
     whole = SifLayout.from_lengths([num_tiv], [lengths])
@@ -44,10 +42,8 @@ def train(rank: int, world: int, port: int) -> None:
 
 
 def main(world: int = 2) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train, (world, port), nprocs=world)
+    with tempfile.TemporaryDirectory() as folder:  # a file to meet at, where a port might be taken
+        torch.multiprocessing.spawn(train, (world, f"file://{folder}/meeting"), nprocs=world)
     print(f"context parallel: {world} processes agree with one")
 
 

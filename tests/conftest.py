@@ -1,6 +1,7 @@
 """Where there is no GPU, Triton kernels run in the interpreter, which must be chosen before triton is imported."""
 
 import os
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -35,6 +36,17 @@ def nothing_kept(tmp_path_factory: pytest.TempPathFactory):
     kept = tmp_path_factory.mktemp("home")
     with mock.patch("tivtok.video.tars.cache_folder", lambda: kept):
         yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Here and in other processes: sums are rounded otherwise in other numbers of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

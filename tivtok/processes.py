@@ -19,6 +19,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _work: Callable[[Any], Any]
+_working = False
+_interrupted = False
 
 
 class WorkerError(ValueError):
@@ -70,11 +72,31 @@ def _start_worker(seats: SimpleQueue[Callable[[Any], Any]], threads: int) -> Non
     Thread(target=_end_with_parent, daemon=True).start()
     _work = seats.get()
     torch.set_num_threads(threads)
-    _quiet_ctrl_c()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in jobs that a shell puts behind
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _do(job: Any) -> Any:
-    return _work(job)
+    global _working
+    try:
+        _working = True
+        if _interrupted:
+            sys.exit(130)
+        return _work(job)
+    finally:
+        _working = False
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C, which workers get, too: they end their job without a traceback; the command says what happened.
+
+    Between jobs it has to wait for the next one: an exception there can leave a queue's lock taken, for ever.
+    """
+    global _interrupted
+    _interrupted = True
+    if _working:
+        sys.exit(130)
 
 
 def _end_with_parent() -> None:
@@ -83,10 +105,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _quiet_ctrl_c() -> None:
-    """Workers get ctrl-C, too: they clean up and end without a traceback; the command says what happened."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # held back until here, and nothing to clean up yet
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))

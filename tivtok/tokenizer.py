@@ -167,7 +167,7 @@ class TivTok(nn.Module):
             stored in any of `Tokens.save`'s, and `decode` takes tokens of any floating dtype to that of the weights.
 
         Raises:
-            TypeError: ``video`` is no tensor, or of another dtype.
+            TypeError: ``video`` is no tensor, or of another dtype, or ``tiv_sets`` is no whole number.
             ValueError: ``video`` has another shape or is on another device than the weights, has values that are not
                 finite or beyond +-`LARGEST_VALUE`, there are fewer chunks than ``tiv_sets``, or the model's tokens
                 cannot be refined or chosen so.
@@ -283,10 +283,13 @@ class TivTok(nn.Module):
         Raises:
             TokensError: another model made the tokens.
             IndexError: a frame is not there.
+            TypeError: ``frames`` is neither a slice nor a sequence.
         """
         self.check_ours(tokens)
         per_group = self.config.frames_per_group
         frames = slice(None) if frames is None else frames
+        if isinstance(frames, str) or not isinstance(frames, (slice, Iterable)):
+            raise TypeError(f"frames must be a slice, or numbers of frames in a sequence, got {frames!r}")
         wanted = torch.arange(tokens.num_frames)[frames if isinstance(frames, slice) else list(frames)]
         if not len(wanted):
             return tokens.tv.new_empty(tokens.tv.shape[0], 3, 0, tokens.height, tokens.width)

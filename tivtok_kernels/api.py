@@ -81,6 +81,7 @@ def sif_attention(
         group: processes (a group, or a mesh of one dimension) over which the frames of clips that are larger than one
             device are spread. Each passes the same clips with all their TIV rows and with the frames that it has, and
             gets its rows of the result. Gradients are shares: the sum over the processes is that of one process.
+            torch.compile breaks its graph at such a call, so it cannot be within fullgraph=True.
 
     Returns:
         out with the shape and dtype of q, and with ``return_lse`` the natural-log LSE of shape q.shape[:-1], float32
@@ -259,7 +260,7 @@ def broadcast_attention(
         TypeError, ValueError, BackendUnavailable, NotImplementedError: as `sif_attention`.
     """
     signature = _signature((q, k, v, k_tiv, v_tiv), "broadcast", scale, backend, deterministic, batch_invariant)
-    if layout is not None and (known := _known(layout, SifLayout, signature)) is not None:
+    if layout is not None and (known := _known(layout, SifLayout, signature)) is not None and q.ndim == 3:
         return _attend_again((q, k, v, k_tiv, v_tiv), layout, known, return_lse)
     _check_options(layout, type(None) if layout is None else SifLayout, backend, scale)
     q, k, v, k_tiv, v_tiv = _check_tensors(q=q, k=k, v=v, k_tiv=k_tiv, v_tiv=v_tiv)

@@ -44,7 +44,10 @@ def attend(
 
     Raises:
         ValueError: ``group`` is a mesh of several dimensions, or the processes have other clips, all of them new.
+        NotImplementedError: in a graph that torch.compile traces, which ends there.
     """
+    if torch.compiler.is_compiling():
+        raise NotImplementedError("group: processes cannot exchange anything in a compiled graph (fullgraph=True)")
     processes = _process_group(group)
     _check_clips(layout.num_tiv, processes)
     rows = _rows(layout, dist.get_rank(processes) == 0, q.device)

@@ -10,6 +10,7 @@ every result is rounded once. Memory grows with the square of the packed length.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -39,11 +40,12 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: fl
     dtype, group = q.dtype, q.shape[1] // k.shape[1]
     q, k, v = (x.to(accumulation_dtype(dtype)) for x in (q, k, v))
     order, outs, lses = [], [], []
-    for rows, keys in row_groups(visible):
-        weights, lse = _softmax(q[rows], _per_query_head(k[keys], group), scale)
-        outs.append(torch.einsum("hnm,mhd->nhd", weights, _per_query_head(v[keys], group)))
-        lses.append(lse.T)
-        order.append(rows)
+    with _no_autocast(q):
+        for rows, keys in row_groups(visible):
+            weights, lse = _softmax(q[rows], _per_query_head(k[keys], group), scale)
+            outs.append(torch.einsum("hnm,mhd->nhd", weights, _per_query_head(v[keys], group)))
+            lses.append(lse.T)
+            order.append(rows)
     place = torch.cat(order).argsort()
     return torch.cat(outs)[place].to(dtype), torch.cat(lses)[place]
 
@@ -63,16 +65,17 @@ def backward(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | 
     if dlse is not None:
         delta = delta - dlse
     order, dqs, dk, dv = [], [], torch.zeros_like(k), torch.zeros_like(v)
-    for rows, keys in row_groups(call.ranges.visibility(q.device)):
-        k_seen, v_seen = (_per_query_head(x[keys], group) for x in (k, v))
-        weights, _ = _softmax(q[rows], k_seen, call.scale)
-        dweights = torch.einsum("nhd,mhd->hnm", dout[rows], v_seen)
-        dscores = weights * (dweights - delta[rows].T[..., None]) * call.scale
-        order.append(rows)
-        dqs.append(torch.einsum("hnm,mhd->nhd", dscores, k_seen))
-        dk_seen, dv_seen = (torch.einsum("hnm,nhd->mhd", x, y[rows]) for x, y in ((dscores, q), (weights, dout)))
-        dk = dk.index_add(0, keys, dk_seen.unflatten(1, (-1, group)).sum(2))
-        dv = dv.index_add(0, keys, dv_seen.unflatten(1, (-1, group)).sum(2))
+    with _no_autocast(q):
+        for rows, keys in row_groups(call.ranges.visibility(q.device)):
+            k_seen, v_seen = (_per_query_head(x[keys], group) for x in (k, v))
+            weights, _ = _softmax(q[rows], k_seen, call.scale)
+            dweights = torch.einsum("nhd,mhd->hnm", dout[rows], v_seen)
+            dscores = weights * (dweights - delta[rows].T[..., None]) * call.scale
+            order.append(rows)
+            dqs.append(torch.einsum("hnm,mhd->nhd", dscores, k_seen))
+            dk_seen, dv_seen = (torch.einsum("hnm,nhd->mhd", x, y[rows]) for x, y in ((dscores, q), (weights, dout)))
+            dk = dk.index_add(0, keys, dk_seen.unflatten(1, (-1, group)).sum(2))
+            dv = dv.index_add(0, keys, dv_seen.unflatten(1, (-1, group)).sum(2))
     dq = torch.cat(dqs)[torch.cat(order).argsort()]
     if call.tiv is None:
         return [x.to(dtype) for x in (dq, dk, dv)]
@@ -88,6 +91,12 @@ def row_groups(visible: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     masks, group = visible.unique(dim=0, return_inverse=True)
     for i, mask in enumerate(masks):
         yield (group == i).nonzero().squeeze(1), mask.nonzero().squeeze(1)
+
+
+def _no_autocast(q: Tensor) -> AbstractContextManager[object]:
+    """Products in the dtype of their operands: under torch.autocast they would be rounded to 16 bits."""
+    device = q.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _softmax(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:

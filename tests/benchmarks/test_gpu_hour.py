@@ -14,23 +14,23 @@ from benchmarks.provenance import ROOT
 
 
 def stand_in(name: str, code: str, **options) -> Stage:
-    return Stage(name, ("-c", code), options.pop("seconds", 20), **options)
+    return Stage(name, ("-c", code), options.pop("seconds", 120), **options)
 
 
 def test_nothing_stops_the_rest(tmp_path: Path) -> None:
     todo = [
         stand_in("passes", "print('fine')"),
         stand_in("fails", "print('first'); raise SystemExit('what went wrong')"),
-        stand_in("hangs", "import time; print('begun', flush=True); time.sleep(600)", seconds=1),
-        stand_in("falls silent", "import time; print('begun', flush=True); time.sleep(600)", silence=1),
-        Stage("is missing", (), 5, program="no-such-program"),
+        stand_in("hangs", "import time; print('begun', flush=True); time.sleep(600)", seconds=10),
+        stand_in("falls silent", "import time; print('begun', flush=True); time.sleep(600)", silence=10),
+        Stage("is missing", (), 120, program="no-such-program"),
         stand_in("probe", "raise SystemExit(1)"),
         stand_in("is refused", "print('never')", probe="probe"),
         stand_in("sees its environment", "import os; assert os.environ['A'] == 'b'", environment=(("A", "b"),)),
     ]
     begun = time.monotonic()
     outcomes = run(todo, tmp_path, "commit")
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 500
     assert {name: outcome.what for name, outcome in outcomes.items()} == {
         "passes": "passed",
         "fails": "failed",

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tivtok import processes
 from tivtok.cli import main
 from tivtok.model.config import TivTokConfig
 from tivtok.pipeline import Encoded, Encoder
@@ -52,17 +53,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     TivTok(CONFIG).save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Here and in other processes: sums are rounded otherwise in other numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 def encode(videos: Path, result: Path, model: str, *options: str) -> int:
@@ -158,7 +148,11 @@ def test_ctrl_c_with_workers_is_clean(videos: Path, model: str, tmp_path: Path) 
         (tmp_path / f"{number}.mp4").symlink_to(videos / "deep" / "d.mkv")
     command = [sys.executable, "-m", "tivtok", "encode-dir", str(tmp_path), str(tmp_path / "out"), "--model", model]
     process = subprocess.Popen(
-        [*command, "--per-shard", "1", "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--per-shard", "1", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in jobs that a shell puts behind
     )
     while process.poll() is None and not list((tmp_path / "out").glob("shard-*")):
         time.sleep(0.02)
@@ -167,6 +161,22 @@ def test_ctrl_c_with_workers_is_clean(videos: Path, model: str, tmp_path: Path) 
     assert process.returncode == 130 and err == "tivtok: interrupted\n", err
     left = os.listdir(tmp_path / "out")
     assert 2 <= len(left) <= 40 and all(name == "plan.json" or name.startswith("shard-") for name in left)
+
+
+def test_ctrl_c_between_jobs_waits_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are sent there, and what is thrown there can leave the lock taken that the other workers wait for."""
+    monkeypatch.setattr(processes, "_interrupted", False)
+    monkeypatch.setattr(processes, "_work", lambda job: job, raising=False)
+    assert processes._do(1) == 1
+    processes._interrupt(signal.SIGINT, None)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="130"):
+            processes._do(2)
+    monkeypatch.setattr(processes, "_interrupted", False)
+    monkeypatch.setattr(processes, "_work", lambda job: processes._interrupt(signal.SIGINT, None))
+    with pytest.raises(SystemExit, match="130"):
+        processes._do(3)
+    assert not processes._working
 
 
 # A command that kills itself while it writes the file of that name, before it renames it, or after.

@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-import sys
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import calls_in
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,6 +48,22 @@ def test_autocast_casts_as_torchs_own_attention_does(dtypes):
     assert [x.grad.dtype for x in (q, k, v)] == list(dtypes)
 
 
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "cpu"])
+def test_autocast_changes_nothing_within_a_backend(backend):
+    """Results, LSE and gradients are those of the same 16-bit tensors without it."""
+    if (reason := available_backends("cpu", torch.bfloat16, 8)[backend]) != "ok":
+        pytest.skip(reason)
+    q, k, v = (draw(ROWS, 2, 8, seed=i).bfloat16().requires_grad_() for i in range(3))
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out, lse = sif_attention(q, k, v, LAYOUT, backend=backend, return_lse=True)
+            grads = torch.autograd.grad(out.float().square().sum() + lse.sin().sum(), (q, k, v))
+        found.append((out, lse, *grads))
+    assert found[1][1].dtype == torch.float32
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
 def test_autocast_leaves_float64_and_ends_with_its_block():
     x = draw(ROWS, 2, 8, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -78,6 +94,13 @@ def test_broadcast_without_a_layout_compiles_one_program_for_all_shapes():
         k_tiv = draw(2, tiv, 2, 8, seed=1)
         torch.testing.assert_close(call(q, q, q, k_tiv, k_tiv), broadcast_attention(q, q, q, k_tiv, k_tiv))
     assert counter.frame_count <= 2
+
+
+def test_a_group_of_processes_is_refused_in_a_whole_graph():
+    group = object()
+    call = torch.compile(lambda x: sif_attention(x, x, x, LAYOUT, group=group), backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match="group: processes cannot exchange anything in a compiled graph"):
+        call(draw(ROWS, 2, 8))
 
 
 def test_new_ranges_do_not_recompile():
@@ -265,11 +288,10 @@ def test_a_small_call_takes_few_steps(grads, most):
     if available_backends("cpu", torch.float32, 8)["cpu"] != "ok":
         pytest.skip("the CPU engine is not built")
     x = draw(ROWS, 2, 8).requires_grad_(grads)
-    sif_attention(x, x, x, LAYOUT, backend="cpu")
-    steps = []
-    sys.setprofile(lambda frame, event, argument: steps.append(event) if event.endswith("call") else None)
-    try:
+
+    def call():
         sif_attention(x, x, x, LAYOUT, backend="cpu")
-    finally:
-        sys.setprofile(None)
-    assert 30 < len(steps) <= most, len(steps)
+
+    call()
+    steps = calls_in(call)
+    assert 30 < steps <= most, steps

@@ -121,6 +121,13 @@ def test_a_wrong_call_is_refused_after_a_right_one(call, error, message):
             call(layout)
 
 
+def test_frames_that_are_not_packed_are_refused_with_a_layout_after_a_call_without():
+    x = draw(2, 2, 3, 2, 8)
+    broadcast_attention(x, x, x, x[:, 0], x[:, 0])
+    with pytest.raises(ValueError, match="with a layout, q must be packed"):
+        broadcast_attention(x, x, x, x[:, 0], x[:, 0], layout=SifLayout.uniform(2, 3, 2, 3))
+
+
 def test_a_layout_of_the_other_kind_is_refused_after_a_right_call():
     layout = RangeLayout.documents([N])
     range_attention(X, X, X, layout)

@@ -1,6 +1,5 @@
 """Work lists: every visible pair exactly once, longest first, pieces in order."""
 
-import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import calls_in
 
 from tivtok_kernels import SifLayout, schedule
 
@@ -111,14 +111,12 @@ def test_work_lists_are_cached():
 def calls_of_planning(num_frames: int) -> int:
     """Functions that Python calls, its own and C's, from a new layout to the work lists of both passes."""
     layout = SifLayout.from_lengths([96] * 8, [[200 + (17 * t + c) % 60 for t in range(num_frames)] for c in range(8)])
-    seen = []
-    sys.setprofile(lambda frame, event, argument: seen.append(event) if event.endswith("call") else None)
-    try:
+
+    def plan():
         for make in (schedule.query_work, schedule.key_work):
             make(layout, "clip", 64, 64, 12, 264, CPU)
-    finally:
-        sys.setprofile(None)
-    return len(seen)
+
+    return calls_in(plan)
 
 
 def test_planning_does_nothing_frame_by_frame():

@@ -154,7 +154,7 @@ def test_eval_writes_protocol_and_scores(
 
 
 def test_eval_of_a_list_by_several_processes_goes_on(
-    clips: Path, random_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+    clips: Path, random_weights: Path, one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     """A list with parts and a video that is broken: one process, two, and one that stopped on the way say the same."""
     (clips / "broken.mp4").write_bytes(b"no video")

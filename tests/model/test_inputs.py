@@ -68,6 +68,17 @@ def test_other_things_are_refused(model: TivTok) -> None:
         model.encode(torch.zeros(1, 3, 4, 8, 8, device="meta"))
 
 
+def test_sets_and_frames_that_are_no_numbers_are_named(model: TivTok) -> None:
+    video = torch.zeros(1, 3, 4, 8, 8)
+    for wrong in (1.5, None, "2"):
+        with pytest.raises(TypeError, match='tiv_sets must be a whole number or "auto", got '):
+            model.encode(video, wrong)  # type: ignore[arg-type]
+    tokens = model.encode(video)
+    for wrong in (1, 1.5, "1"):
+        with pytest.raises(TypeError, match="frames must be a slice, or numbers of frames in a sequence, got "):
+            model.decode(tokens, wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 255.0, -1.01 * LARGEST_VALUE])
 def test_one_value_that_cannot_be_is_refused(model: TivTok, dtype, value) -> None:

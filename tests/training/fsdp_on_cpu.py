@@ -1,5 +1,6 @@
 """Trains each config in turn with FSDP2 on CPU processes, which accelerate offers on accelerators only."""
 
+import os
 import sys
 
 from accelerate import Accelerator, PartialState
@@ -29,3 +30,5 @@ state.fsdp_plugin = FullyShardedDataParallelPlugin(
 for config in sys.argv[1:]:
     train(TrainConfig.load(config))
 leave_processes()
+sys.stdout.flush()
+os._exit(0)  # caches of torch's FSDP keep the group: its threads can abort an interpreter that ends

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from accelerate.utils import DistributedType
 
+from tivtok import training
 from tivtok.cli.output import CommandError
 from tivtok.cli.train import train
 from tivtok.metrics.weights import WeightsError
-from tivtok.training import TrainConfig
+from tivtok.training import TrainConfig, TrainingError, TrainingStopped
 from tivtok.training.losses import load_perceptual
 from tivtok.training.state import load_state
 from tivtok.training.trainer import check_sharding
@@ -25,6 +27,24 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(CommandError, match=r"training needs accelerate: pip install 'tivtok\[train\]'"):
         train(tmp_path / "any.toml")
+
+
+@pytest.mark.parametrize("end", [TrainingError("not finite"), TrainingStopped("saved"), Path("checkpoint")], ids=repr)
+def test_processes_leave_whatever_the_end(end: Path | RuntimeError, config: TrainConfig, monkeypatch) -> None:
+    """All of them get there; what holds the model, and so their group, is gone by then."""
+    left: list[object] = []
+
+    def run(config: TrainConfig) -> Path:
+        if isinstance(end, Path):
+            return end
+        raise end.with_traceback(None)
+
+    monkeypatch.setattr(training.TrainConfig, "load", lambda path, settings: config)
+    monkeypatch.setattr(training, "train", run)
+    monkeypatch.setattr(training, "leave_processes", lambda: left.append(sys.exc_info()[1]))
+    with pytest.raises(CommandError if isinstance(end, TrainingError) else typer.Exit):
+        train(Path("any.toml"))
+    assert left == [None]
 
 
 def test_without_lpips_weights(full_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

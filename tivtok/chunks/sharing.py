@@ -46,11 +46,16 @@ class Sharing:
     Args:
         tiv_sets: how many TIV sets the video gets.
         auto_distances: the `tiv_distance` above which "auto" starts a new set, without and with sets to be saved.
+
+    Raises:
+        TypeError: ``tiv_sets`` is no whole number.
     """
 
     def __init__(
         self, tiv_sets: TivSets, auto_distances: tuple[float, float] = (AUTO_DISTANCE, AUTO_DISTANCE_IN_DEBT)
     ) -> None:
+        if tiv_sets != "auto" and not hasattr(tiv_sets, "__index__"):
+            raise TypeError(f'tiv_sets must be a whole number or "auto", got {tiv_sets!r}')
         self.tiv_sets = tiv_sets
         self._auto_distances = auto_distances
         self._debt = 0.0  # how many more sets there are than with chunks of equal length

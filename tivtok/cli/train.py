@@ -28,13 +28,15 @@ def train(
     except ModuleNotFoundError as error:
         raise CommandError(f"training needs {error.name}: pip install 'tivtok[train]'") from None
 
-    code = 0
+    code, failed = 0, None
     try:
         said = f"wrote {run(TrainConfig.load(config, settings or ()))}"
     except TrainingError as error:
-        raise CommandError(str(error)) from None
+        failed = CommandError(str(error))
     except TrainingStopped as stopped:
         said, code = str(stopped), 128 + signal.SIGTERM
-    leave_processes()
+    leave_processes()  # all get here; another error may be one process's alone, which must not wait for the others
+    if failed is not None:
+        raise failed
     say(said)
     raise typer.Exit(code)
