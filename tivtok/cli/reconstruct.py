@@ -96,12 +96,14 @@ def write_reconstruction(
 
     nothing = torch.empty(0, source.height, source.width, 3, dtype=torch.uint8)
     height, width = picture(nothing, nothing).shape[1:3]
-    psnrs, ssims = [], []
+    # As numbers: small tensors kept between large ones that are freed would fill glibc's heap with holes.
+    psnrs: list[float] = []
+    ssims: list[float] = []
     with VideoWriter(result, fps, width, height, audio_from=source.path if audio else None) as writer:
         pairs = compare(tokenizer, tokens, source.tracked("decoding"))
         parts = repeat(None) if beyond is None else decode_stream(tokenizer, beyond)
         for (original, reconstruction), part in zip(pairs, parts, strict=False):
             writer.write(picture(original, reconstruction if part is None else added(reconstruction, part)))
-            psnrs.append(psnr(reconstruction, original))
-            ssims.append(ssim(reconstruction, original))
-    return torch.cat(psnrs), torch.cat(ssims)
+            psnrs += psnr(reconstruction, original).tolist()
+            ssims += ssim(reconstruction, original).tolist()
+    return torch.tensor(psnrs), torch.tensor(ssims)

@@ -72,26 +72,28 @@ class Evaluation:
             chunk_frames: the frames that the model encoded together, whose borders may show, as in `seams`.
         """
         features: list[Tensor] = []
-        frame_scores: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *self.lpips)}
-        changes: list[Tensor] = []
+        # As numbers: small tensors kept between large ones that are freed would fill glibc's heap with holes.
+        frame_scores: dict[str, list[float]] = {name: [] for name in ("psnr", "ssim", *self.lpips)}
+        changes: dict[str, list[float]] = {"seams": [], "seams_original": []}
         before: Tensor | None = None  # the last frames of the chunk before, so that the change between chunks is seen
         for original, reconstruction in self._through_features(pairs, features):
-            frame_scores["psnr"].append(psnr(reconstruction, original))
-            frame_scores["ssim"].append(ssim(reconstruction, original))
+            frame_scores["psnr"] += psnr(reconstruction, original).tolist()
+            frame_scores["ssim"] += ssim(reconstruction, original).tolist()
             for name, network in self.lpips.items():
                 device = network.mean.device
                 a, b = (frames_to_video(x.to(device)).transpose(0, 1) for x in (reconstruction, original))
-                frame_scores[name].append(network(a, b).cpu())
+                frame_scores[name] += network(a, b).tolist()
             both = torch.stack([reconstruction, original])
             joined = both if before is None else torch.cat([before, both], dim=1)
-            changes.append(torch.stack([frame_changes(frames) for frames in joined]))
+            for seen, frames in zip(changes.values(), joined, strict=True):
+                seen += frame_changes(frames).tolist()
             before = both[:, -1:]
-        scores = {name: float(torch.cat(values).mean()) for name, values in frame_scores.items()}
+        scores = {name: float(torch.tensor(values).mean()) for name, values in frame_scores.items()}
         if self.protocol.psnr == "clip":
-            errors = 10 ** (-torch.cat(frame_scores["psnr"]) / 10)
+            errors = 10 ** (-torch.tensor(frame_scores["psnr"]) / 10)
             scores["psnr"] = float(-10 * errors.mean().log10())
-        for name, change in zip(("seams", "seams_original"), torch.cat(changes, dim=1), strict=True):
-            border, inside = seams(change, chunk_frames)
+        for name, seen in changes.items():
+            border, inside = seams(torch.tensor(seen), chunk_frames)
             scores[name] = border / inside if inside else float("nan")
         return Measured(scores, torch.stack(features) if features else torch.empty(0, 2, 0))
 
