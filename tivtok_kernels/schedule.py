@@ -203,8 +203,10 @@ def cut(runs: np.ndarray, block: int) -> np.ndarray:
 
 
 def check_plannable(device: torch.device) -> None:
-    """Raises:
-    RuntimeError: the current stream is being captured.
+    """Refuse to plan in the capture of a CUDA graph.
+
+    Raises:
+        RuntimeError: the current stream is being captured.
     """
     if _is_capturing(device):
         raise RuntimeError(
