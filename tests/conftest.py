@@ -1,7 +1,9 @@
 """Where there is no GPU, Triton kernels run in the interpreter, which must be chosen before triton is imported."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
@@ -47,6 +49,19 @@ def one_thread() -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., None]:
+    """Run a program with its arguments as two processes on the CPU, which need not find this machine by its name."""
+
+    def run(*program: str, processes: int = 2) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        command += ["--nproc-per-node", str(processes), *program]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

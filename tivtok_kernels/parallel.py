@@ -27,7 +27,7 @@ from tivtok_kernels.ranges import Range, RangeLayout
 
 Group = dist.ProcessGroup | DeviceMesh
 
-MOST_MET = 256
+_MOST_MET = 256
 # The TIV tokens that the processes of a group have found to be the same. Nothing here keeps a group alive: threads of
 # one that outlives `destroy_process_group` can abort the interpreter as it ends.
 _MET: WeakKeyDictionary[dist.ProcessGroup, set[tuple[int, ...]]] = WeakKeyDictionary()
@@ -152,6 +152,6 @@ def _check_clips(num_tiv: tuple[int, ...], group: dist.ProcessGroup) -> None:
                 f"layout must have the same TIV tokens on every process, but it has {list(every[0])} on process 0 "
                 f"and {list(other)} on process {rank} of the group"
             )
-    if len(met) == MOST_MET:  # the same moment on every process, as all calls of a group are
+    if len(met) == _MOST_MET:  # the same moment on every process, as all calls of a group are
         met.clear()
     met.add(num_tiv)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tivtok_kernels.problem import NOT_INVARIANT, Call, Direction, Problem
-from tivtok_kernels.tensors import accumulation_dtype
+from tivtok_kernels.tensors import accumulation_dtype, is_autocast_on
 
 
 def why_not(problem: Problem) -> str | None:
@@ -96,7 +96,7 @@ def row_groups(visible: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _no_autocast(q: Tensor) -> AbstractContextManager[object]:
     """Products in the dtype of their operands: under torch.autocast they would be rounded to 16 bits."""
     device = q.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocast_on(device) else nullcontext()
 
 
 def _softmax(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:

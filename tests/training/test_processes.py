@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,14 +73,6 @@ def write(config: TrainConfig, tmp_path: Path, dinov2: Path, lpips_weights: Path
     return write
 
 
-def torchrun(*arguments: str) -> None:
-    """Two processes on the CPU, which need not find this machine by its name."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command += ["--nproc-per-node", "2", *arguments]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
     ("program", "cases"),
     [(DDP, [(0, 1)]), (DDP, [(0, 2)]), (FSDP, [(3, 1), (0, 2)])],
@@ -92,6 +81,7 @@ def torchrun(*arguments: str) -> None:
 def test_two_processes_are_one_with_the_same_batch(
     write: Callable[[str, int], Path],
     train_and_kill: Callable[[TrainConfig, int], None],
+    torchrun: Callable[..., None],
     program: tuple[str, ...],
     cases: list[tuple[int, int]],
 ) -> None:
@@ -108,7 +98,9 @@ def test_two_processes_are_one_with_the_same_batch(
 
 
 def test_two_processes_then_one_then_two(
-    write: Callable[[str, int], Path], train_and_kill: Callable[[TrainConfig, int], None]
+    write: Callable[[str, int], Path],
+    train_and_kill: Callable[[TrainConfig, int], None],
+    torchrun: Callable[..., None],
 ) -> None:
     """Stopped by SIGTERM after two steps, then killed after four, of which three were saved."""
     alone, changing = (TrainConfig.load(write(name, 1)) for name in ("alone", "changing"))
@@ -120,7 +112,9 @@ def test_two_processes_then_one_then_two(
     assert_same_run(alone, changing, 1e-4)
 
 
-def test_one_process_looks_for_the_videos(write: Callable[[str, int], Path], tmp_path: Path) -> None:
+def test_one_process_looks_for_the_videos(
+    write: Callable[[str, int], Path], torchrun: Callable[..., None], tmp_path: Path
+) -> None:
     torchrun(str(Path(__file__).with_name("sources_worker.py")), str(write("run", 1)), str(tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert (first["looked"], second["looked"]) == (2, 0) and first["said"] == second["said"]
